@@ -1,0 +1,196 @@
+"""Tokenizers behind one interface: our SentencePiece models and Hugging Face folders.
+
+Both offer what Megatron-core's `GPTDatasetConfig(tokenizer=…)` reads (`eod`, `pad`, `vocab_size`, `unique_identifiers`)
+without deriving from its classes: importing those takes seconds, and every worker process would pay.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from elas.errors import UserError
+
+MODEL_NAME = "tokenizer.model"
+# SentencePiece writes spaces as U+2581 and reads every U+2581 back as a space, a literal one included.
+_SPACE_MARK = "\u2581"
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model trained by `train_tokenizer`: `decode(encode(text)) == text` for every text.
+
+    Args:
+        model: path of the `.model` file.
+
+    Raises:
+        UserError: not a SentencePiece model, or one without an end-of-sequence id.
+    """
+
+    def __init__(self, model: Path):
+        from sentencepiece import SentencePieceProcessor
+
+        data = Path(model).read_bytes()
+        self.path = Path(model)
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        try:
+            self._sp = SentencePieceProcessor(model_proto=data)
+        except RuntimeError as error:
+            raise UserError(
+                f"tokenizer {model}: not a SentencePiece model; train one with elas prep tokenizer"
+            ) from error
+        if self._sp.eos_id() < 0:
+            raise UserError(f"tokenizer {model}: has no end-of-sequence id, which ends documents; train it with one")
+        # The content identifies it, not the path: Megatron's index caches stay valid when the folder moves.
+        self.unique_identifiers = OrderedDict({"class": type(self).__name__, "sha256": self.sha256})
+        self._mark_ids = [self._sp.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without beginning or end."""
+        if _SPACE_MARK not in text:
+            return self._sp.encode(text)
+        first, *rest = text.split(_SPACE_MARK)
+        ids = self._sp.encode(first)
+        for part in rest:
+            ids += self._mark_ids + self._sp.encode(part)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; beginning, end and padding are nothing."""
+        return self._sp.decode([int(i) for i in ids])
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self._sp.vocab_size()
+
+    @property
+    def eod(self) -> int:
+        """Id that ends a document."""
+        return self._sp.eos_id()
+
+    @property
+    def eos(self) -> int:
+        """The same id as `eod`."""
+        return self._sp.eos_id()
+
+    @property
+    def bos(self) -> int:
+        """Id that begins a sequence."""
+        return _present(self._sp.bos_id(), "bos")
+
+    @property
+    def pad(self) -> int:
+        """Padding id."""
+        return _present(self._sp.pad_id(), "pad")
+
+    @cached_property
+    def vocab(self) -> dict[str, int]:
+        """Piece → id."""
+        return {piece: i for i, piece in self.inv_vocab.items()}
+
+    @cached_property
+    def inv_vocab(self) -> dict[int, str]:
+        """Id → piece."""
+        return {i: self._sp.id_to_piece(i) for i in range(self.vocab_size)}
+
+
+class HFTokenizer:
+    """A Hugging Face tokenizer folder; text that spells a special token (`</s>`) stays text.
+
+    Args:
+        folder: holds `tokenizer.json` or what `AutoTokenizer` reads.
+
+    Raises:
+        UserError: `AutoTokenizer` cannot read it, or it has no end-of-sequence id.
+    """
+
+    def __init__(self, folder: Path):
+        from transformers import AutoTokenizer
+
+        try:
+            self._hf = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"tokenizer {folder}: AutoTokenizer cannot read it: {error}") from error
+        if self._hf.eos_token_id is None:
+            raise UserError(
+                f"tokenizer {folder}: has no eos_token, which ends documents; set it in tokenizer_config.json"
+            )
+        self.path = Path(folder)
+        digest = hashlib.sha256()
+        for file in sorted(self.path.glob("*token*")) + sorted(self.path.glob("vocab*")):
+            digest.update(file.read_bytes())
+        self.sha256 = digest.hexdigest()
+        self.unique_identifiers = OrderedDict({"class": type(self).__name__, "sha256": self.sha256})
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without beginning or end."""
+        return self._hf.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens are nothing."""
+        return self._hf.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return len(self._hf)
+
+    @property
+    def eod(self) -> int:
+        """Id that ends a document."""
+        return self._hf.eos_token_id
+
+    @property
+    def eos(self) -> int:
+        """The same id as `eod`."""
+        return self._hf.eos_token_id
+
+    @property
+    def bos(self) -> int:
+        """Id that begins a sequence."""
+        return _present(self._hf.bos_token_id, "bos")
+
+    @property
+    def pad(self) -> int:
+        """Padding id; never that of `eod`, or training would leave the ends of documents out of the loss."""
+        return _present(None if self._hf.pad_token_id == self.eod else self._hf.pad_token_id, "pad")
+
+    @cached_property
+    def vocab(self) -> dict[str, int]:
+        """Piece → id."""
+        return self._hf.get_vocab()
+
+    @cached_property
+    def inv_vocab(self) -> dict[int, str]:
+        """Id → piece."""
+        return {i: piece for piece, i in self.vocab.items()}
+
+
+def load_tokenizer(path: str | Path) -> SentencePieceTokenizer | HFTokenizer:
+    """Open a tokenizer.
+
+    Args:
+        path: a SentencePiece `.model` file, a folder with `tokenizer.model`, or a Hugging Face tokenizer folder.
+            A folder with both is read as Hugging Face's when it has a `tokenizer.json`.
+
+    Raises:
+        UserError: nothing there that can be read.
+    """
+    path = Path(path)
+    if path.is_file():
+        return SentencePieceTokenizer(path)
+    if (path / "tokenizer.json").is_file():
+        return HFTokenizer(path)
+    if (path / MODEL_NAME).is_file():
+        return SentencePieceTokenizer(path / MODEL_NAME)
+    if (path / "tokenizer_config.json").is_file():
+        return HFTokenizer(path)
+    raise UserError(f"tokenizer {path}: no {MODEL_NAME} and no tokenizer.json there; make one with elas prep tokenizer")
+
+
+def _present(token_id: int | None, what: str) -> int:
+    # NotImplementedError is how Megatron's own tokenizers say that they lack one; it then goes without.
+    if token_id is None or token_id < 0:
+        raise NotImplementedError(f"the tokenizer has no {what} id")
+    return token_id

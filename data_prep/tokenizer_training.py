@@ -1,0 +1,192 @@
+"""Trains a SentencePiece tokenizer whose round trip is exact on source code.
+
+Nothing is normalised, runs of spaces may be pieces, newline and tab are pieces of their own, and what is not in the
+vocabulary falls back to bytes. BPE is the default because it is quick here: 8192 pieces from 8 MB of Python source in
+1.5 s on two cores, 3.29 bytes a token, where unigram took 17.8 s for 3.03. All 31 MB give 3.31 (5.6 s): a sample does.
+"""
+
+import heapq
+import io
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b, sha256
+from pathlib import Path
+
+from elas.cli import write_json
+from elas.data_prep.sources import Corpus, Document, check_fraction, held_out
+from elas.data_prep.tokenizer import MODEL_NAME, SentencePieceTokenizer
+from elas.errors import ConfigError, UserError
+
+CHUNK_CHARS = 2000
+DEFAULT_SAMPLE_BYTES = 16_000_000
+
+
+def train_tokenizer(
+    documents: Iterable[Document],
+    output: Path,
+    *,
+    vocab_size: int,
+    model_type: str = "bpe",
+    sample_bytes: int = DEFAULT_SAMPLE_BYTES,
+    valid_fraction: float = 0.0,
+) -> dict:
+    """Train on a deterministic sample and write `tokenizer.model`, `tokenizer.vocab` and `manifest.json` (last).
+
+    Args:
+        documents: read once, as a stream; a `Corpus` adds its inputs and skips to the manifest.
+        output: folder, made when missing; files in it are replaced whole.
+        vocab_size: number of ids, with 4 special ones, 256 bytes, newline and tab among them.
+        model_type: `bpe` or `unigram`.
+        sample_bytes: train on about this many bytes, spread evenly over all documents.
+        valid_fraction: leave out the documents that `tokenize_corpus` holds out for the same fraction.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: nothing to train on, too little of it for `vocab_size`, or an `output` that cannot be a folder.
+    """
+    output = Path(output)
+    if model_type not in ("bpe", "unigram"):
+        raise ConfigError("--model-type", model_type, "unknown", "choose bpe or unigram")
+    if vocab_size < 300:
+        raise ConfigError("--vocab-size", vocab_size, "bytes and special ids alone take 262", "give 300 or more")
+    if sample_bytes < 10_000:
+        raise ConfigError("--sample-bytes", sample_bytes, "too small to learn from", "give 10000 or more")
+    check_fraction("--valid-fraction", valid_fraction)
+    make_folder(output)
+
+    start = time.perf_counter()
+    counts = {"documents": 0, "bytes_in": 0}
+    training = _counted((d for d in documents if not held_out(d.name, valid_fraction)), counts)
+    sample = sample_chunks(training, sample_bytes)
+    sampled = time.perf_counter()
+    model = _train(sample, vocab_size, model_type)
+    trained = time.perf_counter()
+
+    manifest = {
+        "format": "elas-tokenizer-1",
+        "model_type": model_type,
+        "vocab_size": vocab_size,
+        "sha256": sha256(model).hexdigest(),
+        **counts,
+        "sample_bytes": sum(len(chunk.encode()) for chunk in sample),
+        "valid_fraction": valid_fraction,
+        "read_seconds": round(sampled - start, 3),
+        "train_seconds": round(trained - sampled, 3),
+    }
+    if isinstance(documents, Corpus):
+        manifest |= {"skipped": documents.skipped.total, "skip_reasons": dict(documents.skipped.reasons)}
+        manifest |= {"source": documents.describe()}
+    _write(output, model, manifest)
+    return manifest
+
+
+def sample_chunks(documents: Iterable[Document], sample_bytes: int) -> list[str]:
+    """Whole lines in chunks of about 2000 characters: those with the smallest hashes that fit in `sample_bytes`.
+
+    Which chunks are kept depends on their document's name, not on the order of documents; memory stays near
+    `sample_bytes` however large the corpus.
+    """
+    heap: list[tuple[int, str, int]] = []  # largest hash first
+    limit, held = 2**64, 0
+    for document in documents:
+        for number, chunk in enumerate(_chunks(document.text)):
+            key = int.from_bytes(blake2b(f"{document.name}\0{number}".encode(errors="replace"), digest_size=8).digest())
+            if key >= limit:
+                continue
+            size = len(chunk.encode())
+            heapq.heappush(heap, (-key, chunk, size))
+            held += size
+            while held > sample_bytes:
+                dropped, _, size = heapq.heappop(heap)
+                limit, held = -dropped, held - size
+    return [chunk for _, chunk, _ in sorted(heap, reverse=True)]
+
+
+def make_folder(path: Path, key: str = "--output") -> None:
+    """Make `path` a folder that can be written to, or raise a `UserError` that names `key`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key} {path}: cannot be made a folder ({error.strerror}); choose another place") from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{key} {path}: not writable; choose another place")
+
+
+def _train(sample: list[str], vocab_size: int, model_type: str) -> bytes:
+    """The serialised model."""
+    from sentencepiece import SentencePieceTrainer
+
+    nothing = UserError("--input: no text to train a tokenizer on; check the inputs, --field and what was skipped")
+    if not sample:
+        raise nothing
+    model = io.BytesIO()
+    try:
+        # num_threads stays at SentencePiece's default: it is stored in the model, so taking the number of cores would
+        # give every machine another checksum for the same pieces.
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(sample),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            user_defined_symbols=["\n", "\t"],
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=3,
+            max_sentence_length=8 * CHUNK_CHARS,  # bytes; a character has at most 4
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        if "!sentences_.empty()" in str(error):
+            raise nothing from error
+        bound = re.search(r"value <= (\d+)", str(error))
+        if bound:
+            fix = f"give at most {bound[1]} or more text"
+            raise ConfigError("--vocab-size", vocab_size, "more pieces than the text has", fix) from error
+        if "required_chars" in str(error) or "smaller than" in str(error):
+            raise ConfigError(
+                "--vocab-size", vocab_size, "fewer pieces than the text has characters", "raise it"
+            ) from error
+        raise
+    return model.getvalue()
+
+
+def _write(output: Path, model: bytes, manifest: dict) -> None:
+    partial = output / f".{MODEL_NAME}.{os.getpid()}"
+    partial.write_bytes(model)
+    tokenizer = SentencePieceTokenizer(partial)
+    ids = {name: getattr(tokenizer, name) for name in ("bos", "eos", "eod", "pad")}
+    vocab = output / f".tokenizer.vocab.{os.getpid()}"
+    vocab.write_text("".join(f"{piece!r}\t{i}\n" for i, piece in tokenizer.inv_vocab.items()), encoding="utf-8")
+    (output / "manifest.json").unlink(missing_ok=True)  # a manifest means: what lies beside it belongs to it
+    vocab.replace(output / "tokenizer.vocab")
+    partial.replace(output / MODEL_NAME)
+    write_json(output / "manifest.json", manifest | {"ids": ids})
+    manifest["ids"] = ids
+
+
+def _counted(documents: Iterable[Document], counts: dict) -> Iterator[Document]:
+    for document in documents:
+        counts["documents"] += 1
+        counts["bytes_in"] += len(document.text.encode())
+        yield document
+
+
+def _chunks(text: str) -> Iterator[str]:
+    """Cut at line ends, and within lines longer than a chunk."""
+    start = 0
+    while start < len(text):
+        end = start + CHUNK_CHARS
+        if end < len(text):
+            end = text.rfind("\n", start, end) + 1 or end
+        yield text[start:end]
+        start = end

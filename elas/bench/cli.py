@@ -1,0 +1,92 @@
+"""`elas bench`: finds the benchmark; options and choices that all of them share."""
+
+import importlib
+from difflib import get_close_matches
+
+import torch
+
+from elas.errors import UserError
+from elas.model.transformer_config import DTYPES
+
+COMMANDS = {
+    "ffn": ("elas.bench.ffn", "feed-forward layer, forward and backward: full rank, low rank, 2:4"),
+    "step": ("elas.bench.step", "whole training step, beside transformers' Llama"),
+    "comm": ("elas.bench.comm", "bytes that cross the tensor-parallel group in a layer"),
+}
+
+
+def usage() -> str:
+    """The text of `elas bench --help`."""
+    lines = ["usage: elas bench COMMAND [options]", "", "commands:"]
+    lines += [f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items()]
+    lines += ["", "example:", "  elas bench ffn --shapes 60m", "", "`elas bench COMMAND --help` says more."]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """Run `elas bench ARGV…`; returns the exit status, raises `UserError` for mistakes."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] not in COMMANDS:
+        near = get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see elas bench --help"
+        raise UserError(f"elas bench: unknown command {argv[0]!r}; {hint}")
+    return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+
+
+def choices(option: str, text: str, known: list[str]) -> list[str]:
+    """A comma-separated option as a list.
+
+    Args:
+        option: as typed, for the message.
+        text: `a,b`.
+        known: what may stand in it.
+
+    Raises:
+        UserError: an entry that is not known, an empty list, or a repeated entry.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else f"choose from {','.join(known)}"
+            raise UserError(f"{option} {text}: {name!r} is not known; {fix}")
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{option} {text!r}: needs different names; choose from {','.join(known)}")
+    return names
+
+
+def dtypes(text: str) -> list[str]:
+    """`--dtypes` as a list of names in `elas.model.transformer_config.DTYPES`."""
+    return choices("--dtypes", text, list(DTYPES))
+
+
+def at_least(option: str, value: int | None, least: int) -> None:
+    """Refuse a number that is too small; None is whatever the default is.
+
+    Raises:
+        UserError: when it is.
+    """
+    if value is not None and value < least:
+        raise UserError(f"{option} {value}: too small; give {least} or more")
+
+
+def environment() -> dict[str, object]:
+    """What a figure depends on: torch's version, threads and the processor or GPU."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": gpu or _processor(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        import platform
+
+        return platform.processor() or platform.machine()

@@ -1,0 +1,199 @@
+"""The feed-forward layers that are compared, and what each computes, written as formulas.
+
+Legend: n tokens, h hidden, f d_ff, r rank.
+
+Every variant is an `elas.model.ffn.ElasFFN`, the module that trains. Squared-ReLU variants have the preset's d_ff; the
+gated ones two thirds of it, so that gate + up + down cost what up + down do.
+
+`elas_eager` is 2:4 as research code writes it: topk over the groups of relu², a scattered mask, and a gradient straight
+through it (ste), all dense under autograd. The other two take the exact gradient (masked).
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from elas.config import load_config
+from elas.kernels.relu2_24 import Implementation, Relu24Options, register, registry
+from elas.model.ffn import ElasFFN
+
+TOPK = "topk"
+DENSE = {"sparsity.kind": "none", "sparsity.ffn_memory": "eager"}
+PRUNED = {"sparsity.kind": "2:4", "sparsity.dense_steps": 0, "sparsity.method": "magnitude"}
+SWIGLU = {"model.activation": "swiglu", "sparsity.kind": "none"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One feed-forward layer.
+
+    Args:
+        overrides: configuration over the preset's, by dotted key; without a d_ff, which `gated` decides.
+        gated: SwiGLU rather than squared ReLU.
+        gradient: through 2:4; None without 2:4.
+        ffn_memory: which memory mode of the kernel runs; None where none does.
+    """
+
+    overrides: dict[str, object] = field(default_factory=dict)
+    gated: bool = False
+    gradient: str | None = None
+    ffn_memory: str | None = None
+
+
+VARIANTS = {
+    "full_swiglu": Variant({"low_rank.kind": "none", **SWIGLU}, gated=True),
+    "lowrank_swiglu": Variant(SWIGLU, gated=True),
+    "lowrank_relu2": Variant(DENSE, ffn_memory="eager"),
+    "elas_eager": Variant(
+        {**PRUNED, "sparsity.ffn_memory": "eager", "sparsity.gradient": "ste", "sparsity.implementation": TOPK},
+        gradient="ste",
+        ffn_memory="eager",
+    ),
+    **{
+        f"elas_{memory}": Variant(
+            {**PRUNED, "sparsity.ffn_memory": memory, "sparsity.gradient": "masked"},
+            gradient="masked",
+            ffn_memory=memory,
+        )
+        for memory in ("compressed", "fused")
+    },
+}
+
+
+def build(variant: Variant, preset: str, dtype: str) -> ElasFFN:
+    """The layer at a preset's shape; Megatron's process groups must exist, the weights are not set.
+
+    Raises:
+        ConfigError: the preset and the variant do not fit.
+    """
+    from megatron.core.transformer.spec_utils import build_module
+
+    from elas.model.spec import ElasSpecProvider, layer_spec
+    from elas.model.transformer_config import transformer_config
+    from elas.validate import validate
+
+    shape = load_config(preset, {})
+    values = {"low_rank.kind": "lowrank", "train.dtype": dtype, **variant.overrides}
+    values |= {"model.activation": "swiglu" if variant.gated else "relu2"}
+    values |= {"model.ffn_hidden_size": gated_width(shape) if variant.gated else shape.model.ffn_hidden_size}
+    config = load_config(preset, values)
+    validate(config, 1)
+    provider = ElasSpecProvider(config.low_rank.kind != "none")
+    return build_module(layer_spec(provider).submodules.mlp, config=transformer_config(config))
+
+
+def gated_width(config) -> int:
+    """d_ff of SwiGLU at the cost of the configuration's squared ReLU: two thirds, rounded down."""
+    from elas.config import ffn_width
+
+    return int(ffn_width(config) / 1.5)
+
+
+@torch.no_grad()
+def fill(layer: ElasFFN, seed: int, *, ranked: bool) -> None:
+    """Set the weights: normal, at the scale that keeps activations near 1.
+
+    Args:
+        layer: from `build`.
+        seed: of the values.
+        ranked: make the four features of a group multiples of one vector, so that their order is plain. With
+            independent features some groups hold a near-tie, which fp64 and bf16 rank differently without being
+            wrong, and the error would measure those; ranked, it measures the arithmetic.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in layer.parameters():
+        value = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+        parameter.copy_(value)
+    if ranked and not layer.gated:
+        up = layer.linear_fc1.weight if layer.full_rank else layer.linear_fc1.factor_out
+        up.copy_(_ranked(up.shape[0], up.shape[1], generator))
+
+
+def _ranked(features: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """`[features, width]`: in each group of four rows a shuffle of one row times 1.4, 1, 0.6 and -1.2."""
+    rows = torch.randn(features // 4, 1, width, generator=generator) / width**0.5
+    order = torch.rand(features // 4, 4, generator=generator).argsort(-1)
+    return (torch.tensor([1.4, 1.0, 0.6, -1.2])[order].unsqueeze(-1) * rows).flatten(0, 1)
+
+
+def formula(variant: Variant, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """What a variant computes, from plain products; shares no code with `elas.model` or the kernels.
+
+    Args:
+        variant: which.
+        weights: by the module's parameter names.
+        x: `[n, h]`.
+
+    Returns:
+        y `[n, h]`, differentiable; the mask is a constant of the pruned ones.
+    """
+    up = _product(weights, "linear_fc1", x)
+    if variant.gated:
+        gate, up = up if len(up) == 2 else up[0].chunk(2, -1)
+        s = gate / (1 + (-gate).exp()) * up
+    else:
+        s = up[0].clamp_min(0) ** 2
+    if variant.gradient is not None:
+        groups = s.detach().unflatten(-1, (-1, 4))
+        keep = torch.zeros_like(groups).scatter_(-1, groups.topk(2).indices, 1.0).flatten(-2)
+        s = keep * s if variant.gradient == "masked" else s + (keep * s - s).detach()
+    return _product(weights, "linear_fc2", s)[0]
+
+
+def _product(weights: dict[str, torch.Tensor], linear: str, x: torch.Tensor) -> list[torch.Tensor]:
+    """`x Wᵀ`, or each pair's `x factor_inᵀ factor_outᵀ`; pairs share a stacked `factor_in`."""
+    if f"{linear}.weight" in weights:
+        return [x @ weights[f"{linear}.weight"].T]
+    outs = [w for name, w in weights.items() if name.startswith(f"{linear}.factor_out")]
+    inner = (x @ weights[f"{linear}.factor_in"].T).chunk(len(outs), -1)
+    return [u @ out.T for u, out in zip(inner, outs)]
+
+
+class _TopkStraightThrough(torch.autograd.Function):
+    """2:4 by topk; the gradient goes straight through."""
+
+    @staticmethod
+    def forward(ctx, a: torch.Tensor) -> torch.Tensor:
+        groups = a.view(*a.shape[:-1], a.shape[-1] // 4, 4)
+        mask = torch.zeros_like(groups).scatter_(-1, torch.topk(groups, 2, dim=-1).indices, 1.0)
+        return (groups * mask).view_as(a)
+
+    @staticmethod
+    def backward(ctx, ds: torch.Tensor) -> torch.Tensor:
+        return ds
+
+
+def _topk_core(u: torch.Tensor, m_up: torch.Tensor, n_down: torch.Tensor, options: Relu24Options) -> torch.Tensor:
+    a = F.relu(F.linear(u, m_up)) ** 2
+    return F.linear(_TopkStraightThrough.apply(a), n_down)
+
+
+@contextlib.contextmanager
+def topk_registered() -> Iterator[None]:
+    """The kernel registry knows `topk`, the eager 2:4 of research code, while this is entered."""
+
+    def serves(options: Relu24Options) -> str | None:
+        wanted = options.sparse and options.method == "magnitude" and options.gradient == "ste"
+        return None if wanted else "it prunes by magnitude, with ste"
+
+    register(Implementation(TOPK, "eager", _topk_core, lambda device, dtype: None, priority=-1, supports=serves))
+    try:
+        yield
+    finally:
+        registry.unregister(TOPK, "eager")
+
+
+def implementation(variant: Variant, layer: ElasFFN) -> str | None:
+    """Name of the kernel implementation that this layer runs; None where no kernel does.
+
+    Raises:
+        ConfigError: none can be had; the message says why.
+    """
+    if variant.ffn_memory is None:
+        return None
+    weight = next(layer.parameters())
+    sparsity = layer.config.sparsity
+    return registry.select(layer.options, weight.device, weight.dtype, sparsity.implementation).name

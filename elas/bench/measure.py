@@ -1,0 +1,181 @@
+"""How the benchmarks measure: time in turns, bytes saved for the backward pass, peak memory.
+
+- **Time.** Variants take turns, one call each a round, and the order rotates from round to round: a machine that slows
+  down for a while slows all of them. Medians over rounds; the first rounds are not counted.
+- **Saved bytes.** What autograd saves, seen through `saved_tensors_hooks`: every storage once, however many tensors
+  view it, without the ones that live anyway (parameters, the input).
+- **Peak memory.** What is allocated and not yet freed, above what stood before, at its highest: from the allocator's
+  own events (torch's profiler) on CPU, from its counters on CUDA. Work space that MKL or oneDNN take for themselves
+  does not go through the allocator and is not in it, nor are buffers that a kernel keeps from one call to the next.
+"""
+
+import contextlib
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+_PROFILER_CHATTER = re.compile(r"CPUAllocator\.cpp|SyncActivityProfilerHandler|^(USDT|STAGE|INFO):")
+
+
+def seconds(function: Callable[[], object], device: torch.device) -> tuple[float, object]:
+    """Wall time of a call, and what it returned; on CUDA from an idle device until the device is idle."""
+    _synchronise(device)
+    start = time.perf_counter()
+    result = function()
+    _synchronise(device)
+    return time.perf_counter() - start, result
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def in_turns(
+    jobs: dict[str, Callable[[], tuple[float, ...]]],
+    *,
+    repeats: int,
+    warmup: int = 1,
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, tuple[float, ...]]:
+    """Medians of each job's times.
+
+    Args:
+        jobs: a call does the work once and returns its times.
+        repeats: counted rounds.
+        warmup: rounds before them.
+        progress: told what runs.
+
+    Returns:
+        For each job, the median of each of its times.
+    """
+    names = list(jobs)
+    times: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
+    for turn in range(warmup + repeats):
+        first = turn % max(1, len(names))
+        for name in names[first:] + names[:first]:
+            progress(f"{name}, round {turn + 1} of {warmup + repeats}")
+            result = jobs[name]()
+            if turn >= warmup:
+                times[name].append(result)
+    return {name: tuple(statistics.median(column) for column in zip(*rows)) for name, rows in times.items()}
+
+
+class SavedBytes:
+    """Bytes of what autograd saves while it is entered, each storage once.
+
+    Args:
+        exclude: tensors whose storages do not count: parameters, and inputs that live anyway.
+
+    Attributes:
+        storages: what was saved, by address; held, so that no address is used twice while counting.
+    """
+
+    def __init__(self, exclude: Iterable[torch.Tensor]):
+        self._excluded = {tensor.untyped_storage().data_ptr() for tensor in exclude}
+        self.storages: dict[int, torch.UntypedStorage] = {}
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return sum(storage.nbytes() for storage in self.storages.values())
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.nbytes() and storage.data_ptr() not in self._excluded:
+            self.storages[storage.data_ptr()] = storage
+        return tensor
+
+    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """A context in which what is saved counts."""
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    @contextlib.contextmanager
+    def inside(self, modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+        """Count only what is saved during the forward of these modules (which must not contain each other)."""
+        entered: list[torch.autograd.graph.saved_tensors_hooks] = []
+
+        def enter(*_unused) -> None:
+            entered.append(self.hooks())
+            entered[-1].__enter__()
+
+        def leave(*_unused) -> None:
+            entered.pop().__exit__(None, None, None)
+
+        handles = []
+        for module in modules:
+            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class Memory:
+    """Bytes allocated and freed while it is entered.
+
+    Attributes:
+        peak: the highest sum of what was allocated inside and not yet freed, in bytes.
+        kept: what of it is still there at the end.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.peak, self.kept = device, 0, 0
+
+    def __enter__(self) -> "Memory":
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
+            return self
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(_without_profiler_chatter())
+        self._profiler = torch.autograd.profiler.profile(profile_memory=True)
+        self._stack.enter_context(self._profiler)
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self.peak = torch.cuda.max_memory_allocated(self.device) - self._before
+            self.kept = torch.cuda.memory_allocated(self.device) - self._before
+            return
+        self._stack.__exit__(*error)
+        if error[0] is not None:
+            return
+        events = [e for e in self._profiler.kineto_results.events() if e.name() == "[memory]"]
+        for event in sorted(events, key=lambda e: e.start_ns()):
+            self.kept += event.nbytes()
+            self.peak = max(self.peak, self.kept)
+
+
+@contextlib.contextmanager
+def _without_profiler_chatter() -> Iterator[None]:
+    """Keep the profiler's own lines off stderr; what others wrote there meanwhile is written after it."""
+    with tempfile.TemporaryFile() as caught:
+        stderr = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            caught.seek(0)
+            text = caught.read().decode(errors="replace")
+            kept = [line for line in text.splitlines(keepends=True) if not _PROFILER_CHATTER.search(line)]
+            os.write(2, "".join(kept).encode())
+
+
+def rms_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    """Root mean square of the error over that of the truth, in fp64; infinite for NaN or another shape."""
+    if got is None or got.shape != want.shape:
+        return float("inf")
+    want = want.double()
+    ratio = float((got.double() - want).square().mean().sqrt() / want.square().mean().sqrt())
+    return ratio if ratio == ratio else float("inf")

@@ -1,0 +1,203 @@
+"""`elas bench step`: a whole training step, forward, backward and optimizer, in one process.
+
+What a row says: `tokens_per_s` and `step_ms`, from the median over rounds in turns; `saved_bytes`, kept for the
+backward pass by the transformer layers, each storage once, parameters left out; `peak_bytes`, weights and optimizer
+state and the most that a step allocates on top; `resident_bytes`, the former alone.
+
+Ours run through `elas.train.engine.Engine`, as they train: DeepSpeed, fp32 master weights in bf16. All see the same
+tokens. The first step's loss and gradient norm must be those of a plain model of the same weights, with 2:4 done
+eagerly under autograd; for `hf_llama` those of Megatron's full-rank one. Where they are not, there is no speed, and the
+exit status is 1.
+"""
+
+import gc
+import math
+from collections.abc import Callable
+
+import torch
+
+from elas import extensions, host
+from elas.bench import cli, measure, show
+from elas.bench.one_process import one_process
+from elas.cli import Parser, write_json
+from elas.config import presets
+
+TOLERANCE = {"float32": (2e-5, 1e-3), "bfloat16": (2e-3, 3e-2)}
+"""Relative, of loss and gradient norm. Near ties in 2:4 fall differently where z is rounded differently, so the norm is
+not held tighter; a wrong gradient of one factor moves it by more."""
+NAMES = ["hf_llama", "full_swiglu", "lowrank_swiglu", "lowrank_relu2", "elas"]
+RATIOS = [
+    ("tokens_per_s", "full_swiglu", "hf_llama"),
+    ("tokens_per_s", "elas", "full_swiglu"),
+    ("tokens_per_s", "elas", "lowrank_relu2"),
+    ("tokens_per_s", "elas", "hf_llama"),
+    ("saved_bytes", "elas", "full_swiglu"),
+    ("saved_bytes", "elas", "lowrank_relu2"),
+    ("peak_bytes", "elas", "full_swiglu"),
+]
+
+
+def main(argv: list[str]) -> int:
+    """Run `elas bench step`.
+
+    Args:
+        argv: arguments after the command.
+
+    Returns:
+        Exit status: 0, or 1 when a variant's first step is wrong.
+    """
+    parser = Parser(
+        "elas bench step",
+        "A whole training step of transformers' Llama, and of ours: full rank, low rank, 2:4.",
+        "elas bench step --preset 350m --layers 8 --dtypes float32",
+    )
+    parser.add_argument("--preset", default="350m", help="shape: " + ", ".join(presets()) + " (default: %(default)s)")
+    parser.add_argument("--layers", type=int, metavar="N", help="transformer layers (default: the preset's)")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="default: %(default)s")
+    parser.add_argument("--variants", default=",".join(NAMES), help="default: all")
+    parser.add_argument("--batch", type=int, default=4, metavar="N", help="samples a step (default: %(default)s)")
+    parser.add_argument("--seq", type=int, default=256, metavar="N", help="tokens a sample (default: %(default)s)")
+    parser.add_argument("--zero", type=int, default=1, choices=(0, 1), help="ZeRO stage of ours (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="counted rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    options = parser.parse_args(argv)
+    cli.choices("--preset", options.preset, presets())
+    dtypes = cli.dtypes(options.dtypes)
+    names = cli.choices("--variants", options.variants, NAMES)
+    for name in ("layers", "batch", "seq", "repeats", "threads"):
+        cli.at_least(f"--{name}", getattr(options, name), 1)
+    from elas.bench.step_models import Shape, refuse_if_too_large, variant_config
+
+    shape = Shape(options.preset, options.layers, options.batch, options.seq, options.zero)
+    configs = {dtype: {name: variant_config(name, shape, dtype) for name in names} for dtype in dtypes}
+    for of_dtype in configs.values():
+        refuse_if_too_large(of_dtype)
+    extensions.prebuild_deepspeed()
+    threads_before = torch.get_num_threads()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    progress = show.Progress()
+    rows = []
+    try:
+        with one_process() as layout:
+            for of_dtype in configs.values():
+                rows += _rows(of_dtype, layout, options.repeats, progress)
+        facts = {**cli.environment(), **vars(shape), "repeats": options.repeats}
+    finally:
+        torch.set_num_threads(threads_before)
+    progress.clear()
+    facts |= {"rows": rows, "ratios": ratios(rows)}
+    write_json(options.json, facts)
+    _print(facts)
+    return 1 if any(row["tokens_per_s"] is None for row in rows) else 0
+
+
+def _rows(configs: dict, layout, repeats: int, progress: Callable[[str], None]) -> list[dict]:
+    """Build, check and measure every variant of one dtype."""
+    config = next(iter(configs.values()))
+    device, dtype = host.device(), config.train.dtype
+    tokens = config.train.micro_batch_size * config.model.seq_length
+    batch = _batch(config, device)
+    models, rows = {}, {}
+    for name, config in configs.items():
+        progress(f"{dtype} {name}: building and checking")
+        models[name], rows[name] = _build(name, config, layout, batch, device)
+    for name, model in models.items():
+        progress(f"{dtype} {name}: memory")
+        rows[name] |= _bytes(model, batch, device, rows[name]["resident_bytes"])
+    correct = {name: model for name, model in models.items() if not rows[name]["wrong"]}
+    times = measure.in_turns(
+        {name: lambda model=model: (measure.seconds(lambda: model.step(batch), device)[0],)
+         for name, model in correct.items()},
+        repeats=repeats,
+        progress=lambda text: progress(f"{dtype} {text}"),
+    )  # fmt: skip
+    for name, (median,) in times.items():
+        rows[name] |= {"tokens_per_s": tokens / median, "step_ms": 1e3 * median}
+    models.clear()
+    correct.clear()
+    gc.collect()  # engines hold themselves in cycles
+    return list(rows.values())
+
+
+def _batch(config, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (config.train.micro_batch_size, config.model.seq_length + 1)
+    ids = torch.randint(config.model.vocab_size, shape, generator=torch.Generator().manual_seed(5))
+    return ids[:, :-1].contiguous().to(device), ids[:, 1:].contiguous().to(device)
+
+
+def _build(name: str, config, layout, batch, device: torch.device) -> tuple[object, dict]:
+    """The model after its first step, and a row without speeds."""
+    from elas.bench.step_models import Ours, first_step, plain_model
+    from elas.bench.step_peer import HfLlama
+
+    dtype = config.train.dtype
+    plain = plain_model(config)
+    expected = first_step(plain, batch)
+    with measure.Memory(device) as memory:
+        model = HfLlama(config, plain) if name == "hf_llama" else Ours(config, layout)
+        got = model.step(batch)
+    del plain
+    ok = all(
+        math.isfinite(a) and abs(a - b) <= tolerance * abs(b)
+        for a, b, tolerance in zip(got, expected, TOLERANCE[dtype])
+    )
+    row = {"variant": name, "dtype": dtype, "tokens_per_s": None, "step_ms": None, "saved_bytes": None}
+    row |= {"peak_bytes": None, "resident_bytes": memory.kept, "params": sum(p.numel() for p in model.parameters())}
+    row |= {"ffn_memory": config.sparsity.ffn_memory if name == "elas" else None, "wrong": not ok}
+    row |= {"loss": got[0], "expected_loss": expected[0], "grad_norm": got[1], "expected_grad_norm": expected[1]}
+    return model, row
+
+
+def _bytes(model, batch, device: torch.device, resident: int) -> dict[str, int]:
+    saved = measure.SavedBytes(model.parameters())
+    with saved.inside(model.layers):
+        model.step(batch)
+    total = saved.total
+    del saved
+    with measure.Memory(device) as memory:
+        model.step(batch)
+    return {"saved_bytes": total, "peak_bytes": resident + memory.peak}
+
+
+def ratios(rows: list[dict]) -> list[dict]:
+    """What one variant does over another, by dtype."""
+    by_key = {(row["dtype"], row["variant"]): row for row in rows}
+    found = []
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        for what, of, to in RATIOS:
+            pair = [by_key.get((dtype, name)) for name in (of, to)]
+            if all(row and row["tokens_per_s"] for row in pair) and pair[1][what]:
+                ratio = pair[0][what] / pair[1][what]
+                found.append({"dtype": dtype, "what": what, "of": of, "to": to, "ratio": ratio})
+    return found
+
+
+def _print(facts: dict) -> None:
+    print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}")
+    print(f"{facts['preset']}, {facts['batch']} × {facts['seq']} tokens a step, ZeRO {facts['zero']}, medians of "
+          f"{facts['repeats']}")  # fmt: skip
+    headers = ["variant", "dtype", "M params", "tokens/s", "step ms", "layers save MiB", "peak MiB", "loss", "norm"]
+    cells = [
+        [
+            row["variant"],
+            row["dtype"],
+            f"{row['params'] / 1e6:.1f}",
+            "WRONG" if row["wrong"] else f"{row['tokens_per_s']:,.0f}",
+            show.milliseconds(row["step_ms"]),
+            show.mebibytes(row["saved_bytes"]),
+            show.mebibytes(row["peak_bytes"]),
+            f"{row['loss']:.4f}",
+            f"{row['grad_norm']:.3f}",
+        ]
+        for row in facts["rows"]
+    ]
+    print(show.table(headers, cells, left=2))
+    print("save: for the backward pass, each storage once, without parameters; peak: with weights and optimizer state;")
+    print("loss and norm: of the first step\n")
+    for row in facts["rows"]:
+        if row["wrong"]:
+            print(f"note: {row['dtype']} {row['variant']}: WRONG, loss {row['loss']:.5f} and gradient norm "
+                  f"{row['grad_norm']:.4f} of the first step should be {row['expected_loss']:.5f} and "
+                  f"{row['expected_grad_norm']:.4f}")  # fmt: skip
+    print(show.ratio_table(facts["ratios"], ("dtype",)))

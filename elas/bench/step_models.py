@@ -1,0 +1,163 @@
+"""The models whose training steps are compared, and what their first step should give.
+
+Legend: b batch, s sequence.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+
+from elas import host
+from elas.bench.ffn_variants import DENSE, SWIGLU, gated_width
+from elas.config import Config, ffn_width, load_config
+from elas.errors import UserError
+from elas.model.provider import make_model_provider
+from elas.parallel import Layout
+from elas.train import grads
+from elas.train.engine import Engine, token_losses
+from elas.validate import validate
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and labels, int64 [b, s]
+
+OVERRIDES: dict[str, dict[str, object]] = {
+    "hf_llama": {"low_rank.kind": "none", **SWIGLU},
+    "full_swiglu": {"low_rank.kind": "none", **SWIGLU},
+    "lowrank_swiglu": SWIGLU,
+    "lowrank_relu2": DENSE,
+    "elas": {"sparsity.kind": "2:4", "sparsity.dense_steps": 0},
+}
+"""Over the preset, by variant; d_ff is the preset's, two thirds of it for SwiGLU."""
+
+LEARNING_RATE = 1e-4  # small enough that the same few tokens over and over stay finite
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all variants of a run share.
+
+    Args:
+        preset: name of the shipped configuration.
+        layers: transformer layers; None takes the preset's.
+        batch: b, samples a step.
+        seq: s, tokens a sample.
+        zero: ZeRO stage, 0 or 1.
+    """
+
+    preset: str
+    layers: int | None
+    batch: int
+    seq: int
+    zero: int
+
+
+def variant_config(variant: str, shape: Shape, dtype: str) -> Config:
+    """The configuration of one variant, validated.
+
+    Raises:
+        ConfigError: the options do not fit the preset.
+    """
+    preset = load_config(shape.preset, {})
+    overrides = OVERRIDES[variant]
+    values = {
+        "model.num_layers": shape.layers or preset.model.num_layers,
+        "model.seq_length": shape.seq,
+        "model.max_position_embeddings": None,
+        "train.micro_batch_size": shape.batch,
+        "train.global_batch_size": shape.batch,
+        "train.dtype": dtype,
+        "optimizer.lr": LEARNING_RATE,
+        "parallel.zero": shape.zero,
+        **overrides,
+    }
+    gated = overrides.get("model.activation") == "swiglu"
+    config = load_config(shape.preset, values | ({"model.ffn_hidden_size": gated_width(preset)} if gated else {}))
+    validate(config, 1)
+    return config
+
+
+class Ours:
+    """`elas.train.engine.Engine` on one batch at a time."""
+
+    def __init__(self, config: Config, layout: Layout):
+        self.engine = Engine(config, layout)
+        self.engine.set_learning_rate(config.optimizer.lr)
+
+    @property
+    def layers(self) -> list[torch.nn.Module]:
+        """Transformer layers."""
+        return list(self.engine.chunks[0].decoder.layers)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All of them."""
+        return list(self.engine.chunks[0].parameters())
+
+    def step(self, batch: Batch) -> tuple[float, float]:
+        """Mean loss and gradient norm of one step."""
+        return self.engine.step(itertools.repeat(batch))
+
+
+def plain_model(config: Config) -> torch.nn.Module:
+    """The variant's model with its first weights and eager memory: autograd alone, no kernel."""
+    eager = load_config(None, _flat(config) | {"sparsity.ffn_memory": "eager", "sparsity.implementation": "auto"})
+    return make_model_provider(eager)()
+
+
+def first_step(model: torch.nn.Module, batch: Batch) -> tuple[float, float]:
+    """Loss and gradient norm of a plain model before any update, without engine, ZeRO or kernel."""
+    loss = token_losses(model, *batch).mean()
+    loss.backward()
+    norm = grads.grad_norm([model])
+    model.zero_grad(set_to_none=True)
+    return float(loss.detach()), float(norm)
+
+
+def _flat(config: Config) -> dict[str, object]:
+    return {f"{section}.{key}": v for section, values in config.to_dict().items() for key, v in values.items()}
+
+
+def parameter_count(config: Config) -> int:
+    """Parameters, by formula."""
+    model, full = config.model, config.low_rank.kind == "none"
+    h, r, f = model.hidden_size, config.low_rank.rank, ffn_width(config)
+    groups = (model.num_query_groups or model.num_attention_heads) * (h // model.num_attention_heads)
+    linears = [(h, h), (h, groups), (h, groups), (h, h)] + [(h, f)] * (3 if model.activation == "swiglu" else 2)
+    layer = sum(a * b if full else r * (a + b) for a, b in linears) + 2 * h
+    return model.num_layers * layer + h + model.vocab_size * h * (1 if model.tie_embeddings else 2)
+
+
+def refuse_if_too_large(configs: dict[str, Config]) -> None:
+    """All variants live at once; refuse what would not fit in memory, before building any.
+
+    Counted for each parameter: weight, gradient, two moments, and for ours ZeRO's fp32 copy and reduction buffer. For
+    the step itself: four copies of the logits in fp32, and thirty activations a layer.
+
+    Raises:
+        UserError: with the way out.
+    """
+    needed, working = 0, 0
+    for name, config in configs.items():
+        size = 4 if config.train.dtype == "float32" else 2
+        each = 4 * size if name == "hf_llama" else 2 * size + 12 + (size if config.parallel.zero else 0)
+        needed += each * parameter_count(config)
+        tokens = config.train.micro_batch_size * config.model.seq_length
+        width = 20 * config.model.hidden_size + 5 * ffn_width(config)
+        working = max(working, tokens * (16 * config.model.vocab_size + config.model.num_layers * width * size))
+    free, layers = free_memory(), next(iter(configs.values())).model.num_layers
+    if free is not None and needed + working > 0.9 * free:
+        raise UserError(
+            f"--layers {layers}: {len(configs)} models with their optimizers need about "
+            f"{(needed + working) / 2**30:.1f} GiB at once, {free / 2**30:.1f} are free; "
+            "give fewer --layers, or some of the --variants"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that can be allocated on the device; None where the system does not say."""
+    if host.has_cuda():
+        return torch.cuda.mem_get_info()[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None

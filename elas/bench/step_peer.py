@@ -1,0 +1,112 @@
+"""The peer of `elas bench step`: transformers' Llama, torch's AdamW and a plain loop, as one would write it.
+
+It has the shape and the first weights of the full-rank SwiGLU variant, so both compute the same loss. In bf16 its
+weights and moments are bf16 alone, where ours keep fp32 ones in ZeRO: it moves 8 bytes a parameter less.
+"""
+
+import torch
+
+from elas.bench.step_models import Batch
+from elas.config import Config, ffn_width
+from elas.model.transformer_config import DTYPES
+from elas.optim.adamw import parameter_groups
+
+
+class HfLlama:
+    """A `LlamaForCausalLM` that steps like `elas.train.engine.Engine`.
+
+    Args:
+        config: of the full-rank SwiGLU variant.
+        model: Megatron's model of that configuration, whose weights it takes.
+    """
+
+    def __init__(self, config: Config, model: torch.nn.Module):
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        shape = config.model
+        self._clip = config.optimizer.clip_grad
+        weights = dict(model.named_parameters())
+        dtype = DTYPES[config.train.dtype]
+        with torch._C.DisableTorchFunction():
+            self.model = LlamaForCausalLM._from_config(
+                LlamaConfig(
+                    vocab_size=shape.vocab_size,
+                    hidden_size=shape.hidden_size,
+                    intermediate_size=ffn_width(config),
+                    num_hidden_layers=shape.num_layers,
+                    num_attention_heads=shape.num_attention_heads,
+                    num_key_value_heads=shape.num_query_groups or shape.num_attention_heads,
+                    max_position_embeddings=shape.max_position_embeddings or shape.seq_length,
+                    rms_norm_eps=shape.norm_eps,
+                    rope_theta=float(shape.rotary_base),
+                    tie_word_embeddings=shape.tie_embeddings,
+                    use_cache=False,
+                ),
+                attn_implementation="sdpa",
+                dtype=dtype,
+            ).to(next(iter(weights.values())).device)
+            self.model.load_state_dict(to_llama(weights, config), strict=not shape.tie_embeddings)
+            self.model.train()
+            chosen = config.optimizer
+            self.optimizer = torch.optim.AdamW(
+                parameter_groups(self.model, chosen.weight_decay),
+                lr=chosen.lr,
+                betas=(chosen.beta1, chosen.beta2),
+                eps=chosen.eps,
+            )
+
+    @property
+    def layers(self) -> list[torch.nn.Module]:
+        """Transformer layers."""
+        return list(self.model.model.layers)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All of them."""
+        return list(self.model.parameters())
+
+    def step(self, batch: Batch) -> tuple[float, float]:
+        """Mean loss and gradient norm of one step on tokens and labels `[b, s]`.
+
+        Our CPU shim, a torch function mode, is none of this model's cost, so it is off here.
+        """
+        tokens, labels = batch
+        with torch._C.DisableTorchFunction():
+            loss = self.model(input_ids=tokens, labels=labels, shift_labels=labels).loss
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip or float("inf"))
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            return float(loss.detach()), float(norm)
+
+
+def to_llama(weights: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
+    """Megatron's full-rank SwiGLU weights under Llama's names.
+
+    Megatron stacks, for each key/value head, its query heads, the key head and the value head; and gate over up.
+    """
+    heads = config.model.num_attention_heads
+    groups = config.model.num_query_groups or heads
+    hidden, head = config.model.hidden_size, config.model.hidden_size // heads
+    out = {
+        "model.embed_tokens.weight": weights["embedding.word_embeddings.weight"],
+        "model.norm.weight": weights["decoder.final_layernorm.weight"],
+    }
+    if not config.model.tie_embeddings:
+        out["lm_head.weight"] = weights["output_layer.weight"]
+    for i in range(config.model.num_layers):
+        ours, theirs = f"decoder.layers.{i}.", f"model.layers.{i}."
+        mixed = weights[ours + "self_attention.linear_qkv.weight"].view(groups, heads // groups + 2, head, hidden)
+        gate, up = weights[ours + "mlp.linear_fc1.weight"].chunk(2)
+        parts = {
+            "input_layernorm": weights[ours + "input_layernorm.weight"],
+            "self_attn.q_proj": mixed[:, :-2].reshape(-1, hidden),
+            "self_attn.k_proj": mixed[:, -2].reshape(-1, hidden),
+            "self_attn.v_proj": mixed[:, -1].reshape(-1, hidden),
+            "self_attn.o_proj": weights[ours + "self_attention.linear_proj.weight"],
+            "post_attention_layernorm": weights[ours + "pre_mlp_layernorm.weight"],
+            "mlp.gate_proj": gate,
+            "mlp.up_proj": up,
+            "mlp.down_proj": weights[ours + "mlp.linear_fc2.weight"],
+        }
+        out |= {f"{theirs}{name}.weight": weight for name, weight in parts.items()}
+    return {name: weight.detach() for name, weight in out.items()}

@@ -1,0 +1,117 @@
+"""The `elas` command: finds the sub-command, runs it, and turns mistakes into one line and an exit status.
+
+Each command lives beside the code it drives, as a function `main(argv) -> int`; this file only knows where. Modules are
+imported when their command is chosen, so `elas --help` answers at once. Exit status: 0 done, 2 the user's mistake
+(one line on stderr), 1 everything else (traceback).
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from elas.errors import UserError
+
+COMMANDS = {
+    "quickstart": ("elas.quickstart", "corpus → tokenizer → tokens → 2-rank training → evaluation → report"),
+    "train": ("elas.launch.pretrain", "one training run; several ranks when started by a launcher"),
+    "bench": ("elas.bench.cli", "cost of layers, steps and communication: `bench ffn`, `bench step`, `bench comm`"),
+    "prep": ("elas.data_prep.cli", "prepare data: `prep tokenizer`, `prep tokenize`"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are a `UserError` and whose help ends in an example.
+
+    Args:
+        prog: the command as typed, `elas prep tokenize`.
+        description: what it does, one sentence.
+        example: a command line that works, shown at the end of `--help`.
+    """
+
+    def __init__(self, prog: str, description: str, example: str):
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--json", metavar="FILE", type=Path, help="also write the results to FILE as JSON")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing usage and exiting."""
+        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def write_json(path: Path | None, facts: dict) -> None:
+    """Write `facts` to `path` (nothing when None), whole or not at all."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(facts, indent=2) + "\n")
+    partial.replace(path)
+
+
+def usage() -> str:
+    """The text of `elas --help`."""
+    lines = ["usage: elas COMMAND [options]", "", "commands:"]
+    lines += [f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join([*lines, "", "example:", "  elas quickstart --steps 50", "", "`elas COMMAND --help` says more."])
+
+
+def run(argv: list[str]) -> int:
+    """Run one command; raises what it raises.
+
+    Args:
+        argv: arguments after `elas`.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: unknown command, or whatever the command finds wrong.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from elas import __version__
+
+        print(f"elas {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(argv[0], COMMANDS, n=1)
+        raise UserError(
+            f"elas: unknown command {argv[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see elas --help")
+        )
+    module = importlib.import_module(COMMANDS[argv[0]][0])
+    return module.main(argv[1:])
+
+
+def exit_status(function, argv: list[str]) -> int:
+    """Call `function(argv)` and translate its exceptions: `UserError` → one line and 2, Ctrl-C → 130."""
+    try:
+        return function(argv)
+    except UserError as error:
+        if int(os.environ.get("RANK", "0")) == 0:  # under a launcher every rank finds the same mistake; one says it
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def main() -> None:
+    """Entry point of the `elas` console script."""
+    sys.exit(exit_status(run, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Reading tokens: Megatron-core's datasets, and the batches of each data-parallel rank."""

@@ -1,0 +1,27 @@
+"""The one exception family for mistakes a user can mend: one line that names the key, the value and the fix.
+
+The command line turns a `UserError` into that line on stderr and exit status 2, without a traceback; everything else
+is a defect and exits 1 with its traceback.
+"""
+
+
+class UserError(ValueError):
+    """A mistake of the user's: the message is a single line and says how to mend it."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(str(message).split()))
+
+
+class ConfigError(UserError):
+    """A configuration value that cannot work: `key=value: why; fix`.
+
+    Args:
+        key: dotted key as the user would type it, `model.ffn_hidden_size`.
+        value: the offending value.
+        why: what is wrong with it.
+        fix: what to do instead.
+    """
+
+    def __init__(self, key: str, value: object, why: str, fix: str):
+        self.key, self.value = key, value
+        super().__init__(f"{key}={value!r}: {why}; {fix}")

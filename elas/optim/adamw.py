@@ -1,0 +1,33 @@
+"""AdamW with decoupled weight decay on matrices only."""
+
+import torch
+
+from elas.config import OptimizerConfig
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups: matrices, which decay, and vectors (norm weights), which do not; an empty group is left out."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_adamw(model: torch.nn.Module, config: OptimizerConfig, *, offload: bool = False) -> torch.optim.Optimizer:
+    """AdamW over `model`.
+
+    Args:
+        model: the module given to DeepSpeed.
+        config: betas, eps, weight decay. The learning rate starts at 0: whoever steps sets it before each step, and a
+            step that DeepSpeed takes by itself while it sets up changes no weight.
+        offload: the optimizer state lives on the CPU beside a GPU model; DeepSpeed's CPU Adam (compiled) serves that.
+    """
+    groups = parameter_groups(model, config.weight_decay)
+    settings = dict(lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps)
+    if offload:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+    return torch.optim.AdamW(groups, **settings)

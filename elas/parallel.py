@@ -1,0 +1,167 @@
+"""Process groups: Megatron-core's, and the view of them that DeepSpeed asks for as `mpu`.
+
+Ranks are laid out as Megatron does: tensor parallel fastest, then data parallel, then pipeline. `initialize` is called
+once by each process, after the configuration was validated.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from elas import host
+from elas.config import ParallelConfig
+
+host.prepare()
+
+from megatron.core import parallel_state as mpu  # noqa: E402  (the host must be prepared first)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where this process stands. Sizes and ranks of the tensor (tp), pipeline (pp) and data (dp) dimensions."""
+
+    tp: int
+    pp: int
+    dp: int
+    vpp: int
+    tp_rank: int
+    pp_rank: int
+    dp_rank: int
+    rank: int
+    world: int
+    sequence_parallel: bool
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank's pipeline stage holds the embedding."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank's pipeline stage holds the output layer, and so knows the loss."""
+        return self.pp_rank == self.pp - 1
+
+
+def world_size() -> int:
+    """Number of processes the launcher started (1 without a launcher); needs no process group."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def initialize(config: ParallelConfig, *, seed: int, timeout_s: float = 1800.0) -> Layout:
+    """Create every process group and seed the model-parallel random streams.
+
+    Args:
+        config: sizes; `world size / (tensor · pipeline)` ranks are data parallel.
+        seed: the run's seed.
+        timeout_s: how long a collective may wait.
+
+    Returns:
+        This process's place.
+    """
+    from datetime import timedelta
+
+    host.prepare()
+    if host.has_cuda():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        if "RANK" not in os.environ:  # one process, no launcher; DeepSpeed insists on a launcher's variables
+            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+            dist.init_process_group(host.backend(), store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group(host.backend(), timeout=timedelta(seconds=timeout_s))
+    with host.shared_gloo_groups():
+        mpu.initialize_model_parallel(
+            tensor_model_parallel_size=config.tensor,
+            pipeline_model_parallel_size=config.pipeline,
+            virtual_pipeline_model_parallel_size=config.virtual_pipeline if config.virtual_pipeline > 1 else None,
+            create_gloo_process_groups=False,
+        )
+    layout = current_layout(config.sequence)
+    host.seed_model_parallel(seed, layout.tp_rank, layout.pp_rank)
+    return layout
+
+
+def current_layout(sequence_parallel: bool = False) -> Layout:
+    """The layout that Megatron's process groups describe now."""
+    return Layout(
+        tp=mpu.get_tensor_model_parallel_world_size(),
+        pp=mpu.get_pipeline_model_parallel_world_size(),
+        dp=mpu.get_data_parallel_world_size(),
+        vpp=mpu.get_virtual_pipeline_model_parallel_world_size() or 1,
+        tp_rank=mpu.get_tensor_model_parallel_rank(),
+        pp_rank=mpu.get_pipeline_model_parallel_rank(),
+        dp_rank=mpu.get_data_parallel_rank(),
+        rank=dist.get_rank(),
+        world=dist.get_world_size(),
+        sequence_parallel=sequence_parallel,
+    )
+
+
+def shut_down() -> None:
+    """Destroy Megatron's groups; the default process group stays (see `torch.distributed.destroy_process_group`)."""
+    mpu.destroy_model_parallel()
+
+
+def leave() -> None:
+    """Leave every process group; the last thing a process does."""
+    shut_down()
+    dist.destroy_process_group()
+
+
+class DeepSpeedGroups:
+    """What DeepSpeed asks of `mpu`, answered from Megatron's groups.
+
+    DeepSpeed's "model parallel" group is every rank that holds a different part of one model copy: tensor × pipeline.
+    Its model-parallel *rank*, though, only decides who counts replicated parameters in the gradient norm. Stages do
+    not replicate each other, so that must be the tensor-parallel rank (ZeRO-3 knows no finer question).
+    """
+
+    def get_model_parallel_group(self):
+        """Tensor × pipeline group."""
+        return mpu.get_model_parallel_group()
+
+    def get_model_parallel_world_size(self) -> int:
+        """Tensor × pipeline size."""
+        return dist.get_world_size(mpu.get_model_parallel_group())
+
+    def get_model_parallel_rank(self) -> int:
+        """The tensor-parallel rank; see the class."""
+        return mpu.get_tensor_model_parallel_rank()
+
+    def get_tensor_model_parallel_group(self):
+        """Tensor-parallel group."""
+        return mpu.get_tensor_model_parallel_group()
+
+    def get_tensor_model_parallel_world_size(self) -> int:
+        """Tensor-parallel size."""
+        return mpu.get_tensor_model_parallel_world_size()
+
+    def get_tensor_model_parallel_rank(self) -> int:
+        """Tensor-parallel rank."""
+        return mpu.get_tensor_model_parallel_rank()
+
+    def get_pipeline_model_parallel_group(self):
+        """Pipeline group."""
+        return mpu.get_pipeline_model_parallel_group()
+
+    def get_pipeline_model_parallel_world_size(self) -> int:
+        """Pipeline stages."""
+        return mpu.get_pipeline_model_parallel_world_size()
+
+    def get_data_parallel_group(self):
+        """Data-parallel group."""
+        return mpu.get_data_parallel_group()
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        """Global ranks of the data-parallel group."""
+        return dist.get_process_group_ranks(mpu.get_data_parallel_group())
+
+    def get_data_parallel_world_size(self) -> int:
+        """Data-parallel size."""
+        return mpu.get_data_parallel_world_size()
+
+    def get_data_parallel_rank(self) -> int:
+        """Data-parallel rank."""
+        return mpu.get_data_parallel_rank()

@@ -1,0 +1,1 @@
+"""Shipped configurations, by name: `elas train --config 60m`."""

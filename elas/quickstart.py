@@ -1,0 +1,185 @@
+"""`elas quickstart`: from nothing to a trained model in minutes, on the text that every Python brings along.
+
+Corpus (the standard library's own source) → SentencePiece tokenizer → Megatron token files → training on two ranks
+started by the deepspeed launcher → evaluation → a loss curve and a table. Each stage leaves a file that says it is
+done, so running it again goes on where it stopped, or shows the result.
+"""
+
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from elas import cli
+from elas.config import Config, load_config, split_overrides
+from elas.errors import UserError
+
+VALID_FRACTION = 0.02
+
+
+def main(argv: list[str]) -> int:
+    """Run `elas quickstart`.
+
+    Args:
+        argv: arguments after the command.
+
+    Returns:
+        Exit status: 0, or the training's.
+    """
+    overrides, rest = split_overrides(argv)
+    parser = cli.Parser(
+        "elas quickstart",
+        "Train a small ELAS model on Python's standard library, on two ranks. Any setting: --section.key VALUE.",
+        "elas quickstart --steps 100 --workdir /tmp/elas",
+    )
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("quickstart"), help="where everything goes (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: the preset's)")
+    parser.add_argument("--ranks", type=int, default=2, help="processes to train on (default: %(default)s)")
+    options = parser.parse_args(rest)
+    workdir = options.workdir
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir}: is a file; give a folder")
+    if options.steps is not None:
+        overrides["train.steps"] = options.steps
+    settings = {
+        **overrides,
+        "data.train": str(workdir / "tokens" / "train"),
+        "data.valid": str(workdir / "tokens" / "valid"),
+        "data.tokenizer": str(workdir / "tokenizer"),
+        "train.run_dir": str(workdir / "run"),
+    }
+    config = load_config("quickstart", settings)
+    from elas.validate import validate
+
+    validate(config, options.ranks)
+    start = time.monotonic()
+    _prepare(workdir, config)
+    _train(config, settings, options.ranks)
+    facts = _report(config, options.ranks, workdir)
+    print(f"total {(time.monotonic() - start) / 60:.1f} minutes")
+    cli.write_json(options.json, facts)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(f"● {text}", flush=True)
+
+
+def _prepare(workdir: Path, config: Config) -> None:
+    """Tokenizer and token files, unless they are there."""
+    from elas.data_prep.sources import stdlib_corpus
+    from elas.data_prep.tokenize_corpus import tokenize_corpus
+    from elas.data_prep.tokenizer_training import train_tokenizer
+
+    tokenizer, tokens = workdir / "tokenizer", workdir / "tokens"
+    if not (tokenizer / "manifest.json").exists():
+        _say(f"training a tokenizer of {config.model.vocab_size:,} pieces on Python's standard library")
+        facts = train_tokenizer(
+            stdlib_corpus(), tokenizer, vocab_size=config.model.vocab_size, valid_fraction=VALID_FRACTION
+        )
+        _say(f"{facts['documents']:,} files, {facts['bytes_in'] / 1e6:.1f} MB")
+        for stale in tokens.glob("*.manifest.json"):  # tokens of another tokenizer
+            stale.unlink()
+    if not all((tokens / f"{part}.manifest.json").exists() for part in ("train", "valid")):
+        _say("tokenising")
+        facts = tokenize_corpus(
+            stdlib_corpus(), tokenizer, tokens / "train", valid_prefix=tokens / "valid", valid_fraction=VALID_FRACTION
+        )
+        _say(f"{facts['tokens']:,} tokens to train on, {facts['valid_tokens']:,} held out")
+
+
+def _train(config: Config, settings: dict, ranks: int) -> None:
+    """Start `launch/pretrain.py` with the deepspeed launcher, unless the run is finished.
+
+    Raises:
+        UserError: the settings were refused, or do not fit the run that is there.
+        SystemExit: with status 1 when the training failed.
+    """
+    from elas.checkpoint.local import find_checkpoint
+    from elas.data.corpus import check_corpus
+
+    check_corpus(config)
+    found = find_checkpoint(config, ranks)
+    if found and found.step > config.train.steps:
+        raise UserError(
+            f"--steps {config.train.steps}: the run in {config.train.run_dir} is already at step {found.step}; "
+            "give more steps or another --workdir"
+        )
+    if found and found.step == config.train.steps and _finished(config):
+        _say(f"already trained to step {found.step}; nothing to do")
+        return
+    from elas.extensions import prebuild_deepspeed
+    from elas.launch import pretrain
+
+    prebuild_deepspeed()
+
+    _say(f"training on {ranks} ranks" + (f", from step {found.step}" if found else ""))
+    arguments = [f"--{key}={'null' if value is None else value}" for key, value in settings.items()]
+    # rc alone is not believed: DeepSpeed's launcher can return 0 after its worker was killed.
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", os.devnull, "--log_level", "error"]
+    where = ["--num_gpus", str(ranks), "--master_port", str(_free_port())]
+    command = [*launcher, *where, pretrain.__file__, "--config", "quickstart", *arguments]
+    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    status = subprocess.run(command, env=environment).returncode
+    if status or not _finished(config):
+        print(
+            f"error: training ended with status {status}; run the same command again to go on from the last checkpoint",
+            file=sys.stderr,
+        )
+        raise SystemExit(1)
+
+
+def _finished(config: Config) -> bool:
+    from elas.train.metrics import read_jsonl
+
+    rows = read_jsonl(Path(config.train.run_dir) / "validation.jsonl")
+    return bool(rows) and rows[-1]["step"] == config.train.steps
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _report(config: Config, ranks: int, workdir: Path) -> dict:
+    from elas.checkpoint.local import find_checkpoint
+    from elas.report import plot_curves, table
+    from elas.train.metrics import read_jsonl
+
+    run_dir = Path(config.train.run_dir)
+    metrics, validation = read_jsonl(run_dir / "metrics.jsonl"), read_jsonl(run_dir / "validation.jsonl")
+    picture = plot_curves(run_dir, workdir / "loss.png")
+    last = metrics[-1]
+    facts = {
+        "tokens_trained": last["tokens"],
+        "val_ppl_start": validation[0]["ppl"],
+        "val_ppl_end": validation[-1]["ppl"],
+        "tokens_per_s": statistics.median(row["tokens_per_s"] for row in metrics),
+        "sparsity": last["sparsity"],
+        "dropped": last["dropped"],
+        "world_size": ranks,
+        "checkpoint": str(find_checkpoint(config, ranks).path),
+        "run_dir": str(run_dir),
+        "curve": str(picture),
+    }
+    print(
+        table([
+            ("model", f"rank-{config.low_rank.rank} relu² 2:4, {config.model.num_layers} × {config.model.hidden_size}"),
+            ("tokens trained", f"{facts['tokens_trained']:,}"),
+            ("validation perplexity", f"{facts['val_ppl_start']:,.0f} → {facts['val_ppl_end']:,.1f}"),
+            ("zeros after relu²", f"{facts['sparsity']:.1%}"),
+            ("non-zeros dropped by 2:4", f"{facts['dropped']:.1%}"),
+            ("tokens a second", f"{facts['tokens_per_s']:,.0f} on {ranks} ranks"),
+            ("checkpoint", facts["checkpoint"]),
+            ("curves", facts["curve"]),
+        ])
+    )  # fmt: skip
+    return facts

@@ -1,0 +1,1 @@
+"""Training: DeepSpeed over Megatron's groups, the loop, metrics."""

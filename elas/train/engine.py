@@ -1,0 +1,200 @@
+"""One optimizer step, on any layout: Megatron's schedules for the pass, DeepSpeed for the optimizer state.
+
+Two paths, chosen by the ZeRO stage:
+
+- **ZeRO 0, 1**: Megatron's schedule (plain, 1F1B or interleaved) runs forward and backward over the chunks inside
+  DeepSpeed's engine and leaves local gradients; then what sequence parallelism and tied embeddings owe is summed, then
+  DeepSpeed reduces over data parallel and steps.
+- **ZeRO 2, 3** (no pipeline): `engine(…)`, `engine.backward`, `engine.step`, since those stages hand gradients and
+  weights around during the passes. Sums owed to sequence parallelism happen in hooks, before DeepSpeed sees them.
+
+The chunks stand in a `ModuleList` of their own: DeepSpeed hooks the forward of the module it is given, and a
+`ModuleList` has none, so Megatron's schedule runs unseen.
+"""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from elas import host
+from elas.config import Config
+from elas.extensions import load_deepspeed
+from elas.model.provider import build_chunks
+from elas.optim.adamw import build_adamw
+from elas.parallel import DeepSpeedGroups, Layout
+from elas.train import grads
+from elas.train.deepspeed_config import deepspeed_config, offloads_optimizer, zero_stage
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and labels, int64 [micro_batch_size, seq_length]
+
+
+class LossModel(torch.nn.Module):
+    """A whole model (no pipeline) whose forward is the mean loss: what DeepSpeed's own forward path wants."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """`tokens` and `labels [b, s]` to the mean loss, a 0-dim fp32 tensor."""
+        return token_losses(self.model, tokens, labels).mean()
+
+
+def token_losses(model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Output of a chunk: per-token loss `[b, s]` on the last stage, hidden states before it."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    return model(tokens, positions, None, labels=labels)
+
+
+class Engine:
+    """The model and its optimizer state on this rank.
+
+    Args:
+        config: a validated configuration.
+        layout: where this rank stands; groups must exist.
+
+    Attributes:
+        chunks: this rank's parts of the model.
+        stage: ZeRO stage.
+        deepspeed: DeepSpeed's engine.
+    """
+
+    def __init__(self, config: Config, layout: Layout):
+        import deepspeed
+
+        self.config, self.layout = config, layout
+        self.chunks = build_chunks(config)
+        self.micro_batches = config.train.global_batch_size // (config.train.micro_batch_size * layout.dp)
+        settings = deepspeed_config(config, micro_batches=1, dp=layout.dp)
+        self.stage = zero_stage(settings)
+        self.uses_schedule = self.stage <= 1
+        if not self.uses_schedule:
+            settings = deepspeed_config(config, micro_batches=self.micro_batches, dp=layout.dp)
+            grads.sum_sequence_partial_in_backward(self.chunks)
+        self._mark_replicated()
+        module = torch.nn.ModuleList(self.chunks) if self.uses_schedule else LossModel(self.chunks[0])
+        offload = offloads_optimizer(settings)
+        load_deepspeed(offload=offload)
+        optimizer = build_adamw(module, config.optimizer, offload=offload)
+        _quiet_deepspeed()
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line on every rank about its op
+            deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+        with host.shared_gloo_groups():
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=settings, mpu=DeepSpeedGroups(), dist_init_required=False
+            )
+        if self.stage == 0 and config.train.dtype == "bfloat16":
+            # To allocate its state, DeepSpeed's unfused optimizer took a step with zero gradients. Left in, that step
+            # counts in Adam's bias correction from then on: the drift of bf16 at ZeRO 0.
+            self.deepspeed.optimizer.optimizer.state.clear()
+
+        self._accumulation = None
+        if self.uses_schedule and config.train.dtype == "bfloat16" and self.micro_batches > 1:
+            self._accumulation = grads.Fp32Accumulation(self.chunks)
+
+    def _mark_replicated(self) -> None:
+        """Keep the last stage's copy of a tied embedding out of the gradient norm."""
+        if not self.config.model.tie_embeddings or self.layout.pp == 1:
+            return
+        for chunk in self.chunks:
+            if chunk.post_process and not chunk.pre_process:
+                chunk.shared_embedding_or_output_weight().ds_pipe_replicated = True
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Learning rate of the next step, in every parameter group."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+
+    def step(self, batches: Iterator[Batch]) -> tuple[float, float]:
+        """Forward, backward and update on one global batch.
+
+        Args:
+            batches: yields this data-parallel rank's micro-batches in order.
+
+        Returns:
+            Mean loss over the global batch and the gradient norm before clipping; the same on every rank.
+        """
+        micro = [next(batches) for _ in range(self.micro_batches)]
+        losses = self._pass_schedule(micro) if self.uses_schedule else self._pass_deepspeed(micro)
+        norm = self._update() if self.uses_schedule else float(self.deepspeed.get_global_grad_norm())
+        return self._mean_loss(losses), norm
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterator[Batch]) -> float:
+        """Mean loss over one global batch, without gradients; the same on every rank."""
+        micro = [next(batches) for _ in range(self.micro_batches)]
+        if self.uses_schedule:
+            losses = self._pass_schedule(micro, forward_only=True)
+        else:
+            self.deepspeed.eval()
+            losses = [self.deepspeed(tokens, labels).detach() for tokens, labels in micro]
+            self.deepspeed.train()
+        return self._mean_loss(losses)
+
+    def _pass_schedule(self, micro: list[Batch], forward_only: bool = False) -> list[torch.Tensor]:
+        def forward_step(iterator, model):
+            tokens, labels = next(iterator)
+
+            def loss_function(output: torch.Tensor):
+                loss = output.mean()
+                return loss, {"loss": loss.detach().clone()}  # the schedule scales `loss` in place
+
+            return token_losses(model, tokens, labels), loss_function
+
+        iterators = [iter(micro) for _ in self.chunks]
+        results = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iterators if len(self.chunks) > 1 else iterators[0],
+            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
+            num_microbatches=len(micro),
+            seq_length=self.config.model.seq_length,
+            micro_batch_size=self.config.train.micro_batch_size,
+            forward_only=forward_only,
+        )
+        return [result["loss"] for result in results]
+
+    def _pass_deepspeed(self, micro: list[Batch]) -> list[torch.Tensor]:
+        losses = []
+        for tokens, labels in micro:
+            loss = self.deepspeed(tokens, labels)
+            self.deepspeed.backward(loss)
+            self.deepspeed.step()
+            losses.append(loss.detach())
+        return losses
+
+    def _update(self) -> float:
+        if self._accumulation is not None:
+            self._accumulation.hand_over()
+        grads.sum_sequence_partial(self.chunks)
+        grads.sum_tied_embeddings(self.chunks)
+        if self.stage == 0:
+            grads.average_over_data_parallel(self.chunks)
+            norm = grads.grad_norm(self.chunks)
+            if self.config.train.dtype == "float32":  # in bf16 DeepSpeed clips the fp32 copies
+                grads.clip(self.chunks, norm, self.config.optimizer.clip_grad)
+            self.deepspeed.step()
+            return float(norm)
+        self.deepspeed.optimizer.reduce_gradients(pipeline_parallel=True)
+        self.deepspeed.step()
+        return float(self.deepspeed.get_global_grad_norm())
+
+    def _mean_loss(self, losses: list[torch.Tensor]) -> float:
+        total = torch.zeros((), dtype=torch.float64, device=torch.cuda.current_device())
+        if self.layout.is_last_stage and self.layout.tp_rank == 0 and losses:
+            total += torch.stack([loss.double() for loss in losses]).mean()
+        dist.all_reduce(total)
+        return float(total) / self.layout.dp
+
+
+def _quiet_deepspeed() -> None:
+    """DeepSpeed logs its whole configuration at INFO on every start; keep its warnings."""
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    for handler in logger.handlers:
+        handler.setLevel(logging.WARNING)

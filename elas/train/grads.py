@@ -1,0 +1,144 @@
+"""What gradients owe beyond data parallelism, and their norm.
+
+Two debts arise from how Megatron cuts a model. Under sequence parallelism a replicated parameter sees only its rank's
+tokens, so its gradient is a partial sum over the tensor-parallel group. With tied embeddings under a pipeline the first
+and the last stage each hold half of the gradient. Data parallelism is DeepSpeed's part.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as mpu
+
+
+def is_sequence_partial(parameter: torch.nn.Parameter) -> bool:
+    """Whether the gradient is a partial sum over tensor-parallel ranks."""
+    return bool(getattr(parameter, "sequence_parallel", False))
+
+
+def sum_sequence_partial(models: Iterable[torch.nn.Module]) -> None:
+    """Sum partial gradients over the tensor-parallel group, in one collective for each dtype."""
+    if mpu.get_tensor_model_parallel_world_size() == 1:
+        return
+    by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+    for model in models:
+        for parameter in model.parameters():
+            if is_sequence_partial(parameter) and parameter.grad is not None:
+                by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for grads in by_dtype.values():
+        flat = torch._utils._flatten_dense_tensors(grads)
+        dist.all_reduce(flat, group=mpu.get_tensor_model_parallel_group())
+        for grad, total in zip(grads, torch._utils._unflatten_dense_tensors(flat, grads)):
+            grad.copy_(total)
+
+
+def sum_sequence_partial_in_backward(models: Iterable[torch.nn.Module]) -> None:
+    """Like `sum_sequence_partial`, but by a hook on each parameter, before anybody else sees the gradient.
+
+    For ZeRO 2 and 3, which hand gradients on as the backward pass makes them. Costs a collective for each parameter
+    and micro-batch.
+    """
+    group = mpu.get_tensor_model_parallel_group()
+    if dist.get_world_size(group) == 1:
+        return
+
+    def total(grad: torch.Tensor) -> torch.Tensor:
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad, group=group)
+        return grad
+
+    for model in models:
+        for parameter in model.parameters():
+            if is_sequence_partial(parameter):
+                parameter.register_hook(total)
+
+
+def sum_tied_embeddings(models: Iterable[torch.nn.Module]) -> None:
+    """Sum the gradients of the first stage's embedding and the last stage's copy of it."""
+    if mpu.get_pipeline_model_parallel_world_size() == 1 or not mpu.is_rank_in_embedding_group(ignore_virtual=True):
+        return
+    for model in models:
+        if (model.pre_process or model.post_process) and model.share_embeddings_and_output_weights:
+            dist.all_reduce(model.shared_embedding_or_output_weight().grad, group=mpu.get_embedding_group())
+
+
+def grad_norm(models: Iterable[torch.nn.Module]) -> torch.Tensor:
+    """Global L2 norm of reduced gradients: each parameter counted once over tensor- and pipeline-parallel ranks.
+
+    Returns:
+        0-dim fp32 tensor, the same on every rank.
+    """
+    first = mpu.get_tensor_model_parallel_rank() == 0
+    total = None
+    for model in models:
+        for parameter in model.parameters():
+            if parameter.grad is None or getattr(parameter, "ds_pipe_replicated", False):
+                continue
+            if first or getattr(parameter, "tensor_model_parallel", False):
+                square = parameter.grad.float().square().sum()
+                total = square if total is None else total + square
+    if total is None:
+        total = torch.zeros((), device=torch.cuda.current_device())
+    dist.all_reduce(total, group=mpu.get_model_parallel_group())
+    return total.sqrt()
+
+
+def average_over_data_parallel(models: Iterable[torch.nn.Module]) -> None:
+    """Average gradients over the data-parallel group (ZeRO 0, where DeepSpeed holds no gradients of its own)."""
+    group = mpu.get_data_parallel_group()
+    size = dist.get_world_size(group)
+    if size == 1:
+        return
+    grads = [p.grad for model in models for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([grad.float().reshape(-1) for grad in grads]).div_(size)
+    dist.all_reduce(flat, group=group)
+    offset = 0
+    for grad in grads:
+        grad.copy_(flat[offset : offset + grad.numel()].view_as(grad))
+        offset += grad.numel()
+
+
+def clip(models: Iterable[torch.nn.Module], norm: torch.Tensor, limit: float) -> None:
+    """Scale gradients so that their norm is at most `limit`; 0 leaves them."""
+    if limit <= 0:
+        return
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for model in models:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale.to(parameter.grad.dtype))
+
+
+class Fp32Accumulation:
+    """Adds up the gradients of micro-batches in fp32 where the model's are bf16.
+
+    A bf16 sum loses what is 256 times smaller than itself, so many micro-batches would stop counting. Costs 4 bytes a
+    parameter. The total is rounded once, when it is handed over.
+
+    Args:
+        models: whose gradients to add up; from then on a backward pass leaves `grad` None.
+    """
+
+    def __init__(self, models: Iterable[torch.nn.Module]):
+        self._totals: dict[torch.nn.Parameter, torch.Tensor] = {}
+        self._fresh: set[torch.nn.Parameter] = set()
+        for model in models:
+            for parameter in model.parameters():
+                parameter.register_post_accumulate_grad_hook(self._add)
+
+    def _add(self, parameter: torch.nn.Parameter) -> None:
+        if parameter in self._fresh:
+            self._totals[parameter].add_(parameter.grad)
+        elif parameter in self._totals:
+            self._totals[parameter].copy_(parameter.grad)
+        else:
+            self._totals[parameter] = parameter.grad.float()
+        self._fresh.add(parameter)
+        parameter.grad = None
+
+    def hand_over(self) -> None:
+        """Put the totals into `grad` and begin anew."""
+        for parameter in self._fresh:
+            parameter.grad = self._totals[parameter].to(parameter.dtype)
+        self._fresh.clear()

@@ -1,0 +1,170 @@
+"""The training run, readable as a recipe: resume, then step, log, validate, save, until done."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from elas.checkpoint import local, state
+from elas.checkpoint.local import Checkpoint
+from elas.config import Config
+from elas.data.batches import Datasets, build_datasets, micro_batches
+from elas.model.activation import count_sparsity, set_sparse, sparsity_counts
+from elas.model.provider import count_parameters
+from elas.optim.schedule import learning_rate
+from elas.parallel import Layout
+from elas.train.engine import Engine
+from elas.train.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    step: int
+    tokens: int
+    loss: float | None
+    """Training loss of the last step taken; None when nothing was left to do."""
+    valid_loss: float | None
+    """Mean loss on the validation batches at the end."""
+    checkpoint: str | None
+    """Folder of the last checkpoint."""
+
+
+def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
+    """Train.
+
+    Args:
+        config: validated, its data checked.
+        layout: where this rank stands; process groups exist.
+        resume: checkpoint to go on from, from `elas.checkpoint.local.find_checkpoint`.
+
+    Returns:
+        The same facts on every rank.
+
+    Raises:
+        FloatingPointError: the loss or the gradient norm stopped being finite.
+    """
+    datasets = build_datasets(config)
+    engine = Engine(config, layout)
+    step = resume.step if resume else 0
+    if resume:
+        state.restore(engine, local.load(resume))
+    metrics = Metrics(config, last_step=step, writes=layout.rank == 0)
+    _announce(config, layout, engine, resume, metrics)
+    if step == 0:
+        _validate(config, layout, engine, datasets, metrics, step)
+    loss, checkpoint = None, str(resume.path) if resume else None
+    valid_loss = None
+    batches = micro_batches(datasets.train, config, layout, consumed=step * config.train.global_batch_size)
+    clock = _Clock(step)
+    while step < config.train.steps:
+        step += 1
+        set_sparse(engine.chunks, step > config.sparsity.dense_steps)
+        logged = step % config.log.every_steps == 0 or step in (1, config.train.steps)
+        count_sparsity(engine.chunks, config.log.sparsity_tokens if logged else 0)
+        lr = learning_rate(step, config.train.steps, config.optimizer, config.schedule)
+        engine.set_learning_rate(lr)
+        loss, norm = engine.step(batches)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"step {step}: loss {loss}, gradient norm {norm}; lower optimizer.lr or raise schedule.warmup_steps"
+            )
+        if logged:
+            _log(config, engine, metrics, clock, step, loss=loss, grad_norm=norm, lr=lr)
+        if config.train.eval_every and step % config.train.eval_every == 0 and step < config.train.steps:
+            _validate(config, layout, engine, datasets, metrics, step)
+            clock.restart(step)
+        if _saves(config, step):
+            checkpoint = str(_save(config, engine, step))
+            clock.restart(step)
+    valid_loss = _validate(config, layout, engine, datasets, metrics, step)
+    metrics.close()
+    return RunResult(step, step * _tokens_per_step(config), loss, valid_loss, checkpoint)
+
+
+class _Clock:
+    """Time since the last logged step, with validation and saving left out."""
+
+    def __init__(self, step: int):
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self.step, self.start = step, time.perf_counter()
+
+    def seconds_per_step(self, step: int) -> float:
+        seconds = (time.perf_counter() - self.start) / max(1, step - self.step)
+        self.restart(step)
+        return seconds
+
+
+def _tokens_per_step(config: Config) -> int:
+    return config.train.global_batch_size * config.model.seq_length
+
+
+def _announce(config: Config, layout: Layout, engine: Engine, resume: Checkpoint | None, metrics: Metrics) -> None:
+    sizes = torch.tensor(
+        [count_parameters(engine.chunks) if layout.dp_rank == 0 else 0], device=torch.cuda.current_device()
+    )
+    dist.all_reduce(sizes)
+    rank = config.low_rank.rank
+    kind = {"none": "full-rank", "lowrank": f"rank-{rank}", "cola": f"CoLA rank-{rank}"}[config.low_rank.kind]
+    sequence = ", sequence parallel" if layout.sequence_parallel else ""
+    metrics.say(
+        f"{kind} {config.model.activation}, sparsity {config.sparsity.kind}, {config.train.dtype}, "
+        f"{int(sizes) / 1e6:.1f} M parameters; "
+        f"TP {layout.tp} × PP {layout.pp} × DP {layout.dp}, ZeRO {engine.stage}{sequence}"
+    )
+    if resume:
+        metrics.say(f"resumed from {resume.path} at step {resume.step}")
+
+
+def _log(config: Config, engine: Engine, metrics: Metrics, clock: _Clock, step: int, **values: float) -> None:
+    counts = sparsity_counts(engine.chunks).to(torch.cuda.current_device())
+    dist.all_reduce(counts)
+    total, zeros, dropped = (int(c) for c in counts)
+    seconds = clock.seconds_per_step(step)
+    row = {
+        "step": step,
+        "tokens": step * _tokens_per_step(config),
+        **values,
+        "tokens_per_s": _tokens_per_step(config) / seconds,
+        "step_s": seconds,
+        "sparsity": zeros / total if total else 0.0,
+        "dropped": dropped / (total - zeros) if total > zeros else 0.0,
+        "sparse_active": step > config.sparsity.dense_steps and config.sparsity.kind == "2:4",
+    }
+    metrics.log("metrics", row)
+    metrics.show(row)
+
+
+def _validate(
+    config: Config, layout: Layout, engine: Engine, datasets: Datasets, metrics: Metrics, step: int
+) -> float | None:
+    """Mean loss over the validation batches, with 2:4 as a trained model runs it: on, but for the dense first steps."""
+    if datasets.valid is None:
+        return None
+    count_sparsity(engine.chunks, 0)
+    set_sparse(engine.chunks, step > config.sparsity.dense_steps)
+    batches = micro_batches(datasets.valid, config, layout)
+    losses = [engine.evaluate(batches) for _ in range(config.train.eval_batches)]
+    loss = sum(losses) / len(losses)
+    perplexity = math.exp(min(loss, 80.0))
+    tokens = len(losses) * _tokens_per_step(config)
+    metrics.log("validation", {"step": step, "loss": loss, "ppl": perplexity, "tokens": tokens})
+    metrics.say(f"step {step:>6}  validation loss {loss:.4f}  perplexity {perplexity:,.1f}  ({tokens:,} tokens)")
+    return loss
+
+
+def _saves(config: Config, step: int) -> bool:
+    every = config.checkpoint.every_steps
+    return step == config.train.steps or bool(every and step % every == 0)
+
+
+def _save(config: Config, engine: Engine, step: int):
+    consumed = step * config.train.global_batch_size
+    return local.save(
+        config, state.capture(engine), step=step, consumed=consumed, tokens=step * _tokens_per_step(config)
+    )

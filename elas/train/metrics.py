@@ -1,0 +1,97 @@
+"""What a run leaves behind: `metrics.jsonl`, `validation.jsonl`, TensorBoard events, and a console line.
+
+Only rank 0 writes. On a resumed run, lines past the checkpoint are dropped first, so that a file never holds a step
+twice. A line is written whole (one `write` of an unbuffered append), and flushed, so a killed run keeps its curve.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from elas.config import Config
+
+
+class Metrics:
+    """The files of one run.
+
+    Args:
+        config: gives the run's folder, whether TensorBoard is wanted, and the number of steps.
+        last_step: step of the checkpoint resumed from; 0 for a fresh run.
+        writes: False on all ranks but 0, which then do nothing.
+    """
+
+    def __init__(self, config: Config, *, last_step: int, writes: bool):
+        self.steps, self.writes = config.train.steps, writes
+        self.is_terminal = sys.stdout.isatty()
+        self._board = None
+        if not writes:
+            return
+        folder = Path(config.train.run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._paths = {name: folder / f"{name}.jsonl" for name in ("metrics", "validation")}
+        _drop_after(self._paths["metrics"], last_step)
+        # The last validation comes after the last save: a run resumed there does it again.
+        _drop_after(self._paths["validation"], min(last_step, config.train.steps - 1))
+        (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        if config.log.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
+
+    def log(self, name: str, values: dict[str, Any]) -> None:
+        """Append a line to `name` (`metrics` or `validation`), with its `step`, and the same to TensorBoard."""
+        if not self.writes:
+            return
+        with self._paths[name].open("a") as file:
+            file.write(json.dumps(values) + "\n")
+        if self._board is not None:
+            for key, value in values.items():
+                if key != "step" and isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{name}/{key}", value, values["step"])
+
+    def show(self, values: dict[str, Any]) -> None:
+        """One line on the console: rewritten in place on a terminal, a line each otherwise."""
+        if not self.writes:
+            return
+        left = (self.steps - values["step"]) * values["step_s"]
+        text = (
+            f"step {values['step']:>6}/{self.steps}  loss {values['loss']:.4f}  norm {values['grad_norm']:.3f}  "
+            f"lr {values['lr']:.2e}  {values['tokens_per_s']:,.0f} tok/s  zeros {values['sparsity']:.1%}  "
+            f"dropped {values['dropped']:.1%}  left {left / 60:.1f} min"
+        )
+        print(f"\r\x1b[2K{text}" if self.is_terminal else text, end="" if self.is_terminal else "\n", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own on the console."""
+        if self.writes:
+            print(("\n" if self.is_terminal else "") + text, flush=True)
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self._board is not None:
+            self._board.close()
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Lines of a JSONL file; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keep the lines up to `step`, whole or not at all."""
+    if not path.exists():
+        return
+    kept = [row for row in read_jsonl(path) if row["step"] <= step and step > 0]
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    partial.replace(path)

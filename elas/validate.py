@@ -1,0 +1,195 @@
+"""Which combinations of settings can work, checked before any process group exists.
+
+Every rule raises a `ConfigError` that names the key, the value and the fix. Rules are small functions, in the order in
+which a user would mend things: shape, low rank, sparsity, parallelism, batches, then what this version does not have.
+"""
+
+import math
+import os
+from pathlib import Path
+
+from elas.config import Config, ffn_width
+from elas.errors import ConfigError
+from elas.train.deepspeed_config import read_deepspeed_json, zero_stage
+
+
+def validate(config: Config, world_size: int) -> None:
+    """Check a configuration against itself and the number of ranks; data files are `elas.data.corpus.check_corpus`'s.
+
+    Args:
+        config: typed configuration.
+        world_size: ranks the launcher started.
+
+    Raises:
+        ConfigError: the first rule broken.
+    """
+    for rule in (_positive, _shape, _low_rank, _sparsity, _parallel, _zero, _batches, _not_yet):
+        rule(config)
+    _world(config, world_size)
+
+
+def _positive(config: Config) -> None:
+    not_negative = (
+        "schedule.warmup_steps sparsity.dense_steps optimizer.clip_grad optimizer.weight_decay checkpoint.keep "
+        "checkpoint.every_steps train.eval_every train.eval_batches log.sparsity_tokens"
+    )
+    positive = (
+        "model.hidden_size model.num_layers model.num_attention_heads model.vocab_size model.seq_length low_rank.rank "
+        "parallel.tensor parallel.pipeline parallel.virtual_pipeline train.steps train.micro_batch_size "
+        "train.global_batch_size log.every_steps"
+    )
+    at_least = {0: not_negative.split(), 1: positive.split()}
+    for least, keys in at_least.items():
+        for key in keys:
+            section, name = key.split(".")
+            value = getattr(getattr(config, section), name)
+            if value < least:
+                raise ConfigError(key, value, "too small", f"give {least} or more")
+    for section, values in config.to_dict().items():
+        for name, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{section}.{name}", value, "is not a number to compute with", "give a finite one")
+    if config.optimizer.lr <= 0:
+        raise ConfigError("optimizer.lr", config.optimizer.lr, "too small", "give more than 0")
+
+
+def _shape(config: Config) -> None:
+    model, tp = config.model, config.parallel.tensor
+    heads, groups = model.num_attention_heads, model.num_query_groups or model.num_attention_heads
+    if model.hidden_size % heads or (model.hidden_size // heads) % 2:
+        why = f"does not split into {heads} heads of an even width (model.num_attention_heads)"
+        raise ConfigError("model.hidden_size", model.hidden_size, why, f"give a multiple of {2 * heads}")
+    if groups < 1 or heads % groups:
+        fix = f"give a divisor of model.num_attention_heads={heads}"
+        raise ConfigError("model.num_query_groups", groups, "does not divide the heads", fix)
+    if heads % tp:
+        why = f"does not split over parallel.tensor={tp} ranks"
+        raise ConfigError("model.num_attention_heads", heads, why, f"give a multiple of {tp}, or fewer ranks")
+    if groups % tp:
+        why = f"does not split over parallel.tensor={tp} ranks"
+        raise ConfigError("model.num_query_groups", groups, why, f"give a multiple of {tp}, or fewer ranks")
+    if model.vocab_size % tp:
+        why = f"does not split over parallel.tensor={tp} ranks"
+        raise ConfigError(
+            "model.vocab_size", model.vocab_size, why, f"round it up to {-(-model.vocab_size // tp) * tp}"
+        )
+    longest = model.max_position_embeddings
+    if longest is not None and longest < model.seq_length:
+        why = f"shorter than model.seq_length={model.seq_length}"
+        raise ConfigError("model.max_position_embeddings", longest, why, f"give {model.seq_length} or more, or null")
+
+
+def _low_rank(config: Config) -> None:
+    if config.low_rank.kind == "none":
+        return
+    model, rank = config.model, config.low_rank.rank
+    groups = model.num_query_groups or model.num_attention_heads
+    sizes = {
+        "model.hidden_size": model.hidden_size,
+        "model.ffn_hidden_size": ffn_width(config),
+        "the key/value width": model.hidden_size // model.num_attention_heads * groups,
+    }
+    name, smallest = min(sizes.items(), key=lambda item: item[1])
+    if rank > smallest:
+        why = f"larger than the smallest dimension it factors ({name}, {smallest})"
+        raise ConfigError("low_rank.rank", rank, why, f"give {smallest} or less")
+
+
+def _sparsity(config: Config) -> None:
+    width, tp = ffn_width(config), config.parallel.tensor
+    key = "model.ffn_hidden_size"
+    if width < 1 or width % tp:
+        raise ConfigError(key, width, f"does not split over parallel.tensor={tp} ranks", f"give a multiple of {tp}")
+    if config.sparsity.kind == "none":
+        return
+    between = config.low_rank.kind == "cola" and config.low_rank.activation == "relu2"
+    if config.model.activation != "relu2" and not between:
+        why = "2:4 sparsity needs a squared ReLU"
+        raise ConfigError("model.activation", config.model.activation, why, "set it to relu2, or sparsity.kind to none")
+    if config.model.activation == "relu2" and width % (4 * tp):
+        why = (
+            f"2:4 groups would straddle the {tp} tensor-parallel shards"
+            if tp > 1
+            else "does not split into groups of 4"
+        )
+        below, above = width // (4 * tp) * 4 * tp, -(-width // (4 * tp)) * 4 * tp
+        raise ConfigError(key, width, why, f"give a multiple of {4 * tp}, such as {below or above} or {above}")
+    if between and config.low_rank.rank % 4:
+        raise ConfigError(
+            "low_rank.rank", config.low_rank.rank, "does not split into groups of 4", "give a multiple of 4"
+        )
+    if config.sparsity.method == "soft_threshold" and config.sparsity.scale <= 0:
+        raise ConfigError("sparsity.scale", config.sparsity.scale, "must be above 0", "give a value in [0.5, 2]")
+
+
+def _parallel(config: Config) -> None:
+    parallel, layers = config.parallel, config.model.num_layers
+    if parallel.sequence and parallel.tensor == 1:
+        fix = "set parallel.tensor above 1, or parallel.sequence to false"
+        raise ConfigError("parallel.sequence", True, "works only beside tensor parallelism", fix)
+    if parallel.sequence and config.model.seq_length % parallel.tensor:
+        why = f"does not split over parallel.tensor={parallel.tensor} ranks of parallel.sequence"
+        raise ConfigError("model.seq_length", config.model.seq_length, why, f"give a multiple of {parallel.tensor}")
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        fix = "set parallel.pipeline above 1, or parallel.virtual_pipeline to 1"
+        raise ConfigError("parallel.virtual_pipeline", parallel.virtual_pipeline, "needs a pipeline", fix)
+    chunks = parallel.pipeline * parallel.virtual_pipeline
+    if layers % chunks:
+        stages = f"parallel.pipeline={parallel.pipeline}"
+        if parallel.virtual_pipeline > 1:
+            stages += f" × parallel.virtual_pipeline={parallel.virtual_pipeline}"
+        raise ConfigError("model.num_layers", layers, f"does not split over {stages}", f"give a multiple of {chunks}")
+
+
+def _zero(config: Config) -> None:
+    stage = zero_stage(read_deepspeed_json(config))
+    parallel = config.parallel
+    if stage not in (0, 1, 2, 3):
+        raise ConfigError("parallel.deepspeed_config", parallel.deepspeed_config, f"ZeRO stage {stage}", "use 0 to 3")
+    if parallel.deepspeed_config is not None and parallel.zero not in (None, stage):
+        why = f"{parallel.deepspeed_config} asks for ZeRO {stage}"
+        raise ConfigError("parallel.zero", parallel.zero, why, "give one of the two")
+    if stage >= 2 and parallel.pipeline > 1:
+        why = f"not with parallel.pipeline={parallel.pipeline}: ZeRO {stage} moves gradients during the passes"
+        raise ConfigError("parallel.zero", stage, why, "use ZeRO 0 or 1, or no pipeline")
+    if stage == 3 and config.model.tie_embeddings:
+        raise ConfigError("model.tie_embeddings", True, "not with ZeRO 3", "use ZeRO 0 to 2, or untied embeddings")
+
+
+def _batches(config: Config) -> None:
+    parallel, train = config.parallel, config.train
+    if parallel.virtual_pipeline > 1 and train.global_batch_size % (train.micro_batch_size * parallel.pipeline):
+        why = f"an interleaved pipeline wants micro-batches in multiples of parallel.pipeline={parallel.pipeline}"
+        fix = f"give a multiple of {train.micro_batch_size * parallel.pipeline}"
+        raise ConfigError("train.global_batch_size", train.global_batch_size, why, fix)
+
+
+def _world(config: Config, world_size: int) -> None:
+    parallel, train = config.parallel, config.train
+    ranks = parallel.tensor * parallel.pipeline
+    if world_size % ranks:
+        key = "parallel.pipeline" if parallel.tensor == 1 else "parallel.tensor"
+        value = parallel.pipeline if parallel.tensor == 1 else parallel.tensor
+        why = f"tensor × pipeline = {parallel.tensor} × {parallel.pipeline} does not divide the world size {world_size}"
+        raise ConfigError(key, value, why, f"start a multiple of {ranks} ranks, or change the layout")
+    dp = world_size // ranks
+    each = train.micro_batch_size * dp * (parallel.pipeline if parallel.virtual_pipeline > 1 else 1)
+    if train.global_batch_size % each:
+        why = f"not divisible by train.micro_batch_size={train.micro_batch_size} × {dp} data-parallel ranks"
+        if parallel.virtual_pipeline > 1:
+            why += f" × parallel.pipeline={parallel.pipeline} (interleaved)"
+        fix = f"give a multiple of {each}"
+        raise ConfigError("train.global_batch_size", train.global_batch_size, why, fix)
+
+
+def _not_yet(config: Config) -> None:
+    if config.optimizer.kind == "loro":
+        raise ConfigError("optimizer.kind", "loro", "not in this version", "use adamw")
+    if config.checkpoint.async_save:
+        raise ConfigError("checkpoint.async_save", True, "not in this version", "set it to false")
+    run_dir = Path(config.train.run_dir)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError("train.run_dir", config.train.run_dir, "is a file", "give a folder")
+    there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError("train.run_dir", config.train.run_dir, f"{there} cannot be written to", "give another folder")

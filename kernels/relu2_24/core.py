@@ -1,0 +1,83 @@
+"""`ffn_core` as one autograd function around two plain passes, so that an implementation writes no autograd.
+
+Shapes: `f` features, `n` tokens, `r_in`, `r_out` widths of the two ends of the core.
+
+An implementation of `fused` or `compressed` memory is a `Passes`: a forward that also gives what to keep, and a
+backward that takes it back. Both see tokens as rows and run without a graph. Here they get leading shapes, saving,
+skipping of gradients that nobody wants, and the refusal of second derivatives.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from elas.kernels.relu2_24.options import Relu24Options
+from elas.kernels.relu2_24.reference import first_derivative_only
+
+Kept = tuple[Tensor, ...]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class Passes(Protocol):
+    """The two passes of one implementation; operands have one dtype and device, any strides, any number of tokens.
+
+    What is kept has a layout of its `ffn_memory`, the same in every implementation: nothing for `fused`,
+    `function.compress`'s tensors, `[n, …]`, for `compressed`.
+    """
+
+    def forward(
+        self, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, keep: bool
+    ) -> tuple[Tensor, Kept]:
+        """`u [n, r_in]`, `m_up [f, r_in]`, `n_down [r_out, f]` → new `v [n, r_out]`, and what to keep if `keep`."""
+        ...
+
+    def backward(
+        self,
+        u: Tensor,
+        m_up: Tensor,
+        n_down: Tensor,
+        kept: Kept,
+        dv: Tensor,
+        options: Relu24Options,
+        needs: tuple[bool, bool, bool],
+    ) -> Gradients:
+        """`dv [n, r_out]` → new du, dm_up, dn_down, None where `needs` is False; at least one is needed."""
+        ...
+
+
+def _rows(x: Tensor) -> Tensor:
+    """`[..., r]` as `[n, r]`, also where there are no tokens or no features to infer n from."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+
+
+class _Core(torch.autograd.Function):
+    """The two passes of an implementation, keeping u, the factors and what the forward pass says."""
+
+    @staticmethod
+    def forward(ctx, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, passes: Passes) -> Tensor:
+        v, kept = passes.forward(_rows(u), m_up, n_down, options, True)
+        ctx.options, ctx.passes = options, passes
+        ctx.save_for_backward(u, m_up, n_down, *kept)
+        return v.view(*u.shape[:-1], n_down.shape[0])
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx, dv: Tensor) -> tuple[Tensor | None, ...]:
+        u, m_up, n_down, *kept = ctx.saved_tensors
+        needs = tuple(ctx.needs_input_grad[:3])
+        du, dm_up, dn_down = ctx.passes.backward(_rows(u), m_up, n_down, tuple(kept), _rows(dv), ctx.options, needs)
+        return None if du is None else du.view(u.shape), dm_up, dn_down, None, None
+
+
+def differentiable(passes: Passes) -> Callable[[Tensor, Tensor, Tensor, Relu24Options], Tensor]:
+    """`core(u [..., r_in], m_up, n_down, options) -> v [..., r_out]` from two passes; differentiable once."""
+
+    def core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options) -> Tensor:
+        if torch.is_grad_enabled() and (u.requires_grad or m_up.requires_grad or n_down.requires_grad):
+            return _Core.apply(u, m_up, n_down, options, passes)
+        v, _ = passes.forward(_rows(u.detach()), m_up.detach(), n_down.detach(), options, False)
+        return v.view(*u.shape[:-1], n_down.shape[0])
+
+    return core

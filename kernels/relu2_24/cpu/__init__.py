@@ -1,0 +1,156 @@
+"""`ffn_core` on CPU in C++: fused and compressed memory, fp32 and bf16, in tiles of tokens × features.
+
+A tile's z is a small matrix product; relu², mask, square and gradient pass over it once, in AVX-512, AVX2 or plain
+C++, chosen at run time; what it gives goes into the next products while it is in cache. Nothing f wide is written but
+what `compressed` keeps. Each thread works on tiles of its own, so there are two places a pass where threads wait.
+
+- tile.h: what is done to a tile; rows.h: how, over `simd_*.h`; avx512.cpp, avx2.cpp, scalar.cpp: compiled for each.
+- products_f32.cpp: the passes around fp32 products (ATen). bf16 on machines without bf16 matrix instructions too.
+- products_bf16.cpp: the passes around bf16 products (oneDNN's brgemm) with fp32 sums.
+- core.cpp: the operators.
+
+Built once by the machine's C++ compiler into `elas.extensions.extensions_dir()`, half a minute; without a compiler
+`auto` takes plain PyTorch and says so.
+"""
+
+import functools
+import hashlib
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from elas import extensions
+from elas.errors import UserError
+from elas.kernels.relu2_24 import reference
+from elas.kernels.relu2_24.core import Gradients, Kept, Passes
+from elas.kernels.relu2_24.function import TorchCompressed
+from elas.kernels.relu2_24.fused import TorchFused
+from elas.kernels.relu2_24.options import Relu24Options
+from elas.kernels.relu2_24.registry import Implementation, register
+
+logger = logging.getLogger("elas.kernels")
+
+FLAGS = ["-O3", "-fopenmp", "-Wno-maybe-uninitialized"]  # at::parallel_for is a header that wants OpenMP
+WHAT = "the CPU kernel of the sparse FFN"
+
+
+def _sources() -> list[Path]:
+    return sorted(p for p in Path(__file__).parent.iterdir() if p.suffix in (".cpp", ".h"))
+
+
+def _name() -> str:
+    """Another name for other sources, so that an old build is never taken for them."""
+    digest = hashlib.sha256(repr(FLAGS).encode())
+    for source in _sources():
+        digest.update(source.read_bytes())
+    return f"elas_relu2_24_cpu_{digest.hexdigest()[:12]}"
+
+
+def prebuild() -> float:
+    """Build the extension if it is not there yet; a message is printed only when something is built.
+
+    Returns:
+        Seconds spent building; 0 when it was there.
+
+    Raises:
+        UserError: no compiler, a failed build, or another process that builds for too long.
+    """
+    name = _name()
+
+    def build(folder: Path, timeout_s: float) -> None:
+        extensions.compiler()
+        sources = [str(source) for source in _sources() if source.suffix == ".cpp"]
+        code = (
+            "from torch.utils.cpp_extension import load\n"
+            f"load({name!r}, {sources!r}, extra_cflags={FLAGS!r}, extra_ldflags=['-fopenmp'], "
+            f"build_directory={str(folder)!r}, is_python_module=False)\n"
+        )
+        extensions.run_build(code, folder, timeout_s, WHAT)
+
+    return extensions.build_once(name, build, what=WHAT)
+
+
+@functools.cache
+def operators():
+    """`torch.ops.elas_relu2_24_cpu`, built if need be.
+
+    Raises:
+        UserError: see `prebuild`.
+    """
+    name = _name()
+    prebuild()
+    torch.ops.load_library(str(extensions.library(name)))
+    ops = torch.ops.elas_relu2_24_cpu
+    logger.debug("relu2_24 on cpu: %s", ops.description())
+    return ops
+
+
+@functools.cache
+def _obstacle() -> str | None:
+    try:
+        operators()
+    except (UserError, OSError) as error:
+        logger.warning("relu2_24: the C++ kernel cannot be had, plain PyTorch takes its place: %s", error)
+        return str(error)
+    return None
+
+
+def _available(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return "runs on CPU"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return "takes float32 and bfloat16"
+    return _obstacle()
+
+
+def _mode(options: Relu24Options) -> int:
+    """`enum Mode` of tile.h."""
+    if not options.sparse:
+        return 0
+    return 1 + 2 * (options.method == "soft_threshold") + (options.gradient == "ste")
+
+
+class CpuPasses:
+    """`Passes` in C++.
+
+    Args:
+        keeps: `compressed` memory; else `fused`.
+        plain: serves operands without a single value.
+    """
+
+    def __init__(self, keeps: bool, plain: Passes):
+        self.keeps, self.plain = keeps, plain
+
+    def forward(
+        self, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, keep: bool
+    ) -> tuple[Tensor, Kept]:
+        """See `Passes`."""
+        if not (u.numel() and m_up.numel() and n_down.numel()):
+            return self.plain.forward(u, m_up, n_down, options, keep)
+        if not keep and u.shape[0] < 32:  # generating text: nothing to save, and all threads share one product
+            return reference.ffn_core(u, m_up, n_down, options), ()
+        v, *kept = operators().forward(u, m_up, n_down, _mode(options), options.scale, keep and self.keeps)
+        return v, tuple(kept)
+
+    def backward(
+        self,
+        u: Tensor,
+        m_up: Tensor,
+        n_down: Tensor,
+        kept: Kept,
+        dv: Tensor,
+        options: Relu24Options,
+        needs: tuple[bool, bool, bool],
+    ) -> Gradients:
+        """See `Passes`."""
+        if not (u.numel() and m_up.numel() and n_down.numel()):
+            return self.plain.backward(u, m_up, n_down, kept, dv, options, needs)
+        grads = operators().backward(u, m_up, n_down, list(kept), dv, _mode(options), options.scale, *needs)
+        return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+
+
+for _memory, _plain in (("fused", TorchFused()), ("compressed", TorchCompressed())):
+    _passes = CpuPasses(_memory == "compressed", _plain)
+    register(Implementation.of_passes("cpu", _memory, _passes, _available, priority=10))

@@ -1,0 +1,74 @@
+"""The public calls: check the inputs once, choose an implementation, run it.
+
+Shapes: `f` features, `r_in`, `r_out` widths of the two ends of the core.
+"""
+
+import torch
+from torch import Tensor
+
+from elas.kernels.relu2_24 import compiled, function, reference, registry
+from elas.kernels.relu2_24.fused import TorchFused
+from elas.kernels.relu2_24.options import Relu24Options, check_activation, check_core
+
+
+def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
+    """`s = prune(relu(z)²)` element by element over groups of four consecutive features.
+
+    Args:
+        z: `[..., f]`, fp64, fp32 or bf16, any strides; f % 4 == 0 when `options.sparse`. Not modified.
+        options: `ffn_memory` says what is kept for the backward pass; the activation alone has no products to fuse
+            with, so `fused` keeps what `compressed` does.
+
+    Returns:
+        s: shape and dtype of z, the same values whatever `ffn_memory`.
+
+    Raises:
+        UserError: fp16 or another dtype that is not taken.
+        ConfigError: f does not divide by 4.
+
+    Source: arXiv 2605.03667; gradients as `Relu24Options` defines them.
+    """
+    check_activation(z.dtype, z.shape[-1], options)
+    return (reference if options.ffn_memory == "eager" else function).relu2_24(z, options)
+
+
+def ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, implementation: str = "auto") -> Tensor:
+    """`v = prune(relu²(u m_upᵀ)) n_downᵀ`, the FFN between its two inner widths.
+
+    Args:
+        u: `[..., r_in]`, fp64, fp32 or bf16, any strides, any number of tokens.
+        m_up: `[f, r_in]`, factor_out of the up projection (full rank: its weight), same dtype.
+        n_down: `[r_out, f]`, factor_in of the down projection (full rank: its weight), same dtype.
+        options: pruning, gradient and memory; see `Relu24Options`.
+        implementation: name of a registered implementation, or `auto`; see `registry.select`.
+
+    Returns:
+        v: `[..., r_out]` in the dtype of u. Under tensor parallelism f is this rank's share and v a partial sum.
+
+    Raises:
+        UserError: shapes or dtypes that do not fit; fp16.
+        ConfigError: f does not divide by 4, or the memory mode or implementation cannot be had.
+    """
+    check_core(u, m_up, n_down, options)
+    if torch.compiler.is_compiling():
+        if options.ffn_memory != "eager":
+            return compiled.ffn_core(u, m_up, n_down, options, implementation)
+        if implementation in ("auto", "reference"):
+            return reference.ffn_core(u, m_up, n_down, options)
+    return registry.select(options, u.device, u.dtype, implementation).core(u, m_up, n_down, options)
+
+
+def _everywhere(device: torch.device, dtype: torch.dtype) -> None:
+    """Plain PyTorch runs on every device, in every dtype that passed the check."""
+
+
+registry.register(registry.Implementation("reference", "eager", reference.ffn_core, _everywhere, priority=0))
+for _memory, _passes in (("fused", TorchFused()), ("compressed", function.TorchCompressed())):
+    registry.register(registry.Implementation.of_passes("torch", _memory, _passes, _everywhere, priority=0))
+
+from elas.kernels.relu2_24 import (  # noqa: E402
+    cpu,  # noqa: F401  (these register themselves)
+    semi_structured,  # noqa: F401
+    triton_packing,  # noqa: F401
+    triton_passes,  # noqa: F401
+)

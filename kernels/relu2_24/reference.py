@@ -1,0 +1,138 @@
+"""The operation in plain autograd, which is the truth the other implementations are tested against.
+
+Shapes: `f` features, `g = f / 4` groups, `r_in`, `r_out` widths of the two ends of the core; ρ = relu(z).
+
+Pruning ranks ρ, not ρ²: the mask is the same where ρ² keeps them apart, and squaring in bf16 makes ties. Not-a-number
+is never hidden: relu keeps it, and it ranks as +inf, so a group with a NaN keeps a NaN (or, before it, two infinities).
+Only the gradient at a dropped NaN or infinity (the third in its group) is the implementation's: here 0 · NaN.
+
+Saved for the backward pass, × one bf16 activation, z not counted: dense 1.0 (ρ), masked magnitude 1.5 (ρ and a bool
+mask), ste 1.0 (ρ), masked soft threshold 3.0 (ρ, ρ − t, two masks); the product with n_down keeps s, another 1.0.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, pad
+
+from elas.kernels.relu2_24.options import Relu24Options
+from elas.kernels.relu2_24.pack import keep_and_third, keep_mask
+
+
+def first_derivative_only(backward: Callable) -> Callable:
+    """Decorate the backward of an autograd function: asked for a graph of itself, it raises.
+
+    PyTorch's `once_differentiable` raises only where the incoming gradient has a graph; after `loss.sum()` it has
+    none, and a second derivative would silently lack what comes through the saved activation.
+    """
+
+    @wraps(backward)
+    def checked(ctx, *grads):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "relu2_24 has no second derivative in fused or compressed memory or with ste: leave create_graph out, "
+                "or use ffn_memory eager with gradient masked"
+            )
+        return backward(ctx, *grads)
+
+    return checked
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Value of `s`, gradient to `a` as if s were a."""
+
+    @staticmethod
+    def forward(ctx, a: Tensor, s: Tensor) -> Tensor:
+        return s.view_as(s)
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx, ds: Tensor) -> tuple[Tensor, None]:
+        return ds, None
+
+
+def prune_magnitude(rho: Tensor, keep: Tensor) -> Tensor:
+    """`ρ²` where kept, else 0: `[..., f]` in the dtype of `rho [..., f]`; keep is bool `[..., f]`."""
+    return torch.where(keep, rho.square(), 0)
+
+
+def prune_soft_threshold(rho: Tensor, keep: Tensor, third: Tensor, scale: float) -> Tensor:
+    """`scale · (ρ − t)²` where kept, else 0: `[..., f]` in the dtype of `rho [..., f]`; two bool masks `[..., f]`.
+
+    t is ρ at the third. Derivative: `d_i = 2·scale·(ρ_i − t)` at the kept, `−Σ d_i` at the third; of equal values the
+    one with the higher index counts as the smaller (the order of pack.py), which fixes the third among ties.
+    """
+    groups = (rho.shape[-1] // 4, 4)
+    t = torch.where(third, rho, 0).unflatten(-1, groups).sum(-1, keepdim=True)
+    excess = (rho.unflatten(-1, groups) - t).flatten(-2)
+    # Masked before squaring, so that what is dropped cannot reach the gradient as 0 · inf.
+    return scale * torch.where(keep, excess, 0).square()
+
+
+def prune(rho: Tensor, options: Relu24Options) -> Tensor:
+    """s of `rho [..., f]` by `options.method`; plain `ρ²` when not `options.sparse`. Differentiable as written."""
+    if not options.sparse:
+        return rho.square()
+    if options.method == "magnitude":
+        return prune_magnitude(rho, keep_mask(rho))
+    return prune_soft_threshold(rho, *keep_and_third(rho), options.scale)
+
+
+def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
+    """`s = prune(relu(z)²)`, differentiable once (ste) or as often as PyTorch likes (masked).
+
+    Args:
+        z: `[..., f]`, fp64, fp32 or bf16, f % 4 == 0 when `options.sparse`.
+        options: everything but `ffn_memory` is looked at.
+
+    Returns:
+        s: shape and dtype of z.
+
+    Source: arXiv 2605.03667 (relu², 2:4 along the features of a token), arXiv 2503.16672.
+    """
+    rho = z.relu()
+    if not options.sparse or options.gradient == "masked":
+        return prune(rho, options)
+    scale = options.scale if options.method == "soft_threshold" else 1.0
+    return _StraightThrough.apply(scale * rho.square(), prune(rho.detach(), options))
+
+
+def ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options) -> Tensor:
+    """`v = prune(relu²(u m_upᵀ)) n_downᵀ`: `u [..., r_in]`, `m_up [f, r_in]`, `n_down [r_out, f]`, `v [..., r_out]`."""
+    return linear(relu2_24(linear(u, m_up), options), n_down)
+
+
+@torch.no_grad()
+def activation_stats(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How sparse `relu(z)²` is before any pruning, and what 2:4 would cost.
+
+    Args:
+        z: `[..., f]`, any floating dtype; a last group of fewer than four features counts as a group.
+
+    Returns:
+        int64 0-dim `(zeros, nonzeros, dropped)`: zeros and non-zeros of `relu(z)²` (NaN is a non-zero), and the
+        non-zeros beyond two in their group.
+    """
+    nonzero = z.relu().square() != 0
+    count = nonzero.sum()
+    groups = pad(nonzero, (0, -z.shape[-1] % 4)).unflatten(-1, (-(-z.shape[-1] // 4), 4))
+    dropped = (groups.sum(-1) - 2).clamp_min(0).sum()
+    return nonzero.numel() - count, count, dropped
+
+
+@torch.no_grad()
+def fit_scale(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The two sums of the least-squares β of the soft threshold, `β = Σ a·s / Σ s²`; add them over samples and ranks.
+
+    Args:
+        z: `[..., f]`, fp64, fp32 or bf16, f % 4 == 0.
+
+    Returns:
+        fp64 0-dim `(Σ a·s, Σ s²)` with `a = relu(z)²` and s the soft threshold of scale 1; products are taken in fp32
+        (fp64 for fp64 input).
+    """
+    rho = z.to(torch.promote_types(z.dtype, torch.float32)).relu()
+    s = prune_soft_threshold(rho, *keep_and_third(rho), 1.0)
+    return (rho.square() * s).sum(dtype=torch.float64), s.square().sum(dtype=torch.float64)

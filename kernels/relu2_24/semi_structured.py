@@ -1,0 +1,163 @@
+"""The down product of compressed memory by the libraries' 2:4 products: cuSPARSELt, and CUTLASS as PyTorch builds it.
+
+Shapes: `f` features, `g = f / 4` groups, `n` tokens, `r_in`, `r_out` widths of the two ends of the core.
+
+Both take the sparse operand first, so tokens are the rows of s and `v = s · n_downᵀ`.
+
+- CUTLASS takes the kept values `[n, f/2]` as pack.py has them, and 16-bit words of four groups each. A word is two of
+  our bytes, low byte first: the encoding is the same. Only the order of the words is its own, made for the loads of
+  `mma.sp`; `word_places` gives it (cutlass/util/host_reorder.h, `reorder_meta`). Chips of compute capability 8.x.
+- cuSPARSELt's compressed form is its own business and may differ by chip: it is handed the pruned s, in full, and
+  compresses it itself. Compute capability 8.0 and newer.
+
+bf16 alone: for fp32 both mean 1:2. Untimed, and at r = 256 the product is bound by reading the activation, where fewer
+FLOPs help little: they rank below `triton`, which runs wherever they do, so only their names choose them.
+"""
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from elas.errors import ConfigError, UserError
+from elas.kernels.relu2_24 import pack, triton_passes
+from elas.kernels.relu2_24.core import Kept
+from elas.kernels.relu2_24.options import Relu24Options
+from elas.kernels.relu2_24.registry import Implementation, register
+from elas.kernels.relu2_24.triton_packing import NOTHING, PACKED, RHO, TritonCompressed, squeeze
+
+Library = Literal["cusparselt", "cutlass"]
+
+MULTIPLES: dict[Library, tuple[int, int, int]] = {"cusparselt": (16, 16, 8), "cutlass": (32, 64, 8)}
+"""What tokens, features and r_out must divide by."""
+
+
+def check_multiples(library: Library, tokens: int, features: int, r_out: int) -> None:
+    """Refuse a product `s [tokens, features] · n_downᵀ [features, r_out]` that the library does not take.
+
+    Raises:
+        ConfigError: features or r_out do not divide.
+        UserError: tokens do not.
+    """
+    rows, columns, outputs = MULTIPLES[library]
+    if features % columns:
+        raise ConfigError(
+            "model.ffn_hidden_size",
+            features,
+            f"{library} takes 2:4 matrices whose columns on a rank divide by {columns}",
+            "choose such a size, or sparsity.implementation auto",
+        )
+    if r_out % outputs:
+        raise ConfigError(
+            "low_rank.rank",
+            r_out,
+            f"{library} multiplies by matrices whose columns divide by {outputs}",
+            "choose such a rank, or sparsity.implementation auto",
+        )
+    if tokens == 0 or tokens % rows:
+        raise UserError(
+            f"{library} takes 2:4 matrices whose rows divide by {rows}, not {tokens} tokens; choose micro_batch_size "
+            "and sequence length so, or sparsity.implementation auto"
+        )
+
+
+def word_places(n: int, words: int, device: torch.device) -> Tensor:
+    """Where CUTLASS keeps each 16-bit word of `[n, words]`, row by row: int64 `[n · words]` into the flat result.
+
+    Rows go in blocks of 32 of which every eighth lie together; the 2 × 2 words of two such rows are transposed; pairs
+    of columns are stored column-major.
+    """
+    row = torch.arange(n, device=device)[:, None]
+    column = torch.arange(words, device=device)[None, :]
+    row = row // 32 * 32 + row % 8 * 4 + row % 32 // 8
+    swap = column % 2 - row % 2  # 1 top right, -1 bottom left
+    row, column = row + swap, column - swap
+    return (column // 2 * (2 * n) + row * 2 + column % 2).flatten()
+
+
+def to_cutlass(values: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """CUTLASS's operand from the packed form.
+
+    Args:
+        values: kept values `[n, f/2]`, n % 32 == 0, f % 64 == 0.
+        codes: uint8 `[n, f/8]`, two groups a byte, or `[n, f/4]`, a byte a group (soft threshold).
+
+    Returns:
+        values, and its metadata int16 `[n, f/16]`: what `torch._sparse_semi_structured_mm` takes.
+    """
+    n, f = values.shape[0], 2 * values.shape[1]
+    check_multiples("cutlass", n, f, 0)
+    if codes.shape[1] == f // 4:
+        codes = pack.encode(codes & 3, (codes >> 2) & 3)
+    words = codes.contiguous().view(torch.int16)
+    meta = torch.empty_like(words).flatten()
+    meta[word_places(n, words.shape[1], words.device)] = words.flatten()
+    return values.contiguous(), meta.view(words.shape)
+
+
+def from_cutlass(values: Tensor, meta: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse of `to_cutlass`: values `[n, f/2]` and codes uint8 `[n, f/8]`."""
+    words = meta.flatten()[word_places(*meta.shape, meta.device)].view(meta.shape)
+    return values, words.view(torch.uint8)
+
+
+def down_product(library: Library, s: Tensor, packed: Kept, n_down: Tensor) -> Tensor:
+    """`s [n, f] · n_downᵀ` `[n, r_out]` by a library; `packed` is `(values, codes)` of s for CUTLASS."""
+    check_multiples(library, *s.shape, n_down.shape[0])
+    if library == "cusparselt":
+        return torch._cslt_sparse_mm(torch._cslt_compress(s.contiguous()), n_down.T)
+    values, meta = to_cutlass(*packed)
+    return torch._sparse_semi_structured_mm(values, meta, n_down.T)
+
+
+def obstacle(library: Library, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the library cannot multiply on `device` in `dtype`, or None."""
+    reason = triton_passes.obstacle(device, torch.bfloat16)
+    if reason is not None:
+        return reason
+    if dtype != torch.bfloat16:
+        return f"{library} takes 2:4 matrices in bfloat16, not {dtype}"
+    if library == "cusparselt" and not torch.backends.cusparselt.is_available():
+        return "this PyTorch is built without cuSPARSELt"
+    if library == "cutlass" and torch.cuda.get_device_capability(device)[0] != 8:
+        return "PyTorch's CUTLASS 2:4 products are for compute capability 8.x; use cusparselt"
+    return None
+
+
+def unsupported(options: Relu24Options) -> str | None:
+    """Why a library does not serve these options, or None."""
+    return None if options.sparse else "nothing is 2:4 before dense_steps have passed"
+
+
+class LibraryCompressed(TritonCompressed):
+    """`Passes` of compressed memory whose down product is a library's; the backward pass is TritonCompressed's."""
+
+    def __init__(self, library: Library):
+        self.library = library
+
+    def forward(
+        self, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, keep: bool
+    ) -> tuple[Tensor, Kept]:
+        """`v [n, r_out]` and what `function.compress` keeps."""
+        z = torch.nn.functional.linear(u, m_up)
+        masked = options.gradient == "masked"
+        needs_packed = self.library == "cutlass" or (keep and masked)
+        s, packed = squeeze(z, options, PACKED if needs_packed else NOTHING)
+        v = down_product(self.library, s, packed, n_down)
+        if not keep:
+            return v, ()
+        return v, packed if masked else squeeze(z, options, RHO)[1]
+
+
+for _library, _priority in (("cusparselt", 6), ("cutlass", 5)):
+    register(
+        Implementation.of_passes(
+            _library,
+            "compressed",
+            LibraryCompressed(_library),
+            partial(obstacle, _library),
+            priority=_priority,
+            supports=unsupported,
+        )
+    )

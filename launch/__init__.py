@@ -1,0 +1,1 @@
+"""Starting jobs: `pretrain.py` is the one file that every launcher starts."""

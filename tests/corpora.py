@@ -1,0 +1,50 @@
+"""Tiny Megatron token files for tests."""
+
+from pathlib import Path
+
+import numpy as np
+
+
+def write_corpus(prefix: Path, *, documents: int = 40, length: int = 200, vocab: int = 512, seed: int = 0) -> str:
+    """Write `prefix.bin/.idx` of random documents, each a noisy arithmetic progression: something to learn.
+
+    Returns:
+        The prefix as text.
+    """
+    from elas.data_prep.indexed_writer import IndexedWriter
+
+    random = np.random.default_rng(seed)
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    writer = IndexedWriter(prefix, np.uint16)
+    for _ in range(documents):
+        steps = random.choice([1, 2, 3], size=length)
+        writer.add(((random.integers(vocab) + np.cumsum(steps)) % vocab).astype(np.uint16), length)
+    writer.commit({"vocab_size": vocab, **writer.finalize()})
+    return str(prefix)
+
+
+SMALL = {
+    "model.hidden_size": 64,
+    "model.num_layers": 2,
+    "model.num_attention_heads": 4,
+    "model.ffn_hidden_size": 128,
+    "model.vocab_size": 512,
+    "model.seq_length": 32,
+    "low_rank.rank": 16,
+    "sparsity.dense_steps": 2,
+    "optimizer.lr": 3e-3,
+    "schedule.warmup_steps": 2,
+    "train.dtype": "float32",
+    "train.micro_batch_size": 2,
+    "train.global_batch_size": 8,
+    "train.steps": 10,
+    "train.eval_batches": 1,
+    "checkpoint.every_steps": 3,
+    "log.every_steps": 1,
+    "log.tensorboard": False,
+}
+
+
+def arguments(settings: dict) -> list[str]:
+    """Settings by dotted key as command-line arguments."""
+    return [f"--{key}={'null' if value is None else value}" for key, value in settings.items()]

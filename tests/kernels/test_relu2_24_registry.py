@@ -1,0 +1,119 @@
+"""Which implementation runs: `auto` takes the best and says so once; a name that cannot be had is refused."""
+
+import logging
+
+import pytest
+import torch
+
+from elas.errors import ConfigError
+from elas.kernels.relu2_24 import Implementation, Relu24Options, ffn_core, implementations, register, registry, select
+
+CPU = torch.device("cpu")
+COMPRESSED = Relu24Options(ffn_memory="compressed")
+
+
+@pytest.fixture
+def added(monkeypatch):
+    """A function that registers an implementation for this test only, beside the plain ones alone."""
+    plain = {key: one for key, one in registry._registered.items() if one.name in ("torch", "reference")}
+    monkeypatch.setattr(registry, "_registered", plain)
+    monkeypatch.setattr(registry, "_obstacles", {})
+    monkeypatch.setattr(registry, "_announced", set())
+    names = []
+
+    def add(name, priority, reason=None, ffn_memory="compressed", unsupported=None):
+        def core(u, m_up, n_down, options):
+            return u.new_full((1,), priority)
+
+        register(
+            Implementation(
+                name, ffn_memory, core, lambda device, dtype: reason, priority, supports=lambda options: unsupported
+            )
+        )
+        names.append((name, ffn_memory))
+
+    yield add
+    for name, ffn_memory in names:
+        registry.unregister(name, ffn_memory)
+
+
+def test_the_plain_implementations_are_registered():
+    assert [one.name for one in implementations("eager")] == ["reference"]
+    for memory in ("compressed", "fused"):
+        assert implementations(memory)[-1].name == "torch"
+
+
+def test_auto_runs_the_available_one_of_highest_priority(added):
+    added("best", 30, reason="no such device here")
+    added("good", 20)
+    added("fair", 10)
+    assert select(COMPRESSED, CPU, torch.float32).name == "good"
+    args = torch.ones(2, 3), torch.ones(4, 3), torch.ones(5, 4)
+    assert ffn_core(*args, COMPRESSED).item() == 20
+    assert ffn_core(*args, COMPRESSED, implementation="fair").item() == 10
+    assert ffn_core(*args, COMPRESSED, implementation="torch").shape == (2, 5)
+
+
+def test_auto_says_once_what_it_chose_and_why(added, caplog):
+    added("best", 30, reason="no such device here")
+    with caplog.at_level(logging.INFO, "elas.kernels"):
+        for _ in range(3):
+            select(COMPRESSED, CPU, torch.float32)
+        assert len(caplog.records) == 1
+        line = caplog.records[0].getMessage()
+        assert "torch" in line
+        assert "best: no such device here" in line
+        select(COMPRESSED, CPU, torch.bfloat16)
+        assert len(caplog.records) == 2
+
+
+def test_the_machine_is_asked_once_a_device_and_dtype():
+    asked = []
+    one = Implementation("asking", "compressed", None, lambda *where: asked.append(where), 50)
+    register(one)
+    try:
+        for _ in range(3):
+            assert select(COMPRESSED, CPU, torch.float32) is one
+        assert asked == [(CPU, torch.float32)]
+    finally:
+        registry.unregister("asking", "compressed")
+
+
+def test_an_explicit_name_that_cannot_run_is_refused_with_the_reason(added):
+    added("best", 30, reason="no such device here")
+    with pytest.raises(ConfigError, match=r"sparsity\.implementation='best': .*no such device here"):
+        select(COMPRESSED, CPU, torch.float32, "best")
+
+
+def test_options_an_implementation_does_not_support_pass_it_over(added):
+    added("partial", 30, unsupported="ste is not written yet")
+    assert select(COMPRESSED, CPU, torch.float32).name == "torch"
+    with pytest.raises(ConfigError, match="ste is not written yet"):
+        select(COMPRESSED, CPU, torch.float32, "partial")
+
+
+@pytest.mark.parametrize("name", ("nonesuch", "reference"))
+def test_a_name_unknown_for_the_memory_mode_is_refused_with_the_names_there_are(name):
+    match = rf"sparsity\.implementation='{name}': .*ffn_memory=compressed; use auto \|.* torch"
+    with pytest.raises(ConfigError, match=match):
+        select(COMPRESSED, CPU, torch.float32, name)
+
+
+def test_a_fused_implementation_just_joins(added):
+    added("new", 99, ffn_memory="fused")
+    options = Relu24Options(ffn_memory="fused")
+    assert ffn_core(torch.ones(2, 3), torch.ones(4, 3), torch.ones(5, 4), options).item() == 99
+    assert select(COMPRESSED, CPU, torch.float32).ffn_memory == "compressed"
+
+
+def test_when_none_can_run_every_reason_is_given(added, monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+    added("one", 2, reason="first reason", ffn_memory="fused")
+    added("two", 1, reason="second reason", ffn_memory="fused")
+    with pytest.raises(ConfigError, match=r"one: first reason; two: second reason"):
+        select(Relu24Options(ffn_memory="fused"), CPU, torch.float32)
+
+
+def test_a_name_is_taken_once(added):
+    with pytest.raises(RuntimeError, match="registered twice"):
+        added("torch", 5)

@@ -1,0 +1,80 @@
+"""What the parity tests run on each rank: a few optimizer steps of a small model on fixed tokens.
+
+Every layout sees the same global batch and starts from the same weights (`elas.model.init`), so losses and gradient
+norms of each step can be compared between layouts.
+"""
+
+from functools import lru_cache
+
+import torch
+
+STEPS = 10
+DENSE_STEPS = 3  # 2:4 is switched on at this step, as the training loop does
+GLOBAL_BATCH = 8
+
+SMALL = {
+    "model.hidden_size": 64,
+    "model.num_layers": 4,
+    "model.num_attention_heads": 4,
+    "model.ffn_hidden_size": 128,
+    "model.vocab_size": 256,
+    "model.seq_length": 32,
+    "low_rank.rank": 16,
+    "sparsity.dense_steps": DENSE_STEPS,
+    "optimizer.lr": 1e-3,
+    "optimizer.clip_grad": 0.3,
+    "train.dtype": "float32",
+    "train.micro_batch_size": 2,
+    "train.global_batch_size": GLOBAL_BATCH,
+    "train.seed": 1234,
+}
+
+
+@lru_cache
+def tokens(step: int, vocab: int = 256, length: int = 33) -> torch.Tensor:
+    """Samples of one step, int64 `[GLOBAL_BATCH, length]`: half a Zipf law, half a fixed successor of the last."""
+    generator = torch.Generator().manual_seed(100 + step)
+    zipf = 1.0 / torch.arange(1, vocab + 1)
+    drawn = torch.multinomial(zipf, GLOBAL_BATCH * length, replacement=True, generator=generator).view(-1, length)
+    follow = torch.rand(drawn.shape, generator=generator) < 0.5
+    for t in range(1, length):
+        drawn[:, t] = torch.where(follow[:, t], (drawn[:, t - 1] * 7 + 3) % vocab, drawn[:, t])
+    return drawn
+
+
+def curve(overrides: dict, fault: str | None = None) -> list[tuple[float, float]]:
+    """Train `STEPS` steps on this rank's layout.
+
+    Args:
+        overrides: configuration by dotted key, over `SMALL`.
+        fault: name of a function of `elas.train.grads` to leave out, to see that the comparison notices.
+
+    Returns:
+        Loss and gradient norm of each step.
+    """
+    from elas import parallel
+    from elas.config import load_config
+    from elas.model.activation import set_sparse
+    from elas.train import grads
+    from elas.train.engine import Engine
+
+    config = load_config(None, {**SMALL, **overrides})
+    layout = parallel.initialize(config.parallel, seed=config.train.seed)
+    kept = getattr(grads, fault) if fault else None
+    if fault:
+        setattr(grads, fault, lambda _models: None)
+    try:
+        engine = Engine(config, layout)
+        return [_step(engine, step, set_sparse) for step in range(STEPS)]
+    finally:
+        if fault:
+            setattr(grads, fault, kept)
+
+
+def _step(engine, step: int, set_sparse) -> tuple[float, float]:
+    set_sparse(engine.chunks, step >= DENSE_STEPS)
+    engine.set_learning_rate(engine.config.optimizer.lr)
+    size, layout = engine.config.train.micro_batch_size, engine.layout
+    samples = tokens(step)
+    starts = [(m * layout.dp + layout.dp_rank) * size for m in range(engine.micro_batches)]
+    return engine.step((samples[s : s + size, :-1], samples[s : s + size, 1:]) for s in starts)

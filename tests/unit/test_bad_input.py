@@ -1,0 +1,163 @@
+"""Each mistake: exit status 2, one line on stderr naming key and fix, before any process group exists."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from corpora import SMALL, arguments, write_corpus
+
+from elas import cli
+from elas.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> str:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "text")
+
+
+@pytest.fixture
+def no_groups(monkeypatch):
+    """Whoever would make a process group fails the test."""
+    import torch.distributed
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("a process group was made")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", refuse)
+
+
+def zero_json(tmp_path, text='{"zero_optimization": {"stage": 2}}') -> str:
+    path = tmp_path / "zero.json"
+    path.write_text(text)
+    return str(path)
+
+
+BAD = {
+    "unknown key": ({"model.hiden_size": 64}, 1, "did you mean model.hidden_size"),
+    "unknown section": ({"modell.hidden_size": 64}, 1, "did you mean model.hidden_size"),
+    "d_ff not by 4": ({"model.ffn_hidden_size": 130}, 1, "model.ffn_hidden_size=130: does not split into groups of 4"),
+    "d_ff not by 4·tp": ({"model.ffn_hidden_size": 132, "parallel.tensor": 2}, 2, "model.ffn_hidden_size=132"),
+    "d_ff not by tp": (
+        {"model.ffn_hidden_size": 129, "parallel.tensor": 2, "sparsity.kind": "none"}, 2, "model.ffn_hidden_size=129",
+    ),
+    "heads not by tp": (
+        {"parallel.tensor": 8, "model.ffn_hidden_size": 256}, 8,
+        "model.num_attention_heads=4: does not split over parallel.tensor=8",
+    ),
+    "groups not by tp": ({"parallel.tensor": 2, "model.num_query_groups": 1}, 2, "model.num_query_groups=1"),
+    "vocabulary not by tp": ({"parallel.tensor": 2, "model.vocab_size": 513}, 2, "model.vocab_size=513"),
+    "layers not by pp": ({"parallel.pipeline": 2, "model.num_layers": 3}, 2, "model.num_layers=3"),
+    "layers not by pp·vpp": ({"parallel.pipeline": 2, "parallel.virtual_pipeline": 2}, 2, "model.num_layers=2"),
+    "zero 2 with a pipeline": ({"parallel.pipeline": 2, "parallel.zero": 2}, 2, "parallel.zero=2: not with"),
+    "zero 3 with a pipeline": ({"parallel.pipeline": 2, "parallel.zero": 3}, 2, "parallel.zero=3: not with"),
+    "rank too large": ({"low_rank.rank": 65}, 1, "low_rank.rank=65: larger than"),
+    "missing data": ({"data.train": "nowhere/text"}, 1, "there is no nowhere/text.idx"),
+    "no data": ({"data.train": None}, 1, "data.train=None"),
+    "no validation share": ({"data.split": "100,0,0"}, 1, "data.split='100,0,0'"),
+    "no document to validate on": ({"data.split": "999,1,0"}, 1, "leaves no document of"),
+    "no document to train on": ({"data.split": "1,999,0"}, 1, "to train on"),
+    "vocabulary too small": ({"model.vocab_size": 256}, 1, "model.vocab_size=256: smaller than the 512 tokens"),
+    "global batch": ({"train.global_batch_size": 9}, 1, "train.global_batch_size=9: not divisible"),
+    "global batch over ranks": ({"train.global_batch_size": 6}, 2, "train.global_batch_size=6: not divisible"),
+    "tp·pp not in world": ({"parallel.tensor": 2}, 1, "parallel.tensor=2: tensor × pipeline = 2 × 1 does not divide"),
+    "tp·pp not in 3": ({"parallel.pipeline": 2, "train.global_batch_size": 12}, 3, "does not divide the world size 3"),
+    "sequence without tensor": ({"parallel.sequence": True}, 1, "parallel.sequence=True"),
+    "swiglu with 2:4": ({"model.activation": "swiglu"}, 1, "needs a squared ReLU"),
+    "loro": ({"optimizer.kind": "loro"}, 1, "not in this version"),
+    "unknown kernel": ({"sparsity.implementation": "tritn"}, 1, "sparsity.implementation='tritn'"),
+    "no number": ({"optimizer.lr": "nan"}, 1, "optimizer.lr="),
+    "zero steps": ({"train.steps": 0}, 1, "train.steps=0: too small"),
+    "resume from nowhere": ({"checkpoint.resume": "nowhere"}, 1, "checkpoint.resume='nowhere'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_status_2(name, corpus, tmp_path, monkeypatch, capsys, no_groups):
+    overrides, world, expected = BAD[name]
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    settings = {
+        **SMALL,
+        "data.train": corpus,
+        "data.split": "90,10,0",
+        "train.run_dir": str(tmp_path / "run"),
+        **overrides,
+    }
+    assert cli.exit_status(cli.run, ["train", *arguments(settings)]) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_empty_and_foreign_token_files_are_refused(corpus, tmp_path, capsys, no_groups):
+    empty, foreign = tmp_path / "empty", tmp_path / "foreign"
+    with open(f"{corpus}.idx", "rb") as file:
+        header = file.read(9 + 9)
+    empty.with_suffix(".idx").write_bytes(header + (0).to_bytes(8, "little") + (1).to_bytes(8, "little"))
+    empty.with_suffix(".bin").write_bytes(b"")
+    foreign.with_suffix(".idx").write_bytes(b"PK\x03\x04")
+    foreign.with_suffix(".bin").write_bytes(b"hello")
+    cut_bin, cut_idx = tmp_path / "cut-bin", tmp_path / "cut-idx"
+    for end in (".bin", ".idx"):
+        with open(corpus + end, "rb") as file:
+            whole = file.read()
+        cut_bin.with_suffix(end).write_bytes(whole[:-2] if end == ".bin" else whole)
+        cut_idx.with_suffix(end).write_bytes(whole[:-2] if end == ".idx" else whole)
+    for prefix, expected in (
+        (empty, "the corpus is empty"),
+        (foreign, "no Megatron index"),
+        (cut_bin, "cut-bin.bin is cut short"),
+        (cut_idx, "cut-idx.idx is cut short"),
+    ):
+        settings = {**SMALL, "data.train": str(prefix), "train.run_dir": str(tmp_path / "run")}
+        assert cli.exit_status(cli.run, ["train", *arguments(settings)]) == 2
+        error = capsys.readouterr().err
+        assert expected in error and len(error.splitlines()) == 1
+
+
+def test_deepspeed_json_may_not_say_what_the_configuration_says(corpus, tmp_path, capsys, no_groups):
+    settings = arguments(
+        {**SMALL, "data.train": corpus, "data.split": "90,10,0", "train.run_dir": str(tmp_path / "run")}
+    )
+    for text, expected in (
+        ('{"gradient_clipping": 1.0}', "set optimizer.clip_grad"),
+        ("{", "is not JSON"),
+        ("[]", "does not hold an object"),
+        ('{"zero_optimization": {"stage": 7}}', "ZeRO stage 7"),
+        ('{"zero_optimization": 5}', "zero_optimization is no object"),
+        ('{"zero_optimization": {"stage": "two"}}', "zero_optimization.stage is 'two'"),
+        ('{"zero_optimization": {"stage": 1, "foo": 3}}', "zero_optimization.foo"),
+        ('{"zero_optimization": {"stage": 1, "reduce_bucket_size": "big"}}', "zero_optimization.reduce_bucket_size"),
+        ('{"zero_optimization": {"stage": 1, "offload_optimizer": "cpu"}}', "zero_optimization.offload_optimizer"),
+        ('{"tensor_parallel": {"autotp_size": 2}}', "sets data_types or tensor_parallel"),
+    ):
+        source = zero_json(tmp_path, text)
+        assert cli.exit_status(cli.run, ["train", *settings, "--deepspeed_config", source]) == 2
+        error = capsys.readouterr().err
+        assert expected in error and len(error.splitlines()) == 1
+    both = [*settings, "--deepspeed_config", zero_json(tmp_path), "--parallel.zero", "1"]
+    assert cli.exit_status(cli.run, ["train", *both]) == 2
+    assert "asks for ZeRO 2" in capsys.readouterr().err
+
+
+def test_the_real_command_exits_2_without_a_traceback(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    command = [sys.executable, "-m", "elas.cli", "train", "--config", "quickstart", "--model.hiden_size", "3"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.splitlines() == ["error: model.hiden_size='3': unknown key; did you mean model.hidden_size?"]
+
+
+def test_unknown_commands_and_options(capsys):
+    assert cli.exit_status(cli.run, ["tarin"]) == 2
+    assert "did you mean 'train'" in capsys.readouterr().err
+    assert cli.exit_status(cli.run, ["train", "--confg", "x"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(["train", "--help"])
+    assert stopped.value.code == 0 and "example:" in capsys.readouterr().out
+
+
+def test_an_error_message_is_a_single_line():
+    assert "\n" not in str(ConfigError("a.b", "x\ny", "why\nnot", "fix\nit"))

@@ -1,0 +1,96 @@
+"""Settings: precedence, types, and one line for each mistake."""
+
+import pytest
+
+from elas.config import KEYS, Config, load_config, presets, read_yaml, split_overrides
+from elas.errors import ConfigError, UserError
+
+
+def write(tmp_path, text: str) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_command_line_wins_over_file_wins_over_default(tmp_path):
+    source = write(tmp_path, "model:\n  hidden_size: 128\n  num_layers: 3\n")
+    config = load_config(source, {"model.num_layers": 5})
+    assert (config.model.hidden_size, config.model.num_layers) == (128, 5)
+    assert config.model.vocab_size == Config().model.vocab_size
+
+
+def test_yaml_reads_numbers_as_people_write_them(tmp_path):
+    config = load_config(
+        write(tmp_path, "sparsity:\n  kind: 2:4\noptimizer:\n  lr: 1e-3\nmodel:\n  ffn_hidden_size: null\n")
+    )
+    assert config.sparsity.kind == "2:4"  # YAML 1.1 would read 124
+    assert config.optimizer.lr == 1e-3  # and this as text
+    assert config.model.ffn_hidden_size is None
+
+
+def test_overrides_take_both_spellings_and_leave_the_rest():
+    overrides, rest = split_overrides(
+        [
+            "--config",
+            "x",
+            "--train.steps",
+            "5",
+            "--sparsity.kind=2:4",
+            "--data.train",
+            "[0.5, a, 0.5, b]",
+            "--local_rank=0",
+        ]
+    )
+    assert overrides == {"train.steps": 5, "sparsity.kind": "2:4", "data.train": [0.5, "a", 0.5, "b"]}
+    assert rest == ["--config", "x", "--local_rank=0"]
+
+
+@pytest.mark.parametrize(
+    "overrides, named",
+    [
+        ({"model.hiden_size": 1}, "did you mean model.hidden_size"),
+        ({"modle.hidden_size": 1}, "did you mean model.hidden_size"),
+        ({"train.lr": 1}, "did you mean optimizer.lr"),
+        ({"train.steps": "abc"}, "train.steps='abc'"),
+        ({"train.steps": 1.5}, "train.steps=1.5"),
+        ({"sparsity.kind": "1:4"}, "give one of 'none', '2:4'"),
+        ({"train.dtype": "float16"}, "give one of 'float32', 'bfloat16'"),
+        ({"log.tensorboard": "maybe"}, "give bool"),
+        ({"train": 3}, "write train.KEY"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(overrides, named):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, overrides)
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unreadable_files_are_user_errors(tmp_path):
+    for source in (str(tmp_path / "none.yaml"), "60n", write(tmp_path, "a: [1"), write(tmp_path, "- 1\n- 2\n")):
+        with pytest.raises(UserError):
+            read_yaml(source)
+
+
+def test_every_preset_loads_and_validates():
+    from elas.validate import validate
+
+    assert set(presets()) >= {"60m", "130m", "350m", "1b", "7b", "quickstart"}
+    for name in presets():
+        config = load_config(name)
+        validate(config, 1)
+        assert config.model.activation == "relu2" and config.sparsity.kind == "2:4"
+
+
+def test_every_key_is_described():
+    import ast
+    import inspect
+
+    import elas.config as module
+
+    described = set()
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.ClassDef):
+            for field, text in zip(node.body, node.body[1:]):
+                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    described.add(field.target.id)
+    assert {key.split(".")[1] for key in KEYS} <= described

@@ -1,0 +1,104 @@
+"""Corpus settings and batches: blends, packing, and who gets which sample."""
+
+import numpy as np
+import pytest
+import torch
+from corpora import SMALL, write_corpus
+
+from elas.config import load_config
+from elas.data.corpus import parse_blend, read_token_files
+from elas.errors import ConfigError
+from elas.parallel import Layout
+
+
+def layout(dp: int, dp_rank: int) -> Layout:
+    return Layout(1, 1, dp, 1, 0, 0, dp_rank, dp_rank, dp, False)
+
+
+def settings(tmp_path, **more):
+    return load_config(None, {**SMALL, "train.run_dir": str(tmp_path / "run"), "data.split": "90,10,0", **more})
+
+
+def test_blends_are_read_in_every_spelling():
+    assert parse_blend("data.train", "a/text") == (["a/text"], None)
+    assert parse_blend("data.train", "0.7 a 0.3 b") == (["a", "b"], [0.7, 0.3])
+    assert parse_blend("data.train", ["0.7", "a", "0.3", "b"]) == (["a", "b"], [0.7, 0.3])
+    assert parse_blend("data.train", ["a", "b", "c"]) == (["a", "b", "c"], None)
+    for bad in ("0.7 a 0.3", ["0.7", "a", "b", "c"], ["-1", "a"], []):
+        with pytest.raises(ConfigError):
+            parse_blend("data.train", bad)
+
+
+def test_headers_count_documents_and_tokens(tmp_path):
+    files = read_token_files("data.train", write_corpus(tmp_path / "text", documents=7, length=11))
+    assert (files.documents, files.tokens) == (7, 77)
+
+
+def test_ranks_share_each_global_batch_and_resume_by_position(tmp_path):
+    from elas.data.batches import build_datasets, micro_batches
+
+    config = settings(tmp_path, **{"data.train": write_corpus(tmp_path / "text")})
+    train = build_datasets(config).train
+
+    def batches(dp, rank, consumed=0):
+        return [tokens for tokens, _ in micro_batches(train, config, layout(dp, rank), consumed=consumed)]
+
+    whole = torch.cat(batches(1, 0))
+    size = config.train.micro_batch_size
+    for dp in (2, 4):
+        parts = [torch.stack(batches(dp, rank)) for rank in range(dp)]  # [micro-batches, size, s] each
+        together = torch.stack(parts, dim=1).flatten(0, 2)
+        assert torch.equal(together, whole[: len(together)])
+    assert torch.equal(torch.cat(batches(1, 0, consumed=24)), whole[24:])
+    assert len(whole) >= config.train.steps * config.train.global_batch_size and size == 2
+
+
+def test_samples_are_packed_and_labels_are_the_next_token(tmp_path):
+    from elas.data.batches import build_datasets
+
+    config = settings(tmp_path, **{"data.train": write_corpus(tmp_path / "text", length=13)})  # shorter than a sample
+    train = build_datasets(config).train
+    stream = np.fromfile(tmp_path / "text.bin", dtype=np.uint16)
+    for index in (0, 3):
+        sample = train[index]
+        assert sample["tokens"].shape == (config.model.seq_length,)
+        assert torch.equal(sample["tokens"][1:], sample["labels"][:-1])
+        assert sample["loss_mask"].all()
+    assert set(torch.unique(train[0]["tokens"]).tolist()) <= set(stream.tolist())
+
+
+def shift(prefix: str) -> None:
+    """Add 200 to every token, to tell two corpora apart."""
+    np.memmap(f"{prefix}.bin", dtype=np.uint16, mode="r+")[:] += 200
+
+
+@pytest.fixture
+def one_rank():
+    if torch.distributed.is_initialized():  # by a test before, in this process
+        yield
+        return
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_blend_draws_by_weight(tmp_path, one_rank):
+    from elas.data.batches import build_datasets
+
+    low = write_corpus(tmp_path / "low", vocab=100)
+    high = write_corpus(tmp_path / "high", vocab=100, seed=1)
+    shift(high)
+    config = settings(tmp_path, **{"data.train": ["0.75", low, "0.25", high], "train.steps": 20})
+    train = build_datasets(config).train
+    from_low = np.mean([bool(train[i]["tokens"].max() < 200) for i in range(160)])
+    assert abs(from_low - 0.75) < 0.02  # Megatron's blending is exact to a sample
+
+
+def test_validation_can_come_from_its_own_files(tmp_path):
+    from elas.data.batches import build_datasets
+
+    text, held_out = write_corpus(tmp_path / "text", vocab=100), write_corpus(tmp_path / "held", vocab=100)
+    shift(held_out)
+    datasets = build_datasets(settings(tmp_path, **{"data.train": text, "data.valid": held_out}))
+    assert datasets.train[0]["tokens"].max() < 200 <= datasets.valid[0]["tokens"].min()
+    assert build_datasets(settings(tmp_path, **{"data.train": text, "train.eval_batches": 0})).valid is None
