@@ -1,0 +1,202 @@
+"""Settings from YAML files, presets and `--section.key value`, each mistake one line that names key, value and fix."""
+
+import dataclasses
+import difflib
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elas.config.schema import KEYS, SECTIONS, Config
+from elas.errors import ConfigError, UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the number rules of YAML 1.2: `2:4` is text (1.1 reads base 60) and `1e-3` is a number."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in rules if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def presets() -> list[str]:
+    """Names of the shipped presets."""
+    folder = resources.files("elas.presets")
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def read_yaml(source: str) -> dict[str, Any]:
+    """Read a YAML file, or a shipped preset by its name (`60m`), into nested dicts.
+
+    Raises:
+        UserError: no such file, not YAML, or not a mapping.
+    """
+    path = Path(source)
+    if not path.is_file() and source in presets():
+        path = resources.files("elas.presets") / f"{source}.yaml"
+    try:
+        text = path.read_text()
+    except OSError as error:
+        near = difflib.get_close_matches(source, presets(), n=1)
+        fix = (
+            f"did you mean the preset {near[0]!r}?" if near else f"give a YAML file or a preset: {', '.join(presets())}"
+        )
+        raise ConfigError("config", source, error.strerror or "cannot be read", fix) from None
+    try:
+        values = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError("config", source, f"is not YAML ({error})", "mend the file") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            "config", source, "does not hold sections", "write `section:` and indented `key: value` lines"
+        )
+    return values
+
+
+def _unknown(key: str, value: object) -> ConfigError:
+    # First a right name under another section, then the nearest spelling.
+    near = sorted(k for k in KEYS if "." in key and k.split(".")[-1] == key.split(".")[-1])
+    near = near or difflib.get_close_matches(key, KEYS if "." in key else set(SECTIONS), n=1, cutoff=0.5)
+    return ConfigError(
+        key, value, "unknown key", f"did you mean {near[0]}?" if near else f"sections are {', '.join(SECTIONS)}"
+    )
+
+
+def flatten(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested sections to dotted keys, refusing keys that do not exist.
+
+    Raises:
+        ConfigError: an unknown key, with the nearest valid one.
+    """
+    flat = {}
+    for section, entries in values.items():
+        if section in KEYS:
+            flat[section] = entries
+        elif section not in SECTIONS:
+            raise _unknown(str(section), entries)
+        elif entries is None:
+            continue
+        elif not isinstance(entries, dict):
+            raise ConfigError(section, entries, "is a section, not a value", f"write {section}.KEY")
+        else:
+            for key, value in entries.items():
+                if f"{section}.{key}" not in KEYS:
+                    raise _unknown(f"{section}.{key}", value)
+                flat[f"{section}.{key}"] = value
+    return flat
+
+
+def split_overrides(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Take `--section.key value` and `--section.key=value` out of an argument list.
+
+    Args:
+        argv: command-line arguments.
+
+    Returns:
+        Overrides by dotted key (values parsed as YAML, so `null` and `[a, b]` work), and the arguments left.
+
+    Raises:
+        ConfigError: an unknown key, or one without a value.
+    """
+    overrides, rest, i = {}, [], 0
+    while i < len(argv):
+        name, sep, value = argv[i].partition("=")
+        if not (name.startswith("--") and "." in name):
+            rest.append(argv[i])
+            i += 1
+            continue
+        key = name[2:]
+        if key not in KEYS:
+            raise _unknown(key, value if sep else (argv[i + 1] if i + 1 < len(argv) else ""))
+        if not sep:
+            i += 1
+            if i >= len(argv):
+                raise ConfigError(key, None, "has no value", f"write --{key} VALUE")
+            value = argv[i]
+        overrides[key] = value if _is_text(key) else _parse_scalar(key, value)
+        i += 1
+    return overrides, rest
+
+
+def _field_type(key: str) -> Any:
+    section, name = key.split(".")
+    return {f.name: f.type for f in dataclasses.fields(SECTIONS[section])}[name]
+
+
+def _is_text(key: str) -> bool:
+    return _field_type(key) is str
+
+
+def _parse_scalar(key: str, value: str) -> Any:
+    try:
+        parsed = yaml.load(value, _Loader)
+    except yaml.YAMLError:
+        raise ConfigError(key, value, "cannot be read", f"give a {_field_type(key)}") from None
+    return value if isinstance(parsed, dict) else parsed
+
+
+def from_flat(flat: dict[str, Any]) -> Config:
+    """Build a `Config` from dotted keys, with types checked by jsonargparse.
+
+    Raises:
+        ConfigError: a value of the wrong type, or not one of the choices.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    built = {}
+    for section, cls in SECTIONS.items():
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls, section)
+        values = {k.split(".")[1]: _blend(v) for k, v in flat.items() if k.startswith(f"{section}.")}
+        try:
+            built[section] = parser.instantiate_classes(parser.parse_object({section: values}))[section]
+        except ArgumentError as error:
+            raise _type_error(section, values, str(error)) from None
+    return Config(**built)
+
+
+def _blend(value: Any) -> Any:
+    """A blend `[0.7, A, 0.3, B]` mixes numbers and text; the field holds text."""
+    return [str(v) for v in value] if isinstance(value, list) else value
+
+
+def _type_error(section: str, values: dict[str, Any], message: str) -> UserError:
+    named = re.search(rf"{section}\.(\w+)", message)
+    name = (
+        named.group(1) if named and named.group(1) in values else next((k for k in values if f'"{k}"' in message), None)
+    )
+    if name is None:
+        return UserError(f"{section}: {message}")
+    kind = _field_type(f"{section}.{name}")
+    choices = re.findall(r"Literal\[(.*?)\]", str(kind))
+    wanted = f"one of {choices[0]}" if choices else (kind.__name__ if isinstance(kind, type) else str(kind))
+    return ConfigError(f"{section}.{name}", values[name], "wrong type or choice", f"give {wanted}")
+
+
+def load_config(source: str | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a configuration.
+
+    Args:
+        source: YAML file or preset name; None for the defaults.
+        overrides: values by dotted key, which win over the file.
+
+    Returns:
+        The typed configuration (not yet validated against a world size; see `elas.validate`).
+
+    Raises:
+        ConfigError: one line naming key, value and fix.
+    """
+    flat = flatten(read_yaml(source)) if source else {}
+    return from_flat({**flat, **flatten(overrides or {})})
