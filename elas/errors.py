@@ -22,6 +22,7 @@ class ConfigError(UserError):
         fix: what to do instead.
     """
 
-    def __init__(self, key: str, value: object, why: str, fix: str):
+    def __init__(self, key: str, value: object = None, why: str = "", fix: str = ""):
         self.key, self.value = key, value
-        super().__init__(f"{key}={value!r}: {why}; {fix}")
+        # Megatron's spec builder makes a new exception of the same class from a whole message.
+        super().__init__(f"{key}={value!r}: {why}; {fix}" if why else key)

@@ -12,6 +12,8 @@ from elas.config import Config, ffn_width
 from elas.errors import ConfigError
 from elas.train.deepspeed_config import read_deepspeed_json, zero_stage
 
+MOST_SAMPLES = 10**10  # a run's order of samples is an array in memory
+
 
 def validate(config: Config, world_size: int) -> None:
     """Check a configuration against itself and the number of ranks; data files are `elas.data.corpus.check_corpus`'s.
@@ -23,34 +25,56 @@ def validate(config: Config, world_size: int) -> None:
     Raises:
         ConfigError: the first rule broken.
     """
-    for rule in (_positive, _shape, _low_rank, _sparsity, _parallel, _zero, _batches, _not_yet):
+    for rule in (_ranges, _schedule, _shape, _low_rank, _sparsity, _parallel, _zero, _batches, _not_yet):
         rule(config)
     _world(config, world_size)
 
 
-def _positive(config: Config) -> None:
-    not_negative = (
-        "schedule.warmup_steps sparsity.dense_steps optimizer.clip_grad optimizer.weight_decay checkpoint.keep "
-        "checkpoint.every_steps train.eval_every train.eval_batches log.sparsity_tokens"
-    )
-    positive = (
+_WHOLE_LIMIT = 2**31 - 1  # Megatron and NumPy keep seeds and counts in 32 bits
+_RANGES = {
+    "1 or more": (
+        lambda value: 1 <= value <= _WHOLE_LIMIT,
         "model.hidden_size model.num_layers model.num_attention_heads model.vocab_size model.seq_length low_rank.rank "
-        "parallel.tensor parallel.pipeline parallel.virtual_pipeline train.steps train.micro_batch_size "
-        "train.global_batch_size log.every_steps"
-    )
-    at_least = {0: not_negative.split(), 1: positive.split()}
-    for least, keys in at_least.items():
-        for key in keys:
-            section, name = key.split(".")
-            value = getattr(getattr(config, section), name)
-            if value < least:
-                raise ConfigError(key, value, "too small", f"give {least} or more")
+        "model.num_query_groups model.ffn_hidden_size model.max_position_embeddings model.rotary_base parallel.tensor "
+        "parallel.pipeline parallel.virtual_pipeline train.steps train.micro_batch_size train.global_batch_size "
+        "log.every_steps schedule.decay_steps optimizer.exact_every",
+    ),
+    "0 or more": (
+        lambda value: 0 <= value <= _WHOLE_LIMIT,
+        "schedule.warmup_steps sparsity.dense_steps optimizer.clip_grad optimizer.weight_decay checkpoint.keep "
+        "checkpoint.every_steps train.eval_every train.eval_batches log.sparsity_tokens train.seed",
+    ),
+    "more than 0": (lambda value: value > 0, "optimizer.lr optimizer.eps model.norm_eps model.init_std sparsity.scale"),
+    "0 or more, and below 1": (lambda value: 0 <= value < 1, "optimizer.beta1 optimizer.beta2"),
+    "a value from 0 to 1": (lambda value: 0 <= value <= 1, "schedule.min_lr_ratio"),
+}
+
+
+def _ranges(config: Config) -> None:
     for section, values in config.to_dict().items():
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{section}.{name}", value, "is not a number to compute with", "give a finite one")
-    if config.optimizer.lr <= 0:
-        raise ConfigError("optimizer.lr", config.optimizer.lr, "too small", "give more than 0")
+    for wanted, (holds, keys) in _RANGES.items():
+        for key in keys.split():
+            section, name = key.split(".")
+            value = getattr(getattr(config, section), name)
+            if value is not None and not holds(value):
+                why = "too large" if value > _WHOLE_LIMIT else "out of range"
+                fix = f"give {_WHOLE_LIMIT} or less" if value > _WHOLE_LIMIT else f"give {wanted}"
+                raise ConfigError(key, value, why, fix)
+
+
+def _schedule(config: Config) -> None:
+    schedule, steps = config.schedule, config.train.steps
+    samples = steps * config.train.global_batch_size
+    if samples > MOST_SAMPLES:
+        why = f"makes {samples:.1e} samples with train.global_batch_size={config.train.global_batch_size}"
+        fix = f"give {MOST_SAMPLES // config.train.global_batch_size} or fewer"
+        raise ConfigError("train.steps", steps, why, fix)
+    if schedule.decay_steps is not None and schedule.decay_steps > steps:
+        fix = f"give {steps} or fewer, or null"
+        raise ConfigError("schedule.decay_steps", schedule.decay_steps, f"longer than train.steps={steps}", fix)
 
 
 def _shape(config: Config) -> None:
@@ -118,8 +142,6 @@ def _sparsity(config: Config) -> None:
         raise ConfigError(
             "low_rank.rank", config.low_rank.rank, "does not split into groups of 4", "give a multiple of 4"
         )
-    if config.sparsity.method == "soft_threshold" and config.sparsity.scale <= 0:
-        raise ConfigError("sparsity.scale", config.sparsity.scale, "must be above 0", "give a value in [0.5, 2]")
 
 
 def _parallel(config: Config) -> None:

@@ -3,9 +3,11 @@
 import dataclasses
 import difflib
 import re
+import types
+import typing
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -15,6 +17,16 @@ from elas.errors import ConfigError, UserError
 
 class _Loader(yaml.SafeLoader):
     """YAML with the number rules of YAML 1.2: `2:4` is text (1.1 reads base 60) and `1e-3` is a number."""
+
+    def construct_mapping(self, node, deep=False):
+        """As YAML 1.2 asks: a key given twice is a mistake, not an overwriting."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                mark = f"line {key.start_mark.line + 1}"
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice, the second in {mark}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -45,7 +57,9 @@ def read_yaml(source: str) -> dict[str, Any]:
     if not path.is_file() and source in presets():
         path = resources.files("elas.presets") / f"{source}.yaml"
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError("config", source, "is not UTF-8 text", "give a YAML file") from None
     except OSError as error:
         near = difflib.get_close_matches(source, presets(), n=1)
         fix = (
@@ -54,7 +68,7 @@ def read_yaml(source: str) -> dict[str, Any]:
         raise ConfigError("config", source, error.strerror or "cannot be read", fix) from None
     try:
         values = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError("config", source, f"is not YAML ({error})", "mend the file") from None
     if values is None:
         return {}
@@ -125,7 +139,7 @@ def split_overrides(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
             if i >= len(argv):
                 raise ConfigError(key, None, "has no value", f"write --{key} VALUE")
             value = argv[i]
-        overrides[key] = value if _is_text(key) else _parse_scalar(key, value)
+        overrides[key] = value if _is_text(key) and value != "null" else _parse_scalar(key, value)
         i += 1
     return overrides, rest
 
@@ -142,8 +156,8 @@ def _is_text(key: str) -> bool:
 def _parse_scalar(key: str, value: str) -> Any:
     try:
         parsed = yaml.load(value, _Loader)
-    except yaml.YAMLError:
-        raise ConfigError(key, value, "cannot be read", f"give a {_field_type(key)}") from None
+    except (yaml.YAMLError, RecursionError):
+        raise ConfigError(key, value, "cannot be read", f"give {_kind_name(_field_type(key))}") from None
     return value if isinstance(parsed, dict) else parsed
 
 
@@ -160,11 +174,33 @@ def from_flat(flat: dict[str, Any]) -> Config:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls, section)
         values = {k.split(".")[1]: _blend(v) for k, v in flat.items() if k.startswith(f"{section}.")}
+        for name, value in values.items():
+            _check_given(f"{section}.{name}", value)
         try:
             built[section] = parser.instantiate_classes(parser.parse_object({section: values}))[section]
         except ArgumentError as error:
             raise _type_error(section, values, str(error)) from None
     return Config(**built)
+
+
+def _check_given(key: str, value: Any) -> None:
+    """Refuse an empty value where the setting has to have one."""
+    kind = _field_type(key)
+    optional = type(None) in typing.get_args(kind)
+    if value is None and not optional:
+        raise ConfigError(key, None, "has no value", f"give {_kind_name(kind)}, or leave the key out")
+    if value == "" and str in (kind, *typing.get_args(kind)):
+        raise ConfigError(key, "", "is empty", "give a text" + (" or null" if optional else ""))
+
+
+def _kind_name(kind: Any) -> str:
+    """A type as a user would say it."""
+    if typing.get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, typing.get_args(kind)))}"
+    parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    return " or ".join(names.get(part) or ("a list" if typing.get_origin(part) is list else _kind_name(part))
+                       for part in parts)  # fmt: skip
 
 
 def _blend(value: Any) -> Any:
@@ -179,10 +215,8 @@ def _type_error(section: str, values: dict[str, Any], message: str) -> UserError
     )
     if name is None:
         return UserError(f"{section}: {message}")
-    kind = _field_type(f"{section}.{name}")
-    choices = re.findall(r"Literal\[(.*?)\]", str(kind))
-    wanted = f"one of {choices[0]}" if choices else (kind.__name__ if isinstance(kind, type) else str(kind))
-    return ConfigError(f"{section}.{name}", values[name], "wrong type or choice", f"give {wanted}")
+    kind = _kind_name(_field_type(f"{section}.{name}"))
+    return ConfigError(f"{section}.{name}", values[name], "wrong type or choice", f"give {kind}")
 
 
 def load_config(source: str | None = None, overrides: dict[str, Any] | None = None) -> Config:

@@ -1,23 +1,30 @@
-"""Batches: Megatron-core's `GPTDataset` (packing, blending, shuffling), cut by consumed samples.
+"""Batches: Megatron-core's `GPTDataset` (packing, shuffling, blending), cut by consumed samples.
 
-Sample n of the run is sample n of the dataset's fixed shuffle. Step k takes samples [k·G, (k+1)·G) of global batch
-size G; micro-batch m of data-parallel rank d takes `micro_batch_size` of them from offset (m·dp + d)·micro. So the
-position after k steps is the number k·G, resuming is exact, and every layout sees the same global batches.
+Sample n of the run is sample n of a fixed order. Step k takes samples [k·G, (k+1)·G) of global batch size G;
+micro-batch m of data-parallel rank d takes `micro_batch_size` of them from offset (m·dp + d)·micro. So the position
+after k steps is the number k·G, resuming is exact, and every layout sees the same global batches. The order does not
+depend on how long the run is to be: each source is shuffled epoch by epoch (Megatron would shuffle all epochs of a run
+together), so a run that is given more steps goes on as if it had had them from the start.
 """
 
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
+from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.utils import Split
 
 from elas.config import Config
 from elas.data.corpus import parse_blend
+from elas.errors import ConfigError, UserError
 from elas.parallel import Layout
 
 
@@ -28,6 +35,34 @@ class _Tokens:
     eod = -2
     vocab_size = None
     unique_identifiers: ClassVar = OrderedDict(kind="elas-packed")
+
+
+class Epochs(torch.utils.data.Dataset):
+    """`samples` samples of a dataset, over and over: the first epoch in its own order, later ones shuffled anew.
+
+    Args:
+        dataset: one epoch, in Megatron's shuffled order.
+        samples: how many to hand out.
+        seed: of the later epochs' orders.
+    """
+
+    def __init__(self, dataset: GPTDataset, samples: int, seed: int):
+        self.dataset, self.samples, self.seed = dataset, samples, seed
+        # What BlendedDataset asks of its parts; `samples` is left out, so its cache serves runs of every length.
+        self.index_split = dataset.index_split
+        self.unique_identifiers = OrderedDict(kind="elas-epochs", dataset=dataset.unique_identifiers, seed=seed)
+        self._order = lru_cache(maxsize=2)(self._order)
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> dict:
+        epoch, position = divmod(int(index), len(self.dataset))
+        return self.dataset[int(self._order(epoch)[position]) if epoch else position]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Order of one epoch: int64 `[samples of an epoch]`."""
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
 
 
 @dataclass(frozen=True)
@@ -42,17 +77,29 @@ def build_datasets(config: Config) -> Datasets:
     """Build the datasets on every rank (rank 0 builds the index files, the others wait and map them).
 
     Args:
-        config: validated; `data.*`, `train.steps`, batch sizes and seed decide the order of samples.
+        config: validated; `data.*`, batch sizes and seed decide the order of samples, `train.steps` their number.
+
+    Raises:
+        ConfigError: a part of the corpus does not make one sample.
     """
     logging.getLogger("megatron.core.datasets").setLevel(logging.WARNING)
     train_samples = config.train.steps * config.train.global_batch_size
     valid_samples = config.train.eval_batches * config.train.global_batch_size
-    train_blend = parse_blend("data.train", config.data.train)
-    if config.data.valid is not None:
-        blends = dict(blend_per_split=[train_blend, parse_blend("data.valid", config.data.valid), None])
-    else:
-        blends = dict(blend=train_blend, split=config.data.split)
-    settings = GPTDatasetConfig(
+    prefixes, weights = parse_blend("data.train", config.data.train)
+    own = config.data.valid is not None
+    parts = [_one_epoch(config, prefix, "1,0,0" if own else config.data.split) for prefix in prefixes]
+    train = _blend(config, "data.train", [train for train, _ in parts], weights, train_samples)
+    if not valid_samples:
+        return Datasets(train, None)
+    held_out = [valid for _, valid in parts]
+    if own:
+        prefixes, weights = parse_blend("data.valid", config.data.valid)
+        held_out = [_one_epoch(config, prefix, "0,1,0")[1] for prefix in prefixes]
+    return Datasets(train, _blend(config, "data.valid" if own else "data.split", held_out, weights, valid_samples))
+
+
+def _settings(config: Config, **source) -> GPTDatasetConfig:
+    return GPTDatasetConfig(
         random_seed=config.train.seed,
         sequence_length=config.model.seq_length,
         path_to_cache=config.data.cache or str(Path(config.train.run_dir) / "index-cache"),
@@ -61,11 +108,35 @@ def build_datasets(config: Config) -> Datasets:
         reset_attention_mask=False,
         eod_mask_loss=False,
         create_attention_mask=False,
-        **blends,
+        **source,
     )
-    sizes = [train_samples, valid_samples, 0]
-    train, valid, _test = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, settings).build()
-    return Datasets(train, valid if valid_samples else None)
+
+
+def _one_epoch(config: Config, prefix: str, split: str) -> tuple[GPTDataset | None, GPTDataset | None]:
+    """One epoch of a corpus's training and validation documents, None where the split gives a part nothing."""
+    settings = _settings(config, blend=([prefix], None), split=split)
+    builder = BlendedMegatronDatasetBuilder(GPTDataset, [None] * len(Split), lambda: True, settings)
+    train, valid, _test = builder.build()
+    return train, valid
+
+
+def _blend(
+    config: Config, key: str, parts: list[GPTDataset | None], weights: list[float] | None, samples: int
+) -> torch.utils.data.Dataset:
+    """`samples` samples of the parts, by weight (by size when None)."""
+    if not all(part is not None and len(part) for part in parts):
+        why = f"a part of it has too few tokens for one sample of model.seq_length={config.model.seq_length}"
+        raise ConfigError(
+            key, getattr(config.data, key.split(".")[1]), why, "use a larger corpus or another data.split"
+        )
+    if len(parts) == 1:
+        return Epochs(parts[0], samples, config.train.seed)
+    sources = [Epochs(part, samples, config.train.seed) for part in parts]
+    weights = weights or [float(len(part)) for part in parts]
+    settings = _settings(config, blend=(["blend"], None), split="1,0,0")
+    return BlendedMegatronDatasetBuilder.build_generic_dataset(
+        BlendedDataset, lambda: True, True, sources, weights, samples, settings
+    )
 
 
 def micro_batches(
@@ -75,6 +146,9 @@ def micro_batches(
 
     Yields:
         Tokens and labels, int64 `[micro_batch_size, seq_length]`, on this process's device.
+
+    Raises:
+        UserError: a token id that the model has no embedding for.
     """
     size, stride = config.train.micro_batch_size, config.train.micro_batch_size * layout.dp
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -82,4 +156,15 @@ def micro_batches(
         first = start + layout.dp_rank * size
         samples = [dataset[index] for index in range(first, first + size)]
         tokens, labels = (torch.stack([sample[key] for sample in samples]) for key in ("tokens", "labels"))
+        _check_ids(tokens, labels, config.model.vocab_size, first)
         yield tokens.to(device, torch.int64), labels.to(device, torch.int64)
+
+
+def _check_ids(tokens: torch.Tensor, labels: torch.Tensor, vocab_size: int, first: int) -> None:
+    for ids in (tokens, labels):
+        low, high = (int(value) for value in torch.aminmax(ids))
+        if low < 0 or high >= vocab_size:
+            raise UserError(
+                f"data.train: token id {low if low < 0 else high} near sample {first} is outside "
+                f"model.vocab_size={vocab_size}; set model.vocab_size to the tokenizer's, or tokenise again"
+            )

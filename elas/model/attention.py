@@ -56,7 +56,7 @@ class ElasSelfAttention(SelfAttention):
         if not isinstance(self.linear_qkv, LowRankColumnParallelLinear):
             return super().get_query_key_value_tensors(hidden_states, key_value_states, output_gate, split_qkv)
         parts = self.linear_qkv.expand(self.linear_qkv.bottleneck(hidden_states))
-        query, key, value = (x.unflatten(-1, (-1, self.hidden_size_per_attention_head)) for x in parts)
+        query, key, value = (x.view(*x.shape[:-1], -1, self.hidden_size_per_attention_head) for x in parts)
         query = query if self.q_layernorm is None else self.q_layernorm(query)
         key = key if self.k_layernorm is None else self.k_layernorm(key)
         return query, key, value

@@ -166,7 +166,7 @@ class LowRankColumnParallelLinear(_LowRankLinear):
         parts = self.expand(self.bottleneck(x))
         if list(self.outputs) == ["q", "k", "v"]:
             groups = divide(self.config.num_query_groups, self.tp)
-            parts = [part.unflatten(-1, (groups, -1)) for part in parts]
+            parts = [part.view(*part.shape[:-1], groups, -1) for part in parts]
             return torch.cat(parts, dim=-1).flatten(-2), None
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)), None
 

@@ -6,6 +6,7 @@ disagree.
 """
 
 import json
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 
@@ -21,7 +22,17 @@ OURS = {
     "scheduler": "schedule.*",
     "bf16": "train.dtype",
     "fp16": "train.dtype",
+    "data_types": "train.dtype (gradients are summed in fp32 already)",
+    "tensor_parallel": "parallel.tensor",
+    "sequence_parallel_size": "parallel.sequence",
+    "pipeline": "parallel.pipeline",
 }
+PASSED_ON = {
+    "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "aio",
+    "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "prescale_gradients",
+    "gradient_predivide_factor", "sparse_gradients", "communication_data_type", "disable_allgather", "comms_logger",
+    "flops_profiler", "tensorboard", "wandb", "csv_monitor", "comet", "activation_checkpointing", "timers",
+}  # fmt: skip
 
 
 def read_deepspeed_json(config: Config) -> dict:
@@ -36,10 +47,10 @@ def read_deepspeed_json(config: Config) -> dict:
         return json.loads((resources.files("elas.ds_configs") / f"zero{stage}.json").read_text())
     key = "parallel.deepspeed_config"
     try:
-        values = json.loads(Path(source).read_text())
+        values = json.loads(Path(source).read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
         raise ConfigError(key, source, error.strerror or "cannot be read", "give a DeepSpeed JSON") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(key, source, f"is not JSON ({error})", "mend the file") from None
     if not isinstance(values, dict):
         raise ConfigError(key, source, "does not hold an object", "give a DeepSpeed JSON")
@@ -48,9 +59,37 @@ def read_deepspeed_json(config: Config) -> dict:
         raise ConfigError(key, source, "zero_optimization is no object", 'write {"zero_optimization": {"stage": 1}}')
     if type(zero.get("stage", 0)) is not int:
         raise ConfigError(key, source, f"zero_optimization.stage is {zero['stage']!r}", "give 0, 1, 2 or 3")
-    for name in OURS.keys() & values.keys():
-        raise ConfigError(key, source, f"sets {name}", f"remove it there and set {OURS[name]}")
+    for name in values:
+        if name in OURS:
+            raise ConfigError(key, source, f"sets {name}", f"remove it there and set {OURS[name]}")
+        if name not in PASSED_ON:
+            near = get_close_matches(name, PASSED_ON, n=1)
+            fix = f"did you mean {near[0]}?" if near else "remove it"
+            raise ConfigError(key, source, f"sets {name}, which is no knob of DeepSpeed's that works here", fix)
+    _check_offload(source, zero)
     return values
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object whose names are all different."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is given twice")
+    return values
+
+
+def _check_offload(source: str, zero: dict) -> None:
+    for what in ("offload_optimizer", "offload_param"):
+        offload = zero.get(what)
+        if not isinstance(offload, dict):
+            continue
+        device = offload.get("device", "none")
+        name = f"zero_optimization.{what}"
+        if device not in ("none", "cpu", "nvme"):
+            raise ConfigError("parallel.deepspeed_config", source, f"{name}.device is {device!r}", "give cpu or nvme")
+        if device == "nvme" and not offload.get("nvme_path"):
+            raise ConfigError("parallel.deepspeed_config", source, f"{name} has no nvme_path", "give a folder")
 
 
 def zero_stage(values: dict) -> int:
@@ -86,9 +125,6 @@ def check_deepspeed_json(config: Config) -> None:
         name = ".".join(["zero_optimization", *map(str, first["loc"])])
         why = f"DeepSpeed refuses {name}: {first['msg']}"
         raise ConfigError(key, config.parallel.deepspeed_config, why, "mend or remove it") from None
-    if values.get("data_types", {}).get("grad_accum_dtype") is not None or "tensor_parallel" in values:
-        fix = "remove them: gradient sums are fp32 already, tensor parallelism is parallel.tensor"
-        raise ConfigError(key, config.parallel.deepspeed_config, "sets data_types or tensor_parallel", fix)
 
 
 def deepspeed_config(config: Config, *, micro_batches: int, dp: int) -> dict:

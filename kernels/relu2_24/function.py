@@ -74,7 +74,7 @@ def gradient(kept: tuple[Tensor, ...], s: Tensor | None, ds: Tensor, options: Re
     wide = torch.promote_types(s.dtype, torch.float32)
     d = times_root(ds, (s.to(wide) / options.scale).sqrt().to(s.dtype))
     _, _, third, positive = pack.decode_third(kept[1])
-    shift = torch.where(positive, -d.unflatten(-1, (d.shape[-1] // 4, 4)).sum(-1), 0)
+    shift = torch.where(positive, -pack.split_last(d, 4).sum(-1), 0)
     return d + pack.join([torch.where(third == j, shift, 0) for j in range(4)])
 
 

@@ -39,11 +39,10 @@ def step(z: Tensor, ds: Tensor, options: Relu24Options) -> tuple[Tensor, Tensor]
     s = reference.prune_soft_threshold(rho, keep, third, options.scale)
     if options.gradient == "ste":
         return s, times_root(options.scale * ds, rho)
-    groups = (rho.shape[-1] // 4, 4)
-    t = torch.where(third, rho, 0).unflatten(-1, groups).sum(-1, keepdim=True)
-    excess = torch.where(keep, (rho.unflatten(-1, groups) - t).flatten(-2), 0)
+    t = pack.split_last(torch.where(third, rho, 0), 4).sum(-1, keepdim=True)
+    excess = torch.where(keep, (pack.split_last(rho, 4) - t).flatten(-2), 0)
     d = times_root(options.scale * ds, excess)
-    total = d.unflatten(-1, groups).sum(-1, keepdim=True).expand(*d.shape[:-1], *groups).flatten(-2)
+    total = pack.split_last(d, 4).sum(-1, keepdim=True).expand(*d.shape[:-1], d.shape[-1] // 4, 4).flatten(-2)
     return s, torch.where(third & (rho != 0), -total, d)
 
 

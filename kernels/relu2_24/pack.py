@@ -16,9 +16,18 @@ import torch
 from torch import Tensor
 
 
+def split_last(x: Tensor, size: int) -> Tensor:
+    """View of `x [..., n·size]` as `[..., n, size]`.
+
+    `Tensor.unflatten` is Python inside, which torch.compile does not trace under a torch-function mode such as the one
+    that stands in for CUDA (`elas.host`).
+    """
+    return x.view(*x.shape[:-1], x.shape[-1] // size, size)
+
+
 def lanes(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Views of the four features of every group: `x [..., f]` as four `[..., g]`, strided by 4."""
-    return x.unflatten(-1, (x.shape[-1] // 4, 4)).unbind(-1)
+    return split_last(x, 4).unbind(-1)
 
 
 def join(parts: list[Tensor]) -> Tensor:
@@ -75,7 +84,7 @@ def take(x: Tensor, p0: Tensor, p1: Tensor) -> Tensor:
 
 def put(kept: Tensor, p0: Tensor, p1: Tensor) -> Tensor:
     """Inverse of `take` with zeros elsewhere: a new `[..., f]` in the dtype of `kept [..., f/2]`."""
-    low, high = kept.unflatten(-1, (kept.shape[-1] // 2, 2)).unbind(-1)
+    low, high = split_last(kept, 2).unbind(-1)
     zero = torch.zeros((), dtype=kept.dtype, device=kept.device)
     return join([torch.where(p0 == j, low, torch.where(p1 == j, high, zero)) for j in range(4)])
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from elas.kernels.relu2_24.options import Relu24Options
-from elas.kernels.relu2_24.pack import keep_and_third, keep_mask
+from elas.kernels.relu2_24.pack import keep_and_third, keep_mask, split_last
 
 
 def first_derivative_only(backward: Callable) -> Callable:
@@ -64,9 +64,8 @@ def prune_soft_threshold(rho: Tensor, keep: Tensor, third: Tensor, scale: float)
     t is ρ at the third. Derivative: `d_i = 2·scale·(ρ_i − t)` at the kept, `−Σ d_i` at the third; of equal values the
     one with the higher index counts as the smaller (the order of pack.py), which fixes the third among ties.
     """
-    groups = (rho.shape[-1] // 4, 4)
-    t = torch.where(third, rho, 0).unflatten(-1, groups).sum(-1, keepdim=True)
-    excess = (rho.unflatten(-1, groups) - t).flatten(-2)
+    t = split_last(torch.where(third, rho, 0), 4).sum(-1, keepdim=True)
+    excess = (split_last(rho, 4) - t).flatten(-2)
     # Masked before squaring, so that what is dropped cannot reach the gradient as 0 · inf.
     return scale * torch.where(keep, excess, 0).square()
 
@@ -117,7 +116,7 @@ def activation_stats(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     nonzero = z.relu().square() != 0
     count = nonzero.sum()
-    groups = pad(nonzero, (0, -z.shape[-1] % 4)).unflatten(-1, (-(-z.shape[-1] // 4), 4))
+    groups = split_last(pad(nonzero, (0, -z.shape[-1] % 4)), 4)
     dropped = (groups.sum(-1) - 2).clamp_min(0).sum()
     return nonzero.numel() - count, count, dropped
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from relu2_24_oracle import CASES, case_name, exact_inputs, fp64_core, rms_ratio
 
+from elas import host
 from elas.kernels.relu2_24 import Relu24Options, ffn_core, fused
 
 every_case = pytest.mark.parametrize("options", CASES, ids=case_name)
@@ -53,7 +54,11 @@ def test_gradients_through_chunks_are_the_derivatives(chunks_of_seven):
 @pytest.mark.parametrize("memory", ("eager", "compressed", "fused"))
 @every_case
 def test_torch_compile_takes_it_whole(options, memory):
-    """`fullgraph=True` raises at the first break; tolerances of fp32 sums in another order."""
+    """`fullgraph=True` raises at the first break; tolerances of fp32 sums in another order.
+
+    On a machine without CUDA this is under the torch-function mode that training runs under.
+    """
+    host.prepare()
     options = dataclasses.replace(options, ffn_memory=memory)
     u, m_up, n_down, _ = exact_inputs(33, 8, 20, 6, torch.float32)
 

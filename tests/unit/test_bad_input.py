@@ -1,6 +1,7 @@
 """Each mistake: exit status 2, one line on stderr naming key and fix, before any process group exists."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -68,6 +69,27 @@ BAD = {
     "unknown kernel": ({"sparsity.implementation": "tritn"}, 1, "sparsity.implementation='tritn'"),
     "no number": ({"optimizer.lr": "nan"}, 1, "optimizer.lr="),
     "zero steps": ({"train.steps": 0}, 1, "train.steps=0: too small"),
+    "infinite": ({"optimizer.lr": "1e400"}, 1, "optimizer.lr=inf"),
+    "no value": ({"model.hidden_size": None}, 1, "model.hidden_size=None: has no value"),
+    "no folder": ({"train.run_dir": None}, 1, "train.run_dir=None: has no value"),
+    "empty text": ({"train.run_dir": ""}, 1, "train.run_dir='': is empty"),
+    "beta": ({"optimizer.beta2": 1.0}, 1, "optimizer.beta2=1.0: out of range; give 0 or more, and below 1"),
+    "eps": ({"optimizer.eps": 0}, 1, "optimizer.eps=0"),
+    "norm eps": ({"model.norm_eps": -1e-6}, 1, "model.norm_eps=-1e-06"),
+    "init": ({"model.init_std": 0.0}, 1, "model.init_std=0.0"),
+    "seed": ({"train.seed": -1}, 1, "train.seed=-1: out of range; give 0 or more"),
+    "large seed": ({"train.seed": 2**63}, 1, "too large"),
+    "rotary": ({"model.rotary_base": 0}, 1, "model.rotary_base=0"),
+    "final rate": ({"schedule.min_lr_ratio": 1.5}, 1, "out of range; give a value from 0 to 1"),
+    "no decay": ({"schedule.kind": "wsd", "schedule.decay_steps": 0}, 1, "schedule.decay_steps=0"),
+    "long decay": ({"schedule.kind": "wsd", "schedule.decay_steps": 999}, 1, "schedule.decay_steps=999: longer than"),
+    "exact": ({"optimizer.exact_every": 0}, 1, "optimizer.exact_every=0"),
+    "absurd steps": ({"train.steps": 2_000_000_000}, 1, "train.steps=2000000000: makes 1.6e+10 samples"),
+    "blend weight": ({"data.train": "[nan, a, 0.5, b]"}, 1, "is not a blend"),
+    "split": ({"data.split": "nan,1,0"}, 1, "is not a split"),
+    "nothing to train on": ({"data.split": "0,1,0"}, 1, "data.split='0,1,0'"),
+    "folder nowhere": ({"train.run_dir": "/proc/elas"}, 1, "train.run_dir='/proc/elas'"),
+    "cache nowhere": ({"data.cache": "/proc/elas"}, 1, "data.cache='/proc/elas'"),
     "resume from nowhere": ({"checkpoint.resume": "nowhere"}, 1, "checkpoint.resume='nowhere'"),
 }  # fmt: skip
 
@@ -91,7 +113,8 @@ def test_bad_input_is_one_line_and_status_2(name, corpus, tmp_path, monkeypatch,
 
 
 def test_empty_and_foreign_token_files_are_refused(corpus, tmp_path, capsys, no_groups):
-    empty, foreign = tmp_path / "empty", tmp_path / "foreign"
+    empty, foreign, long = tmp_path / "empty", tmp_path / "foreign", tmp_path / "long-bin"
+    random, old = tmp_path / "random", tmp_path / "old"
     with open(f"{corpus}.idx", "rb") as file:
         header = file.read(9 + 9)
     empty.with_suffix(".idx").write_bytes(header + (0).to_bytes(8, "little") + (1).to_bytes(8, "little"))
@@ -104,16 +127,41 @@ def test_empty_and_foreign_token_files_are_refused(corpus, tmp_path, capsys, no_
             whole = file.read()
         cut_bin.with_suffix(end).write_bytes(whole[:-2] if end == ".bin" else whole)
         cut_idx.with_suffix(end).write_bytes(whole[:-2] if end == ".idx" else whole)
+        long.with_suffix(end).write_bytes(whole + b"\0" if end == ".bin" else whole)
+        body = bytes((byte * 7 + 3) % 256 for byte in whole[34:])
+        random.with_suffix(end).write_bytes(whole[:34] + body if end == ".idx" else whole)
+        old.with_suffix(end).write_bytes(whole[:9] + b"\2" + whole[10:] if end == ".idx" else whole)
     for prefix, expected in (
         (empty, "the corpus is empty"),
         (foreign, "no Megatron index"),
         (cut_bin, "cut-bin.bin is cut short"),
         (cut_idx, "cut-idx.idx is cut short"),
+        (long, "long-bin.bin is longer than its index says"),
+        (random, "random.idx is damaged"),
+        (old, "old.idx has version 2"),
     ):
         settings = {**SMALL, "data.train": str(prefix), "train.run_dir": str(tmp_path / "run")}
         assert cli.exit_status(cli.run, ["train", *arguments(settings)]) == 2
         error = capsys.readouterr().err
         assert expected in error and len(error.splitlines()) == 1
+
+
+def test_a_manifest_of_any_kind_does_no_harm_and_large_ids_are_seen(corpus, tmp_path, capsys, no_groups):
+    for end in (".bin", ".idx"):
+        shutil.copy(corpus + end, tmp_path / f"text{end}")
+    settings = {**SMALL, "data.train": str(tmp_path / "text"), "data.split": "90,10,0", "model.vocab_size": 256}
+    for manifest in (None, b"[]", b"\xff", b'{"vocab_size": "many"}', b"{"):
+        if manifest is not None:
+            (tmp_path / "text.manifest.json").write_bytes(manifest)
+        assert cli.exit_status(cli.run, ["train", *arguments(settings)]) == 2
+        assert "model.vocab_size=256: smaller than the 512 tokens" in capsys.readouterr().err
+
+
+def test_a_split_part_that_makes_no_sample_is_refused(tmp_path, capsys, no_groups):
+    prefix = write_corpus(tmp_path / "short", documents=40, length=20)
+    settings = {**SMALL, "data.train": prefix, "data.split": "98,2,0", "train.run_dir": str(tmp_path / "run")}
+    assert cli.exit_status(cli.run, ["train", *arguments(settings)]) == 2
+    assert "leaves 20 tokens of" in capsys.readouterr().err
 
 
 def test_deepspeed_json_may_not_say_what_the_configuration_says(corpus, tmp_path, capsys, no_groups):
@@ -130,7 +178,13 @@ def test_deepspeed_json_may_not_say_what_the_configuration_says(corpus, tmp_path
         ('{"zero_optimization": {"stage": 1, "foo": 3}}', "zero_optimization.foo"),
         ('{"zero_optimization": {"stage": 1, "reduce_bucket_size": "big"}}', "zero_optimization.reduce_bucket_size"),
         ('{"zero_optimization": {"stage": 1, "offload_optimizer": "cpu"}}', "zero_optimization.offload_optimizer"),
-        ('{"tensor_parallel": {"autotp_size": 2}}', "sets data_types or tensor_parallel"),
+        ('{"tensor_parallel": {"autotp_size": 2}}', "set parallel.tensor"),
+        ('{"pipeline": {"stages": 2}}', "set parallel.pipeline"),
+        ('{"foo": 1}', "sets foo"),
+        ('{"flops_profile": {}}', "did you mean flops_profiler"),
+        ('{"wall_clock_breakdown": false, "wall_clock_breakdown": true}', "wall_clock_breakdown is given twice"),
+        ('{"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "tpu"}}}', "device is 'tpu'"),
+        ('{"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}', "has no nvme_path"),
     ):
         source = zero_json(tmp_path, text)
         assert cli.exit_status(cli.run, ["train", *settings, "--deepspeed_config", source]) == 2

@@ -6,8 +6,9 @@ import torch
 from corpora import SMALL, write_corpus
 
 from elas.config import load_config
-from elas.data.corpus import parse_blend, read_token_files
-from elas.errors import ConfigError
+from elas.data.corpus import parse_blend
+from elas.data.token_files import read_token_files
+from elas.errors import ConfigError, UserError
 from elas.parallel import Layout
 
 
@@ -102,3 +103,39 @@ def test_validation_can_come_from_its_own_files(tmp_path):
     datasets = build_datasets(settings(tmp_path, **{"data.train": text, "data.valid": held_out}))
     assert datasets.train[0]["tokens"].max() < 200 <= datasets.valid[0]["tokens"].min()
     assert build_datasets(settings(tmp_path, **{"data.train": text, "train.eval_batches": 0})).valid is None
+
+
+def orders(config, count: int) -> list[bytes]:
+    from elas.data.batches import build_datasets
+
+    train = build_datasets(config).train
+    return [train[i]["tokens"].numpy().tobytes() for i in range(count)]
+
+
+@pytest.mark.parametrize("blend", (False, True))
+def test_the_order_of_samples_does_not_depend_on_the_number_of_steps(tmp_path, one_rank, blend):
+    """45 × 8 samples are more than one epoch (225) of the first corpus, 90 × 8 more than three."""
+    text, other = write_corpus(tmp_path / "text"), write_corpus(tmp_path / "other", seed=1)
+    train = ["0.7", text, "0.3", other] if blend else text
+    short, long = (settings(tmp_path, **{"data.train": train, "train.steps": steps}) for steps in (45, 90))
+    few, many = orders(short, 360), orders(long, 720)
+    assert few == many[:360] and len(set(many)) < 720
+
+
+def test_an_epoch_holds_every_sample_once_and_each_has_its_own_order(tmp_path):
+    config = settings(tmp_path, **{"data.train": write_corpus(tmp_path / "text"), "train.steps": 100})
+    from elas.data.batches import build_datasets
+
+    epoch = len(build_datasets(config).train.dataset)
+    seen = orders(config, 3 * epoch)
+    epochs = [seen[i * epoch : (i + 1) * epoch] for i in range(3)]
+    assert len({tuple(e) for e in epochs}) == 3
+    assert all(sorted(e) == sorted(epochs[0]) for e in epochs)
+
+
+def test_an_id_without_an_embedding_is_an_error_that_says_so(tmp_path):
+    from elas.data.batches import build_datasets, micro_batches
+
+    config = settings(tmp_path, **{"data.train": write_corpus(tmp_path / "text"), "model.vocab_size": 300})
+    with pytest.raises(UserError, match=r"token id \d+ near sample \d+ is outside model.vocab_size=300"):
+        list(micro_batches(build_datasets(config).train, config, layout(1, 0)))

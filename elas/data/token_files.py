@@ -1,0 +1,124 @@
+"""Megatron's `.bin/.idx` token files, read without torch or Megatron-core: what they hold, and whether they are whole.
+
+The `.idx` is a header, then three tables: each sequence's length (int32) and byte offset (int64), and where documents
+begin (int64, with the end). A damaged one makes Megatron hang or read past the end, so all three are checked.
+`PREFIX.manifest.json`, which `elas prep tokenize` writes, is optional.
+"""
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from elas.errors import ConfigError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+TOKEN_TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}  # Megatron's codes
+_HEADER = struct.Struct("<QBQQ")
+_CHUNK = 1 << 20
+_SAMPLED_TOKENS = 1 << 20
+_AGAIN = "write it again with elas prep tokenize"
+
+
+@dataclass(frozen=True)
+class TokenFiles:
+    """A `.bin/.idx` pair: its prefix, and how many documents and tokens it holds."""
+
+    prefix: str
+    documents: int
+    tokens: int
+    dtype: np.dtype
+
+    def tokens_of(self, first: int, last: int) -> int:
+        """Tokens in documents [first, last)."""
+        with open(f"{self.prefix}.idx", "rb") as file:
+            sequences, entries = _HEADER.unpack(file.read(len(MAGIC) + _HEADER.size)[len(MAGIC) :])[2:]
+        header = len(MAGIC) + _HEADER.size
+        starts = np.memmap(f"{self.prefix}.idx", "<i8", "r", header + 12 * sequences, (entries,))
+        lengths = np.memmap(f"{self.prefix}.idx", "<i4", "r", header, (sequences,))
+        return int(lengths[int(starts[first]) : int(starts[last])].sum(dtype=np.int64))
+
+    def largest_sampled(self) -> int:
+        """Largest token id among up to a million from the beginning and as many from the end."""
+        tokens = np.memmap(f"{self.prefix}.bin", dtype=self.dtype, mode="r")
+        return int(max(tokens[:_SAMPLED_TOKENS].max(), tokens[-_SAMPLED_TOKENS:].max()))
+
+
+def read_token_files(key: str, prefix: str) -> TokenFiles:
+    """Read a `.bin/.idx` pair's tables and check them against each other and the files' sizes.
+
+    Args:
+        key: the setting, for messages.
+        prefix: path without ending.
+
+    Raises:
+        ConfigError: a file is missing, is not Megatron's, is not whole, or holds no tokens.
+    """
+    for end in (".idx", ".bin"):
+        if not Path(prefix + end).is_file():
+            fix = "give the prefix of a .bin/.idx pair, see elas prep tokenize"
+            raise ConfigError(key, prefix, f"there is no {prefix + end}", fix)
+    index = f"{prefix}.idx"
+    try:
+        with open(index, "rb") as file:
+            header = file.read(len(MAGIC) + _HEADER.size)
+        size, bin_size = os.path.getsize(index), os.path.getsize(f"{prefix}.bin")
+    except OSError as error:
+        raise ConfigError(key, prefix, f"{index}: {error.strerror}", "make it readable") from None
+    if len(header) < len(MAGIC) + _HEADER.size or not header.startswith(MAGIC):
+        raise ConfigError(key, prefix, f"{index} is no Megatron index", "write it with elas prep tokenize")
+    version, code, sequences, entries = _HEADER.unpack(header[len(MAGIC) :])
+    if version != VERSION:
+        raise ConfigError(key, prefix, f"{index} has version {version}, not {VERSION}", _AGAIN)
+    if code not in TOKEN_TYPES:
+        raise ConfigError(key, prefix, f"{index} holds no integer tokens", _AGAIN)
+    if sequences == 0 or entries <= 1:
+        raise ConfigError(key, prefix, "the corpus is empty", "tokenise some text into it with elas prep tokenize")
+    tables = len(header) + 12 * sequences + 8 * entries
+    # One byte more for each sequence is Megatron's multimodal form.
+    if size not in (tables, tables + sequences):
+        raise ConfigError(key, prefix, f"{index} is {'cut short' if size < tables else 'too long'}", _AGAIN)
+    dtype = np.dtype(TOKEN_TYPES[code])
+    tokens = _sum_lengths(index, len(header), sequences, entries, dtype.itemsize)
+    if tokens is None:
+        raise ConfigError(key, prefix, f"{index} is damaged", _AGAIN)
+    if bin_size != tokens * dtype.itemsize:
+        why = "cut short" if bin_size < tokens * dtype.itemsize else "longer than its index says"
+        raise ConfigError(key, prefix, f"{prefix}.bin is {why}", "the two files do not belong together; " + _AGAIN)
+    if tokens == 0:
+        raise ConfigError(key, prefix, "the corpus is empty", "tokenise some text into it with elas prep tokenize")
+    return TokenFiles(prefix, entries - 1, tokens, dtype)
+
+
+def _sum_lengths(index: str, header: int, sequences: int, entries: int, itemsize: int) -> int | None:
+    """Tokens in all; None when the tables contradict themselves. Reads a chunk at a time, a few seconds a gigabyte."""
+    lengths = np.memmap(index, "<i4", "r", header, (sequences,))
+    offsets = np.memmap(index, "<i8", "r", header + 4 * sequences, (sequences,))
+    documents = np.memmap(index, "<i8", "r", header + 12 * sequences, (entries,))
+    total = 0
+    for begin in range(0, sequences, _CHUNK):
+        length = lengths[begin : begin + _CHUNK].astype(np.int64)
+        ends = total + np.cumsum(length)
+        expected = np.concatenate(([total], ends[:-1])) * itemsize
+        if (length < 0).any() or not np.array_equal(offsets[begin : begin + _CHUNK], expected):
+            return None
+        total = int(ends[-1])
+    if documents[0] != 0 or documents[-1] != sequences:
+        return None
+    for begin in range(0, entries - 1, _CHUNK):
+        if (np.diff(documents[begin : begin + _CHUNK + 1]) < 0).any():
+            return None
+    return total
+
+
+def manifest_vocabulary(prefix: str) -> int | None:
+    """Size of the vocabulary the corpus was written with, from its manifest; None without a manifest that says it."""
+    try:
+        size = json.loads(Path(f"{prefix}.manifest.json").read_text(encoding="utf-8"))["vocab_size"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return size if type(size) is int else None
