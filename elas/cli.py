@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -42,6 +43,16 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("--json", metavar="FILE", type=Path, help="also write the results to FILE as JSON")
 
+    def parse_args(self, args=None, namespace=None):
+        """Parse, and refuse a `--json` that could not be written before hours of work end in it."""
+        parsed = super().parse_args(args, namespace)
+        path = parsed.json
+        if path is not None:
+            there = next(p for p in path.absolute().parents if p.exists())
+            if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+                raise UserError(f"--json {path}: is a folder or cannot be written; give a file's path")
+        return parsed
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage and exiting."""
         raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
@@ -51,10 +62,13 @@ def write_json(path: Path | None, facts: dict) -> None:
     """Write `facts` to `path` (nothing when None), whole or not at all."""
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(facts, indent=2) + "\n")
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(facts, indent=2) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); give another path") from error
 
 
 def usage() -> str:
@@ -96,16 +110,34 @@ def run(argv: list[str]) -> int:
 
 
 def exit_status(function, argv: list[str]) -> int:
-    """Call `function(argv)` and translate its exceptions: `UserError` → one line and 2, Ctrl-C → 130."""
+    """Call `function(argv)` and translate its exceptions.
+
+    `UserError` → one line and 2, numbers that blew up in training → one line and 1, Ctrl-C → 130.
+    """
     try:
         return function(argv)
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # under a launcher every rank finds the same mistake; one says it
-            print(f"error: {error}", file=sys.stderr)
+        _tell(error)
         return 2
+    except FloatingPointError as error:
+        _tell(error)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _tell(error: Exception) -> None:
+    """One line on stderr from one process of each machine.
+
+    Before they have met, all ranks of a machine find the same mistake; after, all ranks of the run. The others wait a
+    moment: launchers end the whole job when its first rank ends, and the line must be out by then.
+    """
+    first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) in ("0", "")
+    if first or not getattr(error, "on_every_rank", True):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(2)
 
 
 def main() -> None:

@@ -6,9 +6,15 @@ is a defect and exits 1 with its traceback.
 
 
 class UserError(ValueError):
-    """A mistake of the user's: the message is a single line and says how to mend it."""
+    """A mistake of the user's: the message is a single line and says how to mend it.
 
-    def __init__(self, message: str):
+    Args:
+        message: the line.
+        on_every_rank: every rank of a machine finds the same, so one of them tells it; False where only this one can.
+    """
+
+    def __init__(self, message: str, *, on_every_rank: bool = True):
+        self.on_every_rank = on_every_rank
         super().__init__(" ".join(str(message).split()))
 
 

@@ -18,6 +18,7 @@ from elas.config import Config, load_config, split_overrides
 from elas.errors import UserError
 
 VALID_FRACTION = 0.02
+OWN = ("data.train", "data.valid", "data.tokenizer", "train.run_dir")  # settings that follow from --workdir
 
 
 def main(argv: list[str]) -> int:
@@ -44,14 +45,17 @@ def main(argv: list[str]) -> int:
     workdir = options.workdir
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir}: is a file; give a folder")
+    if options.ranks < 1:
+        raise UserError(f"--ranks {options.ranks}: nobody would train; give 1 or more")
+    if overrides.get("train.steps", options.steps) != options.steps is not None:
+        raise UserError(f"--steps {options.steps}: --train.steps says {overrides['train.steps']}; give one of the two")
+    for key in sorted({*OWN, "data.split"} & overrides.keys()):
+        raise UserError(f"--{key} {overrides[key]}: quickstart makes its own corpus under --workdir; use elas train")
     if options.steps is not None:
         overrides["train.steps"] = options.steps
     settings = {
         **overrides,
-        "data.train": str(workdir / "tokens" / "train"),
-        "data.valid": str(workdir / "tokens" / "valid"),
-        "data.tokenizer": str(workdir / "tokenizer"),
-        "train.run_dir": str(workdir / "run"),
+        **dict(zip(OWN, (str(workdir / part) for part in ("tokens/train", "tokens/valid", "tokenizer", "run")))),
     }
     config = load_config("quickstart", settings)
     from elas.validate import validate
@@ -102,15 +106,11 @@ def _train(config: Config, settings: dict, ranks: int) -> None:
     """
     from elas.checkpoint.local import find_checkpoint
     from elas.data.corpus import check_corpus
+    from elas.train.run_dir import finished
 
     check_corpus(config)
     found = find_checkpoint(config, ranks)
-    if found and found.step > config.train.steps:
-        raise UserError(
-            f"--steps {config.train.steps}: the run in {config.train.run_dir} is already at step {found.step}; "
-            "give more steps or another --workdir"
-        )
-    if found and found.step == config.train.steps and _finished(config):
+    if finished(config, found):
         _say(f"already trained to step {found.step}; nothing to do")
         return
     from elas.extensions import prebuild_deepspeed
@@ -128,19 +128,12 @@ def _train(config: Config, settings: dict, ranks: int) -> None:
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     status = subprocess.run(command, env=environment).returncode
-    if status or not _finished(config):
+    if status or not finished(config, find_checkpoint(config, ranks)):
         print(
             f"error: training ended with status {status}; run the same command again to go on from the last checkpoint",
             file=sys.stderr,
         )
         raise SystemExit(1)
-
-
-def _finished(config: Config) -> bool:
-    from elas.train.metrics import read_jsonl
-
-    rows = read_jsonl(Path(config.train.run_dir) / "validation.jsonl")
-    return bool(rows) and rows[-1]["step"] == config.train.steps
 
 
 def _free_port() -> int:
@@ -151,7 +144,7 @@ def _free_port() -> int:
 
 def _report(config: Config, ranks: int, workdir: Path) -> dict:
     from elas.checkpoint.local import find_checkpoint
-    from elas.report import plot_curves, table
+    from elas.report import describe, plot_curves, table
     from elas.train.metrics import read_jsonl
 
     run_dir = Path(config.train.run_dir)
@@ -160,8 +153,8 @@ def _report(config: Config, ranks: int, workdir: Path) -> dict:
     last = metrics[-1]
     facts = {
         "tokens_trained": last["tokens"],
-        "val_ppl_start": validation[0]["ppl"],
-        "val_ppl_end": validation[-1]["ppl"],
+        "val_ppl_start": validation[0]["ppl"] if validation else None,
+        "val_ppl_end": validation[-1]["ppl"] if validation else None,
         "tokens_per_s": statistics.median(row["tokens_per_s"] for row in metrics),
         "sparsity": last["sparsity"],
         "dropped": last["dropped"],
@@ -170,16 +163,17 @@ def _report(config: Config, ranks: int, workdir: Path) -> dict:
         "run_dir": str(run_dir),
         "curve": str(picture),
     }
-    print(
-        table([
-            ("model", f"rank-{config.low_rank.rank} relu² 2:4, {config.model.num_layers} × {config.model.hidden_size}"),
-            ("tokens trained", f"{facts['tokens_trained']:,}"),
-            ("validation perplexity", f"{facts['val_ppl_start']:,.0f} → {facts['val_ppl_end']:,.1f}"),
-            ("zeros after relu²", f"{facts['sparsity']:.1%}"),
-            ("non-zeros dropped by 2:4", f"{facts['dropped']:.1%}"),
-            ("tokens a second", f"{facts['tokens_per_s']:,.0f} on {ranks} ranks"),
-            ("checkpoint", facts["checkpoint"]),
-            ("curves", facts["curve"]),
-        ])
-    )  # fmt: skip
+    rows = [("model", describe(config)), ("tokens trained", f"{facts['tokens_trained']:,}")]
+    if validation:
+        rows.append(("validation perplexity", f"{facts['val_ppl_start']:,.0f} → {facts['val_ppl_end']:,.1f}"))
+    if facts["sparsity"] is not None and config.model.activation == "relu2":
+        rows.append(("zeros after relu²", f"{facts['sparsity']:.1%}"))
+        if last["sparse_active"]:
+            rows.append(("non-zeros dropped by 2:4", f"{facts['dropped']:.1%}"))
+    rows += [
+        ("tokens a second", f"{facts['tokens_per_s']:,.0f} on {ranks} ranks"),
+        ("checkpoint", facts["checkpoint"]),
+        ("curves", facts["curve"]),
+    ]
+    print(table(rows))
     return facts

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from elas.config import Config
 from elas.train.metrics import read_jsonl
 
 
@@ -32,8 +33,12 @@ def plot_curves(run_dir: Path, target: Path) -> Path:
     )  # fmt: skip
     loss.set(xlabel="tokens (thousand)", ylabel="loss (nats a token)", title="Loss")
     loss.legend(frameon=False)
-    sparsity.plot(tokens, [100 * row["sparsity"] for row in metrics], color="#5b8c5a", label="zeros after relu²")
-    sparsity.plot(tokens, [100 * row["dropped"] for row in metrics], color="#b08030", label="non-zeros dropped by 2:4")
+    for name, color, label in (
+        ("sparsity", "#5b8c5a", "zeros after relu²"),
+        ("dropped", "#b08030", "non-zeros dropped by 2:4"),
+    ):  # not counted: a gap
+        percent = [float("nan") if row[name] is None else 100 * row[name] for row in metrics]
+        sparsity.plot(tokens, percent, color=color, label=label)
     first = next((row["tokens"] / 1e3 for row in metrics if row.get("sparse_active")), None)
     if first is not None:
         sparsity.axvline(first, color="#999999", lw=0.8, ls=":")
@@ -47,6 +52,15 @@ def plot_curves(run_dir: Path, target: Path) -> Path:
     figure.savefig(partial, dpi=130, format="png")
     plt.close(figure)
     return partial.replace(target)
+
+
+def describe(config: Config) -> str:
+    """The model in a few words: `rank-64 relu² 2:4, 4 × 256` (layers × hidden size)."""
+    rank = config.low_rank.rank
+    kind = {"none": "full-rank", "lowrank": f"rank-{rank}", "cola": f"CoLA rank-{rank}"}[config.low_rank.kind]
+    activation = {"relu2": "relu²", "swiglu": "SwiGLU"}[config.model.activation]
+    sparsity = "" if config.sparsity.kind == "none" else f" {config.sparsity.kind}"
+    return f"{kind} {activation}{sparsity}, {config.model.num_layers} × {config.model.hidden_size}"
 
 
 def table(rows: list[tuple[str, str]]) -> str:

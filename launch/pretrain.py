@@ -11,12 +11,11 @@ Every mistake that can be seen in the settings, the files and the number of rank
 
 import dataclasses
 import json
-import os
 import sys
 
 from elas.cli import Parser, exit_status, write_json
 from elas.config import Config, load_config, split_overrides
-from elas.errors import ConfigError
+from elas.launch.environment import rank_and_world, srun_environment
 
 
 def parse(argv: list[str]) -> tuple[Config, dict]:
@@ -34,8 +33,9 @@ def parse(argv: list[str]) -> tuple[Config, dict]:
     overrides, rest = split_overrides(argv)
     parser = Parser(
         "elas train",
-        "Train a model. Any setting can be given as --section.key VALUE; they win over the configuration file.",
-        "elas train --config 60m --data.train data/c4 --parallel.tensor 2 --train.run_dir runs/60m",
+        "Train a model. Any setting can be given as --section.key VALUE, which wins over the configuration file; "
+        "--show-config prints them all. For several ranks start launch/pretrain.py with deepspeed, torchrun or srun.",
+        "elas train --config 60m --data.train data/c4 --train.run_dir runs/60m",
     )
     parser.add_argument("--config", help="YAML file, or a preset: 60m, 130m, 350m, 1b, 7b, quickstart")
     parser.add_argument("--deepspeed_config", help="DeepSpeed JSON, such as ds_configs/zero1.json")
@@ -45,23 +45,6 @@ def parse(argv: list[str]) -> tuple[Config, dict]:
     if options["deepspeed_config"]:
         overrides["parallel.deepspeed_config"] = options["deepspeed_config"]
     return load_config(options["config"], overrides), options
-
-
-def srun_environment() -> None:
-    """Under srun without torchrun, name the rank variables as torch.distributed wants them.
-
-    Raises:
-        ConfigError: several SLURM tasks, but no MASTER_ADDR to meet at.
-    """
-    if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) <= 1 or "SLURM_PROCID" not in os.environ:
-        return
-    if "MASTER_ADDR" not in os.environ:
-        fix = 'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1) before srun'
-        raise ConfigError("MASTER_ADDR", None, "srun started several tasks that do not know where to meet", fix)
-    os.environ["RANK"] = os.environ["SLURM_PROCID"]
-    os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
-    os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
-    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))
 
 
 def prebuild(config: Config) -> None:
@@ -75,7 +58,6 @@ def prebuild(config: Config) -> None:
     from elas.train.deepspeed_config import check_deepspeed_json, offloads_optimizer, read_deepspeed_json
 
     check_deepspeed_json(config)
-    prebuild_deepspeed(offload=offloads_optimizer(read_deepspeed_json(config)))
     if config.model.activation == "relu2":
         import torch
 
@@ -84,6 +66,7 @@ def prebuild(config: Config) -> None:
         )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         select(options, device, getattr(torch, config.train.dtype), config.sparsity.implementation)
+    prebuild_deepspeed(offload=offloads_optimizer(read_deepspeed_json(config)))
 
 
 def main(argv: list[str]) -> int:
@@ -103,27 +86,33 @@ def main(argv: list[str]) -> int:
         print(json.dumps(config.to_dict(), indent=2))
         return 0
     srun_environment()
+    rank, world = rank_and_world()
+    from elas.checkpoint.local import find_checkpoint
     from elas.data.corpus import check_corpus
+    from elas.train import run_dir
     from elas.validate import validate
 
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     validate(config, world)
     check_corpus(config)
-    from elas.checkpoint.local import find_checkpoint
-
     resume = find_checkpoint(config, world)
-
+    facts = {"world_size": world, "run_dir": config.train.run_dir}
+    done = run_dir.finished(config, resume)
+    if done is not None:
+        if rank == 0:
+            print(f"already trained to step {resume.step}; nothing to do ({resume.path})")
+            write_json(options["json"], {**dataclasses.asdict(done), **facts})
+        return 0
     prebuild(config)
+    lock = run_dir.claim(config) if rank == 0 else None
     from elas import parallel
     from elas.train.loop import run
 
     layout = parallel.initialize(config.parallel, seed=config.train.seed)
     result = run(config, layout, resume)
     parallel.leave()
-    if layout.rank == 0:
-        write_json(
-            options["json"], {**dataclasses.asdict(result), "world_size": layout.world, "run_dir": config.train.run_dir}
-        )
+    if rank == 0:
+        lock.release()
+        write_json(options["json"], {**dataclasses.asdict(result), **facts})
     return 0
 
 

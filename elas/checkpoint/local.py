@@ -11,18 +11,20 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from elas.config import Config
+from elas.data.corpus import corpus_identity
 from elas.errors import ConfigError
 from elas.train.deepspeed_config import read_deepspeed_json, zero_stage
+from elas.train.metrics import read_jsonl
 
 MUST_MATCH = ("model", "low_rank", "parallel", "train.dtype", "train.seed", "train.global_batch_size", "optimizer.kind",
-              "data.train", "data.split", "sparsity.kind")  # fmt: skip
+              "data.split", "sparsity.kind")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Checkpoint:
 
     path: Path
     manifest: dict
+    passed_over: tuple[str, ...] = ()
+    """Newer checkpoints that are not whole, and why."""
 
     @property
     def step(self) -> int:
@@ -44,7 +48,7 @@ def checkpoints_dir(config: Config) -> Path:
 
 
 def identity(config: Config, world_size: int) -> dict:
-    """What must be the same to resume: flat settings, the ZeRO stage, and the number of ranks."""
+    """What must be the same to resume: flat settings, the ZeRO stage, what the corpora hold, the number of ranks."""
     values = config.to_dict()
     flat = {}
     for key in MUST_MATCH:
@@ -52,18 +56,26 @@ def identity(config: Config, world_size: int) -> dict:
         entries = {name: values[section][name]} if name else values[section]
         flat |= {f"{section}.{k}": v for k, v in entries.items()}
     flat.pop("parallel.deepspeed_config")
-    return {**flat, "parallel.zero": zero_stage(read_deepspeed_json(config)), "world_size": world_size}
+    corpora = corpus_identity(config)
+    return {**flat, **corpora, "parallel.zero": zero_stage(read_deepspeed_json(config)), "world_size": world_size}
 
 
 def read_checkpoint(path: Path) -> Checkpoint | str:
     """Read a checkpoint's manifest and compare the sizes of its files; a text says why it does not count."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         return f"no readable manifest.json ({error})"
-    for name, facts in manifest["files"].items():
+    try:
+        if type(manifest["step"]) is not int or type(manifest["tokens"]) is not int or not manifest["files"]:
+            return "manifest.json is not a checkpoint's"
+        expected = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
+        dict(manifest["identity"])
+    except (TypeError, KeyError, AttributeError, ValueError):
+        return "manifest.json is not a checkpoint's"
+    for name, (size, _) in expected.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != facts["bytes"]:
+        if not file.is_file() or file.stat().st_size != size:
             return f"{name} is missing or cut short"
     return Checkpoint(path, manifest)
 
@@ -75,8 +87,8 @@ def find_checkpoint(config: Config, world_size: int) -> Checkpoint | None:
         None to start afresh.
 
     Raises:
-        ConfigError: a named checkpoint is not whole, the layout or model differs, or a fresh start would overwrite
-            a run.
+        ConfigError: a named checkpoint is not whole, the layout or model differs, the run is past `train.steps`, or a
+            fresh start would overwrite a run.
     """
     resume, folder = config.checkpoint.resume, checkpoints_dir(config)
     if resume == "none":
@@ -90,11 +102,28 @@ def find_checkpoint(config: Config, world_size: int) -> Checkpoint | None:
         if isinstance(found, str):
             raise ConfigError("checkpoint.resume", resume, found, "give the folder of a whole checkpoint")
         return _fitting(found, config, world_size)
+    passed_over = []
     for path in sorted(folder.glob("step_*[0-9]"), reverse=True):
         found = read_checkpoint(path)
         if isinstance(found, Checkpoint):
-            return _fitting(found, config, world_size)
+            return _fitting(replace(found, passed_over=tuple(passed_over)), config, world_size)
+        passed_over.append(f"{path}: {found}")
+    if passed_over:
+        why = f"none of its checkpoints is whole ({'; '.join(passed_over)})"
+        raise ConfigError("train.run_dir", config.train.run_dir, why, "mend one, remove all, or give another folder")
+    _check_not_lost(config)
     return None
+
+
+def _check_not_lost(config: Config) -> None:
+    """Refuse to start over a run that had checkpoints; one killed before its first is simply begun again."""
+    rows = read_jsonl(Path(config.train.run_dir) / "metrics.jsonl")
+    every = config.checkpoint.every_steps
+    last = rows[-1]["step"] if rows else 0
+    if last and (last >= config.train.steps or (every and last > every)):
+        why = f"its metrics go to step {last}, but its checkpoints are gone"
+        fix = "put them back, name one as checkpoint.resume, or give another folder"
+        raise ConfigError("train.run_dir", config.train.run_dir, why, fix)
 
 
 def _fitting(found: Checkpoint, config: Config, world_size: int) -> Checkpoint:
@@ -103,15 +132,19 @@ def _fitting(found: Checkpoint, config: Config, world_size: int) -> Checkpoint:
         if key in then and then[key] != value:
             why = f"the checkpoint {found.path} was written with {key}={then[key]!r}"
             raise ConfigError(key, value, why, "resume with the same setting, or start in another train.run_dir")
+    if found.step > config.train.steps:
+        why = f"the run is at step {found.step} already ({found.path})"
+        raise ConfigError("train.steps", config.train.steps, why, "give more steps, or another train.run_dir")
     return found
 
 
-def save(config: Config, state: dict, *, step: int, consumed: int, tokens: int) -> Path:
+def save(config: Config, state: dict, identity: dict, *, step: int, consumed: int, tokens: int) -> Path:
     """Write a checkpoint; every rank calls it, and it counts for all or for none.
 
     Args:
         config: the run's configuration, kept in the manifest.
         state: this rank's state, from `elas.checkpoint.state.capture`.
+        identity: what a resuming run must share, from `identity`.
         step: optimizer steps taken.
         consumed: samples consumed.
         tokens: tokens trained on.
@@ -142,7 +175,7 @@ def save(config: Config, state: dict, *, step: int, consumed: int, tokens: int) 
             "step": step,
             "consumed_samples": consumed,
             "tokens": tokens,
-            "identity": identity(config, world),
+            "identity": identity,
             "config": config.to_dict(),
             "files": dict(everybody),
         }
@@ -168,15 +201,26 @@ def _prune(config: Config) -> None:
 
 
 def load(checkpoint: Checkpoint) -> dict:
-    """Read this rank's state and check it against the manifest.
+    """Read this rank's state and check it against the manifest; every rank calls it.
 
     Raises:
-        ConfigError: the file's contents are not those that were written.
+        ConfigError: a file's contents are not those that were written; the same error on every rank.
     """
     name = f"rank_{dist.get_rank():05d}.pt"
-    with (checkpoint.path / name).open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != checkpoint.manifest["files"][name]["sha256"]:
-            fix = "resume from another checkpoint"
-            raise ConfigError("checkpoint.resume", str(checkpoint.path), f"{name} is damaged", fix)
-        file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=False)
+    state, problem = None, None
+    try:
+        with (checkpoint.path / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == checkpoint.manifest["files"][name]["sha256"]:
+                file.seek(0)
+                state = torch.load(file, map_location="cpu", weights_only=False)
+            else:
+                problem = f"{name} is damaged"
+    except (OSError, KeyError) as error:
+        problem = f"{name} cannot be read ({error})"
+    problems: list = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    found = ", ".join(filter(None, problems))
+    if found:
+        fix = "give checkpoint.resume another one, or remove this one to fall back to the one before"
+        raise ConfigError("checkpoint.resume", str(checkpoint.path), found, fix)
+    return state

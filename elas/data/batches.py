@@ -166,5 +166,6 @@ def _check_ids(tokens: torch.Tensor, labels: torch.Tensor, vocab_size: int, firs
         if low < 0 or high >= vocab_size:
             raise UserError(
                 f"data.train: token id {low if low < 0 else high} near sample {first} is outside "
-                f"model.vocab_size={vocab_size}; set model.vocab_size to the tokenizer's, or tokenise again"
+                f"model.vocab_size={vocab_size}; set model.vocab_size to the tokenizer's, or tokenise again",
+                on_every_rank=False,
             )

@@ -136,6 +136,15 @@ class Engine:
             self.deepspeed.train()
         return self._mean_loss(losses)
 
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether every weight of the model is a finite number; the same on every rank."""
+        weights = [p.ds_tensor if self.stage == 3 else p for chunk in self.chunks for p in chunk.parameters()]
+        worst = torch.stack([w.abs().max().float() if w.numel() else w.new_zeros(()).float() for w in weights]).max()
+        finite = torch.isfinite(worst).to(torch.int32)  # max hands a NaN on
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        return bool(finite)
+
     def _pass_schedule(self, micro: list[Batch], forward_only: bool = False) -> list[torch.Tensor]:
         def forward_step(iterator, model):
             tokens, labels = next(iterator)

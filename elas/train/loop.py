@@ -2,7 +2,6 @@
 
 import math
 import time
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -15,22 +14,10 @@ from elas.model.activation import count_sparsity, set_sparse, sparsity_counts
 from elas.model.provider import count_parameters
 from elas.optim.schedule import learning_rate
 from elas.parallel import Layout
+from elas.report import describe
 from elas.train.engine import Engine
 from elas.train.metrics import Metrics
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended."""
-
-    step: int
-    tokens: int
-    loss: float | None
-    """Training loss of the last step taken; None when nothing was left to do."""
-    valid_loss: float | None
-    """Mean loss on the validation batches at the end."""
-    checkpoint: str | None
-    """Folder of the last checkpoint."""
+from elas.train.result import RunResult
 
 
 def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
@@ -45,13 +32,16 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
         The same facts on every rank.
 
     Raises:
-        FloatingPointError: the loss or the gradient norm stopped being finite.
+        FloatingPointError: the loss, the gradient norm or the weights stopped being finite; the last checkpoint is
+            from before.
+        ConfigError: a file of the checkpoint is damaged.
     """
     datasets = build_datasets(config)
     engine = Engine(config, layout)
     step = resume.step if resume else 0
     if resume:
         state.restore(engine, local.load(resume))
+    identity = local.identity(config, layout.world)
     metrics = Metrics(config, last_step=step, writes=layout.rank == 0)
     _announce(config, layout, engine, resume, metrics)
     if step == 0:
@@ -69,20 +59,27 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
         engine.set_learning_rate(lr)
         loss, norm = engine.step(batches)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"step {step}: loss {loss}, gradient norm {norm}; lower optimizer.lr or raise schedule.warmup_steps"
-            )
+            raise _diverged(step, f"loss {loss}, gradient norm {norm}", checkpoint)
         if logged:
             _log(config, engine, metrics, clock, step, loss=loss, grad_norm=norm, lr=lr)
-        if config.train.eval_every and step % config.train.eval_every == 0 and step < config.train.steps:
-            _validate(config, layout, engine, datasets, metrics, step)
+        if _validates(config, step):  # before saving: what cannot be evaluated is not worth keeping
+            valid_loss = _validate(config, layout, engine, datasets, metrics, step, checkpoint)
             clock.restart(step)
         if _saves(config, step):
-            checkpoint = str(_save(config, engine, step))
+            if not engine.is_finite():
+                raise _diverged(step, "weights that are not finite after the update", checkpoint)
+            checkpoint = str(_save(config, engine, identity, step))
             clock.restart(step)
-    valid_loss = _validate(config, layout, engine, datasets, metrics, step)
+    if valid_loss is None:  # resumed at its last step
+        valid_loss = _validate(config, layout, engine, datasets, metrics, step, checkpoint)
     metrics.close()
     return RunResult(step, step * _tokens_per_step(config), loss, valid_loss, checkpoint)
+
+
+def _diverged(step: int, what: str, checkpoint: str | None) -> FloatingPointError:
+    """What to raise when numbers blew up."""
+    kept = f"the last checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written"
+    return FloatingPointError(f"step {step}: {what}; lower optimizer.lr or raise schedule.warmup_steps; {kept}")
 
 
 class _Clock:
@@ -109,15 +106,14 @@ def _announce(config: Config, layout: Layout, engine: Engine, resume: Checkpoint
         [count_parameters(engine.chunks) if layout.dp_rank == 0 else 0], device=torch.cuda.current_device()
     )
     dist.all_reduce(sizes)
-    rank = config.low_rank.rank
-    kind = {"none": "full-rank", "lowrank": f"rank-{rank}", "cola": f"CoLA rank-{rank}"}[config.low_rank.kind]
     sequence = ", sequence parallel" if layout.sequence_parallel else ""
     metrics.say(
-        f"{kind} {config.model.activation}, sparsity {config.sparsity.kind}, {config.train.dtype}, "
-        f"{int(sizes) / 1e6:.1f} M parameters; "
+        f"{describe(config)}, {config.train.dtype}, {int(sizes) / 1e6:.1f} M parameters; "
         f"TP {layout.tp} × PP {layout.pp} × DP {layout.dp}, ZeRO {engine.stage}{sequence}"
     )
     if resume:
+        for skipped in resume.passed_over:
+            metrics.say(f"passed over {skipped}")
         metrics.say(f"resumed from {resume.path} at step {resume.step}")
 
 
@@ -132,8 +128,8 @@ def _log(config: Config, engine: Engine, metrics: Metrics, clock: _Clock, step: 
         **values,
         "tokens_per_s": _tokens_per_step(config) / seconds,
         "step_s": seconds,
-        "sparsity": zeros / total if total else 0.0,
-        "dropped": dropped / (total - zeros) if total > zeros else 0.0,
+        "sparsity": zeros / total if total else None,
+        "dropped": dropped / (total - zeros) if total > zeros else (0.0 if total else None),
         "sparse_active": step > config.sparsity.dense_steps and config.sparsity.kind == "2:4",
     }
     metrics.log("metrics", row)
@@ -141,7 +137,13 @@ def _log(config: Config, engine: Engine, metrics: Metrics, clock: _Clock, step: 
 
 
 def _validate(
-    config: Config, layout: Layout, engine: Engine, datasets: Datasets, metrics: Metrics, step: int
+    config: Config,
+    layout: Layout,
+    engine: Engine,
+    datasets: Datasets,
+    metrics: Metrics,
+    step: int,
+    checkpoint: str | None = None,
 ) -> float | None:
     """Mean loss over the validation batches, with 2:4 as a trained model runs it: on, but for the dense first steps."""
     if datasets.valid is None:
@@ -151,6 +153,8 @@ def _validate(
     batches = micro_batches(datasets.valid, config, layout)
     losses = [engine.evaluate(batches) for _ in range(config.train.eval_batches)]
     loss = sum(losses) / len(losses)
+    if not math.isfinite(loss):
+        raise _diverged(step, f"validation loss {loss}", checkpoint)
     perplexity = math.exp(min(loss, 80.0))
     tokens = len(losses) * _tokens_per_step(config)
     metrics.log("validation", {"step": step, "loss": loss, "ppl": perplexity, "tokens": tokens})
@@ -158,13 +162,18 @@ def _validate(
     return loss
 
 
+def _validates(config: Config, step: int) -> bool:
+    every = config.train.eval_every
+    return step == config.train.steps or bool(every and step % every == 0)
+
+
 def _saves(config: Config, step: int) -> bool:
     every = config.checkpoint.every_steps
     return step == config.train.steps or bool(every and step % every == 0)
 
 
-def _save(config: Config, engine: Engine, step: int):
+def _save(config: Config, engine: Engine, identity: dict, step: int):
     consumed = step * config.train.global_batch_size
     return local.save(
-        config, state.capture(engine), step=step, consumed=consumed, tokens=step * _tokens_per_step(config)
+        config, state.capture(engine), identity, step=step, consumed=consumed, tokens=step * _tokens_per_step(config)
     )

@@ -31,9 +31,8 @@ class Metrics:
         folder = Path(config.train.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self._paths = {name: folder / f"{name}.jsonl" for name in ("metrics", "validation")}
-        _drop_after(self._paths["metrics"], last_step)
-        # The last validation comes after the last save: a run resumed there does it again.
-        _drop_after(self._paths["validation"], min(last_step, config.train.steps - 1))
+        for path in self._paths.values():
+            _drop_after(path, last_step)
         (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         if config.log.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -45,7 +44,7 @@ class Metrics:
         if not self.writes:
             return
         with self._paths[name].open("a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(values, allow_nan=False) + "\n")
         if self._board is not None:
             for key, value in values.items():
                 if key != "step" and isinstance(value, (int, float)):
@@ -56,10 +55,12 @@ class Metrics:
         if not self.writes:
             return
         left = (self.steps - values["step"]) * values["step_s"]
+        sparsity = ""
+        if values["sparsity"] is not None:
+            sparsity = f"zeros {values['sparsity']:.1%}  dropped {values['dropped']:.1%}  "
         text = (
             f"step {values['step']:>6}/{self.steps}  loss {values['loss']:.4f}  norm {values['grad_norm']:.3f}  "
-            f"lr {values['lr']:.2e}  {values['tokens_per_s']:,.0f} tok/s  zeros {values['sparsity']:.1%}  "
-            f"dropped {values['dropped']:.1%}  left {left / 60:.1f} min"
+            f"lr {values['lr']:.2e}  {values['tokens_per_s']:,.0f} tok/s  {sparsity}left {left / 60:.1f} min"
         )
         print(f"\r\x1b[2K{text}" if self.is_terminal else text, end="" if self.is_terminal else "\n", flush=True)
 

@@ -87,7 +87,44 @@ def test_a_killed_run_continues_exactly(corpus, tmp_path, zero):
     assert len(curve(whole)) == SMALL["train.steps"]
     assert rows(killed, "validation") == rows(whole, "validation")
 
-    # A finished run started again has nothing to do, and says the same.
-    finish(start({**settings, "train.run_dir": killed}))
+    # A finished run started again has nothing to do, and says so.
+    assert "already trained to step 10; nothing to do" in finish(start({**settings, "train.run_dir": killed}))
     assert curve(killed) == curve(whole)
     assert rows(killed, "validation") == rows(whole, "validation")
+
+    # More steps, but a file of the checkpoint is damaged: one line that names it, from whichever rank holds it.
+    damaged = killed / "checkpoints" / "step_00000010" / "rank_00001.pt"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    ranks = start({**settings, "train.run_dir": killed, "train.steps": 12})
+    outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2], outputs
+    errors = [line for line in "".join(outputs).splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "rank_00001.pt is damaged" in errors[0]
+
+
+def test_weights_that_blew_up_are_never_saved(corpus, tmp_path):
+    settings = {**SMALL, "data.train": corpus, "data.split": "90,10,0", "schedule.kind": "constant"}
+    settings |= {"schedule.warmup_steps": 0, "train.run_dir": tmp_path, "train.steps": 1, "optimizer.lr": 1e30}
+    (rank,) = start(settings, ranks=1)
+    output = rank.communicate(timeout=200)[0]
+    assert rank.returncode == 1
+    assert "error: step 1: validation loss nan" in output and "no checkpoint was written" in output
+    assert "Traceback" not in output
+    assert not list(tmp_path.glob("checkpoints/step_*"))
+    for row in rows(tmp_path, "validation"):
+        assert row["loss"] == row["loss"]
+
+
+def test_two_runs_in_one_folder_are_refused(corpus, tmp_path):
+    from elas.config import load_config
+    from elas.train.run_dir import claim
+
+    settings = {**SMALL, "data.train": corpus, "data.split": "90,10,0", "train.run_dir": str(tmp_path)}
+    lock = claim(load_config(None, settings))
+    (rank,) = start(settings, ranks=1)
+    output = rank.communicate(timeout=200)[0]
+    lock.release()
+    assert rank.returncode == 2 and "another run is writing there" in output
+    assert rows(tmp_path) == []

@@ -68,7 +68,7 @@ BAD = {
     "loro": ({"optimizer.kind": "loro"}, 1, "not in this version"),
     "unknown kernel": ({"sparsity.implementation": "tritn"}, 1, "sparsity.implementation='tritn'"),
     "no number": ({"optimizer.lr": "nan"}, 1, "optimizer.lr="),
-    "zero steps": ({"train.steps": 0}, 1, "train.steps=0: too small"),
+    "zero steps": ({"train.steps": 0}, 1, "train.steps=0: out of range; give 1 or more"),
     "infinite": ({"optimizer.lr": "1e400"}, 1, "optimizer.lr=inf"),
     "no value": ({"model.hidden_size": None}, 1, "model.hidden_size=None: has no value"),
     "no folder": ({"train.run_dir": None}, 1, "train.run_dir=None: has no value"),
@@ -97,7 +97,8 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_status_2(name, corpus, tmp_path, monkeypatch, capsys, no_groups):
     overrides, world, expected = BAD[name]
-    monkeypatch.setenv("WORLD_SIZE", str(world))
+    for key, value in {"RANK": 0, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}.items():
+        monkeypatch.setenv(key, str(value))
     settings = {
         **SMALL,
         "data.train": corpus,

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from corpora import write_corpus
 
 from elas.checkpoint.local import Checkpoint, find_checkpoint, identity, read_checkpoint
 from elas.config import load_config
@@ -22,7 +23,8 @@ def put(config, step: int, *, world: int = 1, manifest: bool = True, size: int =
     path.mkdir(parents=True)
     (path / "rank_00000.pt").write_bytes(b"x" * size)
     if manifest:
-        facts = {"step": step, "identity": identity(config, world), "files": {"rank_00000.pt": {"bytes": 4}}}
+        files = {"rank_00000.pt": {"bytes": 4, "sha256": ""}}
+        facts = {"step": step, "tokens": 8 * step, "identity": identity(config, world), "files": files}
         (path / "manifest.json").write_text(json.dumps(facts))
     return path
 
@@ -86,3 +88,71 @@ def test_a_fresh_start_does_not_overwrite_a_run(config, tmp_path):
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(ConfigError, match="already holds a run"):
         find_checkpoint(config, 1)
+
+
+def test_a_run_whose_checkpoints_are_all_broken_is_not_started_over(config):
+    put(config, 3, size=3)
+    put(config, 6, manifest=False)
+    with pytest.raises(ConfigError, match="none of its checkpoints is whole"):
+        find_checkpoint(config, 1)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_started_over(config, tmp_path):
+    config.checkpoint.every_steps, config.train.steps = 5, 20
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.parent.mkdir()
+    metrics.write_text('{"step": 4}\n{"step": 5}\n')  # killed before its first save
+    assert find_checkpoint(config, 1) is None
+    metrics.write_text('{"step": 4}\n{"step": 11}\n')
+    with pytest.raises(ConfigError, match="go to step 11, but its checkpoints are gone"):
+        find_checkpoint(config, 1)
+
+
+@pytest.mark.parametrize(
+    "manifest", ("[]", "{}", "null", '"x"', "{", '{"step": 9, "tokens": 1, "files": 3}', '{"step": "9", "files": {}}')
+)
+def test_a_manifest_of_another_kind_does_not_count_and_is_told(config, manifest):
+    put(config, 3)
+    (put(config, 9) / "manifest.json").write_text(manifest)
+    found = find_checkpoint(config, 1)
+    assert found.step == 3 and len(found.passed_over) == 1 and "step_00000009" in found.passed_over[0]
+
+
+def test_fewer_steps_than_taken_are_refused(config):
+    put(config, 30)
+    config.train.steps = 20
+    with pytest.raises(ConfigError, match=r"train\.steps=20: the run is at step 30 already"):
+        find_checkpoint(config, 1)
+
+
+def test_corpora_are_known_by_what_they_hold(config, tmp_path):
+    config.data.train = write_corpus(tmp_path / "a" / "text")
+    put(config, 3)
+    config.data.train = write_corpus(tmp_path / "moved" / "text")
+    assert find_checkpoint(config, 1).step == 3
+    config.data.train = write_corpus(tmp_path / "other", documents=41)
+    with pytest.raises(ConfigError, match=r"data\.train="):
+        find_checkpoint(config, 1)
+
+
+def test_one_run_at_a_time_writes_in_a_folder(config, tmp_path):
+    from elas.train.run_dir import claim
+
+    lock = claim(config)
+    with pytest.raises(ConfigError, match="another run is writing there"):
+        claim(config)
+    lock.release()
+    claim(config).release()
+
+
+def test_a_finished_run_is_known_by_its_last_checkpoint_and_validation(config, tmp_path):
+    from elas.train.run_dir import finished
+
+    config.train.steps = 6
+    put(config, 6)
+    found = find_checkpoint(config, 1)
+    assert finished(config, None) is None and finished(config, found) is None
+    (tmp_path / "run" / "validation.jsonl").write_text('{"step": 0, "loss": 9.0}\n{"step": 6, "loss": 2.5}\n')
+    assert finished(config, found).valid_loss == 2.5
+    config.train.eval_batches = 0
+    assert finished(config, found) is not None

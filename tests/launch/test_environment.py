@@ -1,0 +1,65 @@
+"""Which rank this is, from whatever a launcher left in the environment."""
+
+import pytest
+
+from elas.errors import ConfigError
+from elas.launch.environment import rank_and_world, srun_environment
+
+NAMES = [
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NTASKS",
+    "SLURM_JOB_ID",
+]
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in NAMES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+    def given(**values):
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return given
+
+
+def test_alone_and_under_a_launcher(environment):
+    assert rank_and_world() == (0, 1)
+    environment(RANK="3", LOCAL_RANK="1", WORLD_SIZE="4", MASTER_ADDR="a", MASTER_PORT="1")
+    assert rank_and_world() == (3, 4)
+
+
+def test_srun_variables_are_taken_over(environment):
+    environment(SLURM_PROCID="5", SLURM_LOCALID="1", SLURM_NTASKS="8", SLURM_JOB_ID="70000", MASTER_ADDR="node0")
+    srun_environment()
+    assert rank_and_world() == (5, 8)
+
+
+@pytest.mark.parametrize(
+    "values, named",
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two'"),
+        ({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE='0'"),
+        ({"WORLD_SIZE": "2"}, "but no RANK"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK='x'"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "not below WORLD_SIZE=2"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "MASTER_ADDR=None"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "many"}, "SLURM_NTASKS='many'"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, "MASTER_ADDR=None"),
+        ({"SLURM_PROCID": "", "SLURM_NTASKS": "2", "MASTER_ADDR": "a"}, "SLURM_PROCID=''"),
+    ],
+)
+def test_garbage_is_one_line(environment, values, named):
+    environment(**values)
+    with pytest.raises(ConfigError) as caught:
+        srun_environment()
+        rank_and_world()
+    assert named in str(caught.value)
