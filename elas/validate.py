@@ -44,7 +44,8 @@ _RANGES = {
         "schedule.warmup_steps sparsity.dense_steps optimizer.clip_grad optimizer.weight_decay checkpoint.keep "
         "checkpoint.every_steps train.eval_every train.eval_batches log.sparsity_tokens train.seed",
     ),
-    "more than 0": (lambda value: value > 0, "optimizer.lr optimizer.eps model.norm_eps model.init_std sparsity.scale"),
+    "more than 0": (lambda value: value > 0, "optimizer.eps model.norm_eps model.init_std sparsity.scale"),
+    "more than 0, and 1000 at most": (lambda value: 0 < value <= 1000, "optimizer.lr"),
     "0 or more, and below 1": (lambda value: 0 <= value < 1, "optimizer.beta1 optimizer.beta2"),
     "a value from 0 to 1": (lambda value: 0 <= value <= 1, "schedule.min_lr_ratio"),
 }
@@ -60,8 +61,10 @@ def _ranges(config: Config) -> None:
             section, name = key.split(".")
             value = getattr(getattr(config, section), name)
             if value is not None and not holds(value):
-                why = "too large" if value > _WHOLE_LIMIT else "out of range"
-                fix = f"give {_WHOLE_LIMIT} or less" if value > _WHOLE_LIMIT else f"give {wanted}"
+                large = isinstance(value, int) and value > _WHOLE_LIMIT
+                why, fix = (
+                    ("too large", f"give {_WHOLE_LIMIT} or less") if large else ("out of range", f"give {wanted}")
+                )
                 raise ConfigError(key, value, why, fix)
 
 

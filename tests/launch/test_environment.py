@@ -5,22 +5,13 @@ import pytest
 from elas.errors import ConfigError
 from elas.launch.environment import rank_and_world, srun_environment
 
-NAMES = [
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "SLURM_PROCID",
-    "SLURM_LOCALID",
-    "SLURM_NTASKS",
-    "SLURM_JOB_ID",
-]
+TORCH = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+SLURM = ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_JOB_ID"]
 
 
 @pytest.fixture
 def environment(monkeypatch):
-    for name in NAMES:
+    for name in (*TORCH, *SLURM):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 

@@ -70,6 +70,7 @@ BAD = {
     "no number": ({"optimizer.lr": "nan"}, 1, "optimizer.lr="),
     "zero steps": ({"train.steps": 0}, 1, "train.steps=0: out of range; give 1 or more"),
     "infinite": ({"optimizer.lr": "1e400"}, 1, "optimizer.lr=inf"),
+    "enormous": ({"optimizer.lr": 1e30}, 1, "optimizer.lr=1e+30: out of range"),
     "no value": ({"model.hidden_size": None}, 1, "model.hidden_size=None: has no value"),
     "no folder": ({"train.run_dir": None}, 1, "train.run_dir=None: has no value"),
     "empty text": ({"train.run_dir": ""}, 1, "train.run_dir='': is empty"),

@@ -73,16 +73,6 @@ def shift(prefix: str) -> None:
     np.memmap(f"{prefix}.bin", dtype=np.uint16, mode="r+")[:] += 200
 
 
-@pytest.fixture
-def one_rank():
-    if torch.distributed.is_initialized():  # by a test before, in this process
-        yield
-        return
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def test_a_blend_draws_by_weight(tmp_path, one_rank):
     from elas.data.batches import build_datasets
 
