@@ -8,6 +8,7 @@ The parts, in the order data passes through them:
 - `tokenize_corpus`: `tokenize_corpus(documents, tokenizer_path, output_prefix, …)` writes the token files.
 - `encoding_pool`: the worker processes behind it.
 - `indexed_writer`: puts `.bin`, `.idx` and `.manifest.json` in place, whole or not at all.
+- `folders`: output folders, made early and removed again if nothing came of them.
 - `cli`: `elas prep tokenizer` and `elas prep tokenize`.
 
 Only `indexed_writer` imports torch and Megatron, and only when the first token is written: worker processes stay small.

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from elas.data_prep.encoding_pool import Encoded, encode_all, peak_rss_mb
+from elas.data_prep.folders import folders_for
 from elas.data_prep.indexed_writer import IndexedWriter
 from elas.data_prep.sources import Corpus, Document, check_fraction, held_out
 from elas.data_prep.tokenizer import load_tokenizer
-from elas.data_prep.tokenizer_training import make_folder
 from elas.errors import ConfigError, UserError
 
 UINT16_VOCAB = 65500  # Megatron's own bound for two-byte tokens
@@ -64,9 +64,22 @@ def tokenize_corpus(
         "eod": eod,
         "workers": workers,
     }
-    writers = [IndexedWriter(prefix, dtype.type) for prefix in prefixes]
+    with folders_for({key: prefix.parent for key, prefix in zip(("--output", "--valid-output"), prefixes)}):
+        return _tokenize(documents, prefixes, facts, tokenizer_path, valid_fraction)
+
+
+def _tokenize(
+    documents: Iterable[Document],
+    prefixes: list[Path],
+    facts: dict,
+    tokenizer_path: str | Path,
+    valid_fraction: float,
+) -> dict:
+    """Write the files; returns `facts` with the counts."""
+    encoding = str(tokenizer_path), facts["dtype"], facts["eod"]
+    writers = [IndexedWriter(prefix, np.dtype(facts["dtype"]).type) for prefix in prefixes]
     try:
-        with closing(encode_all(documents, (str(tokenizer_path), dtype.name, eod), workers)) as encoded:
+        with closing(encode_all(documents, encoding, facts["workers"])) as encoded:
             facts |= _write(encoded, writers, valid_fraction)
         _add_reader_skips(facts, documents)
         _check_not_empty(writers, facts["skip_reasons"], valid_fraction)
@@ -118,7 +131,7 @@ def _add_reader_skips(facts: dict, documents: Iterable[Document]) -> None:
 
 
 def _check(output_prefix, valid_prefix, valid_fraction: float, workers: int) -> list[Path]:
-    """The prefixes to write, their folders made."""
+    """The prefixes to write."""
     check_fraction("--valid-fraction", valid_fraction)
     if workers < 1:
         raise ConfigError("--workers", workers, "nobody would tokenise", "give 1 or more")
@@ -132,7 +145,6 @@ def _check(output_prefix, valid_prefix, valid_fraction: float, workers: int) -> 
     for key, prefix in zip(("--output", "--valid-output"), prefixes):
         if not prefix.name or str(prefix).endswith(("/", ".bin", ".idx")) or prefix.is_dir():
             raise ConfigError(key, str(prefix), "is not a file prefix", "give a path such as data/train")
-        make_folder(prefix.parent, key)
     return prefixes
 
 

@@ -15,6 +15,7 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 
 from elas.cli import write_json
+from elas.data_prep.folders import folders_for
 from elas.data_prep.sources import Corpus, Document, check_fraction, held_out
 from elas.data_prep.tokenizer import MODEL_NAME, SentencePieceTokenizer
 from elas.errors import ConfigError, UserError
@@ -56,16 +57,29 @@ def train_tokenizer(
     if sample_bytes < 10_000:
         raise ConfigError("--sample-bytes", sample_bytes, "too small to learn from", "give 10000 or more")
     check_fraction("--valid-fraction", valid_fraction)
-    make_folder(output)
+    with folders_for({"--output": output}):
+        return _train_and_write(documents, output, vocab_size, model_type, sample_bytes, valid_fraction)
 
+
+def _train_and_write(
+    documents: Iterable[Document],
+    output: Path,
+    vocab_size: int,
+    model_type: str,
+    sample_bytes: int,
+    valid_fraction: float,
+) -> dict:
     start = time.perf_counter()
-    counts = {"documents": 0, "bytes_in": 0}
+    counts = {"documents": 0, "bytes_in": 0, "empty": 0}
     training = _counted((d for d in documents if not held_out(d.name, valid_fraction)), counts)
     sample = sample_chunks(training, sample_bytes)
     sampled = time.perf_counter()
     model = _train(sample, vocab_size, model_type)
     trained = time.perf_counter()
 
+    empty = counts.pop("empty")
+    skips = dict(documents.skipped.reasons) if isinstance(documents, Corpus) else {}
+    skips |= {"empty": empty} if empty else {}
     manifest = {
         "format": "elas-tokenizer-1",
         "model_type": model_type,
@@ -76,9 +90,10 @@ def train_tokenizer(
         "valid_fraction": valid_fraction,
         "read_seconds": round(sampled - start, 3),
         "train_seconds": round(trained - sampled, 3),
+        "skipped": sum(skips.values()),
+        "skip_reasons": skips,
     }
     if isinstance(documents, Corpus):
-        manifest |= {"skipped": documents.skipped.total, "skip_reasons": dict(documents.skipped.reasons)}
         manifest |= {"source": documents.describe()}
     _write(output, model, manifest)
     return manifest
@@ -104,16 +119,6 @@ def sample_chunks(documents: Iterable[Document], sample_bytes: int) -> list[str]
                 dropped, _, size = heapq.heappop(heap)
                 limit, held = -dropped, held - size
     return [chunk for _, chunk, _ in sorted(heap, reverse=True)]
-
-
-def make_folder(path: Path, key: str = "--output") -> None:
-    """Make `path` a folder that can be written to, or raise a `UserError` that names `key`."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{key} {path}: cannot be made a folder ({error.strerror}); choose another place") from error
-    if not os.access(path, os.W_OK):
-        raise UserError(f"{key} {path}: not writable; choose another place")
 
 
 def _train(sample: list[str], vocab_size: int, model_type: str) -> bytes:
@@ -176,6 +181,9 @@ def _write(output: Path, model: bytes, manifest: dict) -> None:
 
 def _counted(documents: Iterable[Document], counts: dict) -> Iterator[Document]:
     for document in documents:
+        if not document.text:
+            counts["empty"] += 1
+            continue
         counts["documents"] += 1
         counts["bytes_in"] += len(document.text.encode())
         yield document

@@ -55,7 +55,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage and exiting."""
-        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+        words = message.removeprefix("unrecognized arguments: ").split()
+        settings = [word for word in words if message.startswith("unrecognized") and "." in word.split("=")[0]]
+        hint = f"settings start with two dashes: --{settings[0].lstrip('-')}; " if settings else ""
+        raise UserError(f"{self.prog}: {message} ({hint}see {self.prog} --help)")
 
 
 def write_json(path: Path | None, facts: dict) -> None:

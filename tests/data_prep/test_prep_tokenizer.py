@@ -113,3 +113,13 @@ print([m for m in ("torch", "megatron", "transformers") if m in sys.modules])
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.endswith("[]\n")
+
+
+def test_empty_documents_are_counted_as_skipped_and_a_refusal_leaves_no_folder(tmp_path):
+    text = "".join(f"words {i * i} of text {i**3}\n" for i in range(300))
+    documents = [Document("a", text), Document("b", "")]
+    facts = train_tokenizer(documents, tmp_path / "made", vocab_size=300)
+    assert (facts["documents"], facts["skipped"], facts["skip_reasons"]) == (1, 1, {"empty": 1})
+    with pytest.raises(UserError, match="no text to train"):
+        train_tokenizer(documents[1:], tmp_path / "deep" / "refused", vocab_size=300)
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
