@@ -13,7 +13,7 @@ import dataclasses
 import json
 import sys
 
-from elas.cli import Parser, exit_status, write_json
+from elas.cli import Parser, end_process, exit_status, write_json
 from elas.config import Config, load_config, split_overrides
 from elas.launch.environment import rank_and_world, srun_environment
 
@@ -117,4 +117,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main, sys.argv[1:]))
+    end_process(exit_status(main, sys.argv[1:]))
