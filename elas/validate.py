@@ -141,6 +141,16 @@ def _sparsity(config: Config) -> None:
         )
         below, above = width // (4 * tp) * 4 * tp, -(-width // (4 * tp)) * 4 * tp
         raise ConfigError(key, width, why, f"give a multiple of {4 * tp}, such as {below or above} or {above}")
+    sparsity = config.sparsity
+    if sparsity.backward == "split":
+        # As elas.kernels.relu2_24.options says it, without importing torch.
+        for name, needed in (("ffn_memory", "eager"), ("method", "magnitude"), ("gradient", "masked")):
+            if getattr(sparsity, name) != needed:
+                why = f"not with sparsity.{name}={getattr(sparsity, name)}"
+                raise ConfigError("sparsity.backward", "split", why, f"set sparsity.{name} to {needed}")
+        if between:
+            why = "not between CoLA's factors"
+            raise ConfigError("sparsity.backward", "split", why, "set it to dense, or low_rank.kind to lowrank")
     if between and config.low_rank.rank % 4:
         raise ConfigError(
             "low_rank.rank", config.low_rank.rank, "does not split into groups of 4", "give a multiple of 4"

@@ -61,9 +61,7 @@ def prebuild(config: Config) -> None:
     if config.model.activation == "relu2":
         import torch
 
-        options = Relu24Options(
-            method=config.sparsity.method, gradient=config.sparsity.gradient, ffn_memory=config.sparsity.ffn_memory
-        )
+        options = Relu24Options.of(config.sparsity, sparse=True)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         select(options, device, getattr(torch, config.train.dtype), config.sparsity.implementation)
     prebuild_deepspeed(offload=offloads_optimizer(read_deepspeed_json(config)))

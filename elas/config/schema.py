@@ -59,6 +59,8 @@ class SparsityConfig:
     """soft_threshold also shrinks the kept two by the third largest."""
     gradient: Literal["masked", "ste"] = "masked"
     """masked: exact gradient of the pruned function; ste: straight through the mask."""
+    backward: Literal["dense", "split"] = "dense"
+    """split: weight gradients see the activation pruned along tokens too, but for its densest 5 % of features."""
     dense_steps: int = 1000
     """First steps without pruning."""
     ffn_memory: Literal["fused", "compressed", "eager"] = "fused"

@@ -22,10 +22,7 @@ class SparseSwitch(torch.nn.Module):
     def __init__(self, config: ElasTransformerConfig):
         super().__init__()
         sparsity = config.sparsity
-        common = dict(
-            method=sparsity.method, gradient=sparsity.gradient, scale=sparsity.scale, ffn_memory=sparsity.ffn_memory
-        )
-        self._options = {flag: Relu24Options(sparse=flag, **common) for flag in (False, True)}
+        self._options = {flag: Relu24Options.of(sparsity, sparse=flag) for flag in (False, True)}
         self.can_be_sparse = sparsity.kind == "2:4"
         self.sparse = self.can_be_sparse and sparsity.dense_steps == 0
         self.tokens_to_count = 0

@@ -6,7 +6,8 @@
 - core.py: what an implementation of `ffn_core` is, a forward and a backward pass, and the autograd around them.
 - function.py: the operation keeping only the packed form for its backward pass (`compressed`).
 - fused.py: the core in chunks, keeping nothing f wide (`fused`).
-- cpu/: both in C++.
+- split.py: weight gradients from an activation pruned along tokens too, emulated (`sparsity.backward: split`).
+- cpu/: fused and compressed in C++.
 - registry.py: which implementation of `ffn_core` runs; compiled.py: `ffn_core` under torch.compile.
 - ops.py: the public calls, which check their inputs and choose.
 """

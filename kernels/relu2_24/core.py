@@ -24,7 +24,7 @@ class Passes(Protocol):
     """The two passes of one implementation; operands have one dtype and device, any strides, any number of tokens.
 
     What is kept has a layout of its `ffn_memory`, the same in every implementation: nothing for `fused`,
-    `function.compress`'s tensors, `[n, …]`, for `compressed`.
+    `function.compress`'s tensors, `[n, …]`, for `compressed`, ρ `[n, f]` for `eager` (the split backward).
     """
 
     def forward(

@@ -3,12 +3,16 @@
 Shapes: `f` features, `r_in`, `r_out` widths of the two ends of the core.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from elas.errors import ConfigError
 from elas.kernels.relu2_24 import compiled, function, reference, registry
 from elas.kernels.relu2_24.fused import TorchFused
 from elas.kernels.relu2_24.options import Relu24Options, check_activation, check_core
+from elas.kernels.relu2_24.split import SplitBackward
 
 
 def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
@@ -24,10 +28,13 @@ def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
 
     Raises:
         UserError: fp16 or another dtype that is not taken.
-        ConfigError: f does not divide by 4.
+        ConfigError: f does not divide by 4, or the split backward is asked for, which needs the products.
 
     Source: arXiv 2605.03667; gradients as `Relu24Options` defines them.
     """
+    if options.backward == "split":
+        why = "the activation alone has no weight gradients"
+        raise ConfigError("sparsity.backward", "split", why, "use ffn_core, or dense")
     check_activation(z.dtype, z.shape[-1], options)
     return (reference if options.ffn_memory == "eager" else function).relu2_24(z, options)
 
@@ -51,7 +58,7 @@ def ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, im
     """
     check_core(u, m_up, n_down, options)
     if torch.compiler.is_compiling():
-        if options.ffn_memory != "eager":
+        if options.ffn_memory != "eager" or options.backward == "split":
             return compiled.ffn_core(u, m_up, n_down, options, implementation)
         if implementation in ("auto", "reference"):
             return reference.ffn_core(u, m_up, n_down, options)
@@ -62,7 +69,20 @@ def _everywhere(device: torch.device, dtype: torch.dtype) -> None:
     """Plain PyTorch runs on every device, in every dtype that passed the check."""
 
 
-registry.register(registry.Implementation("reference", "eager", reference.ffn_core, _everywhere, priority=0))
+def _backward_is(kind: str) -> Callable[[Relu24Options], str | None]:
+    return lambda options: None if options.backward == kind else f"computes the {kind} backward pass only"
+
+
+registry.register(
+    registry.Implementation(
+        "reference", "eager", reference.ffn_core, _everywhere, priority=0, supports=_backward_is("dense")
+    )
+)
+registry.register(
+    registry.Implementation.of_passes(
+        "split", "eager", SplitBackward(), _everywhere, priority=0, supports=_backward_is("split")
+    )
+)
 for _memory, _passes in (("fused", TorchFused()), ("compressed", function.TorchCompressed())):
     registry.register(registry.Implementation.of_passes("torch", _memory, _passes, _everywhere, priority=0))
 

@@ -4,7 +4,7 @@ Shapes: `f` features (the last dimension of z), `r_in`, `r_out` widths of the tw
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import torch
@@ -15,7 +15,10 @@ from elas.errors import ConfigError, UserError
 Method = Literal["magnitude", "soft_threshold"]
 Gradient = Literal["masked", "ste"]
 FfnMemory = Literal["eager", "compressed", "fused"]
+Backward = Literal["dense", "split"]
 
+CHOICES = {"method": Method, "gradient": Gradient, "ffn_memory": FfnMemory, "backward": Backward}
+SPLIT_NEEDS = {"ffn_memory": "eager", "method": "magnitude", "gradient": "masked"}
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 
@@ -33,6 +36,8 @@ class Relu24Options:
         scale: β of `soft_threshold`, finite and above 0; `magnitude` does not look at it.
         ffn_memory: `eager` leaves saving to autograd; `compressed` keeps the two kept values of four and their
             positions; `fused` keeps nothing f wide and computes z twice (alone, without products: as compressed).
+        backward: `dense` weight gradients see all of s and dz; `split` prunes both along tokens as well (split.py;
+            `ffn_core` with eager memory, magnitude and masked).
 
     Raises:
         ConfigError: for a value outside these, naming `sparsity.<field>`.
@@ -43,14 +48,26 @@ class Relu24Options:
     gradient: Gradient = "masked"
     scale: float = 1.0
     ffn_memory: FfnMemory = "fused"
+    backward: Backward = "dense"
+
+    @classmethod
+    def of(cls, sparsity, *, sparse: bool) -> "Relu24Options":
+        """From the configuration's `sparsity` section (`elas.config.SparsityConfig`), with pruning on or off."""
+        names = (field.name for field in fields(cls) if field.name != "sparse")
+        return cls(sparse=sparse, **{name: getattr(sparsity, name) for name in names})
 
     def __post_init__(self):
         if not isinstance(self.sparse, bool):
             raise ConfigError("sparsity.sparse", self.sparse, "is not a boolean", "use true or false")
-        for key, choices in (("method", Method), ("gradient", Gradient), ("ffn_memory", FfnMemory)):
+        for key, choices in CHOICES.items():
             value = getattr(self, key)
             if value not in get_args(choices):
                 raise ConfigError(f"sparsity.{key}", value, "is not a choice", f"use {' | '.join(get_args(choices))}")
+        if self.backward == "split":
+            for key, needed in SPLIT_NEEDS.items():
+                if getattr(self, key) != needed:
+                    why = f"not with sparsity.{key}={getattr(self, key)}"
+                    raise ConfigError("sparsity.backward", "split", why, f"set sparsity.{key} to {needed}")
         number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
         if not (number and math.isfinite(self.scale) and self.scale > 0):
             raise ConfigError(

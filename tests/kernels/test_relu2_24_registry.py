@@ -38,7 +38,7 @@ def added(monkeypatch):
 
 
 def test_the_plain_implementations_are_registered():
-    assert [one.name for one in implementations("eager")] == ["reference"]
+    assert [one.name for one in implementations("eager")] == ["reference", "split"]
     for memory in ("compressed", "fused"):
         assert implementations(memory)[-1].name == "torch"
 

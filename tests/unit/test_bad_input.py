@@ -65,6 +65,11 @@ BAD = {
     "tp·pp not in 3": ({"parallel.pipeline": 2, "train.global_batch_size": 12}, 3, "does not divide the world size 3"),
     "sequence without tensor": ({"parallel.sequence": True}, 1, "parallel.sequence=True"),
     "swiglu with 2:4": ({"model.activation": "swiglu"}, 1, "needs a squared ReLU"),
+    "split, fused": ({"sparsity.backward": "split"}, 1, "set sparsity.ffn_memory to eager"),
+    "split, ste": (
+        {"sparsity.backward": "split", "sparsity.ffn_memory": "eager", "sparsity.gradient": "ste"}, 1,
+        "sparsity.backward='split': not with sparsity.gradient=ste",
+    ),
     "loro": ({"optimizer.kind": "loro"}, 1, "not in this version"),
     "unknown kernel": ({"sparsity.implementation": "tritn"}, 1, "sparsity.implementation='tritn'"),
     "no number": ({"optimizer.lr": "nan"}, 1, "optimizer.lr="),
