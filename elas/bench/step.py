@@ -26,8 +26,11 @@ TOLERANCE = {"float32": (2e-5, 1e-3), "bfloat16": (2e-3, 3e-2)}
 """Relative, of loss and gradient norm. Near ties in 2:4 fall differently where z is rounded differently, so the norm is
 not held tighter; a wrong gradient of one factor moves it by more."""
 NAMES = ["hf_llama", "full_swiglu", "lowrank_swiglu", "lowrank_relu2", "elas"]
+ON_REQUEST = ["hf_llama_fused"]
+"""The peer with the fused AdamW that ours uses, rather than torch's default."""
 RATIOS = [
     ("tokens_per_s", "full_swiglu", "hf_llama"),
+    ("tokens_per_s", "full_swiglu", "hf_llama_fused"),
     ("tokens_per_s", "elas", "full_swiglu"),
     ("tokens_per_s", "elas", "lowrank_relu2"),
     ("tokens_per_s", "elas", "hf_llama"),
@@ -54,7 +57,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--preset", default="350m", help="shape: " + ", ".join(presets()) + " (default: %(default)s)")
     parser.add_argument("--layers", type=int, metavar="N", help="transformer layers (default: the preset's)")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="default: %(default)s")
-    parser.add_argument("--variants", default=",".join(NAMES), help="default: all")
+    others = f"default: all but {ON_REQUEST[0]}, the peer with a fused AdamW"
+    parser.add_argument("--variants", default=",".join(NAMES), help=others)
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="samples a step (default: %(default)s)")
     parser.add_argument("--seq", type=int, default=256, metavar="N", help="tokens a sample (default: %(default)s)")
     parser.add_argument("--zero", type=int, default=1, choices=(0, 1), help="ZeRO stage of ours (default: %(default)s)")
@@ -63,7 +67,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     cli.choices("--preset", options.preset, presets())
     dtypes = cli.dtypes(options.dtypes)
-    names = cli.choices("--variants", options.variants, NAMES)
+    names = cli.choices("--variants", options.variants, NAMES + ON_REQUEST)
     for name in ("layers", "batch", "seq", "repeats", "threads"):
         cli.at_least(f"--{name}", getattr(options, name), 1)
     from elas.bench.step_models import Shape, refuse_if_too_large, variant_config
@@ -135,7 +139,8 @@ def _build(name: str, config, layout, batch, device: torch.device) -> tuple[obje
     plain = plain_model(config)
     expected = first_step(plain, batch)
     with measure.Memory(device) as memory:
-        model = HfLlama(config, plain) if name == "hf_llama" else Ours(config, layout)
+        is_peer, fused = name.startswith("hf_llama"), name in ON_REQUEST
+        model = HfLlama(config, plain, fused=fused) if is_peer else Ours(config, layout)
         got = model.step(batch)
     del plain
     ok = all(

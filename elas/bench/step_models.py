@@ -22,6 +22,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and labels, int64 [b, s]
 
 OVERRIDES: dict[str, dict[str, object]] = {
     "hf_llama": {"low_rank.kind": "none", **SWIGLU},
+    "hf_llama_fused": {"low_rank.kind": "none", **SWIGLU},
     "full_swiglu": {"low_rank.kind": "none", **SWIGLU},
     "lowrank_swiglu": SWIGLU,
     "lowrank_relu2": DENSE,
@@ -138,7 +139,7 @@ def refuse_if_too_large(configs: dict[str, Config]) -> None:
     needed, working = 0, 0
     for name, config in configs.items():
         size = 4 if config.train.dtype == "float32" else 2
-        each = 4 * size if name == "hf_llama" else 2 * size + 12 + (size if config.parallel.zero else 0)
+        each = 4 * size if name.startswith("hf_llama") else 2 * size + 12 + (size if config.parallel.zero else 0)
         needed += each * parameter_count(config)
         tokens = config.train.micro_batch_size * config.model.seq_length
         width = 20 * config.model.hidden_size + 5 * ffn_width(config)

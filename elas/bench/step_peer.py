@@ -18,9 +18,10 @@ class HfLlama:
     Args:
         config: of the full-rank SwiGLU variant.
         model: Megatron's model of that configuration, whose weights it takes.
+        fused: AdamW as one kernel, not torch's default.
     """
 
-    def __init__(self, config: Config, model: torch.nn.Module):
+    def __init__(self, config: Config, model: torch.nn.Module, *, fused: bool = False):
         from transformers import LlamaConfig, LlamaForCausalLM
 
         shape = config.model
@@ -53,6 +54,7 @@ class HfLlama:
                 lr=chosen.lr,
                 betas=(chosen.beta1, chosen.beta2),
                 eps=chosen.eps,
+                fused=fused or None,
             )
 
     @property

@@ -65,8 +65,7 @@ def restore(engine: Engine, state: dict) -> None:
     for tensor, master, saved in zip(_updated(engine), state["masters"], state["moments"], strict=True):
         tensor.copy_(master)
         moments[tensor] = {
-            name: value.to(tensor.device) if torch.is_tensor(value) and value.dim() else value
-            for name, value in saved.items()
+            name: value.to(tensor.device) if torch.is_tensor(value) else value for name, value in saved.items()
         }
     rng = state["rng"]
     random.setstate(rng["python"])

@@ -30,4 +30,4 @@ def build_adamw(model: torch.nn.Module, config: OptimizerConfig, *, offload: boo
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
-    return torch.optim.AdamW(groups, **settings)
+    return torch.optim.AdamW(groups, fused=True, **settings)

@@ -143,6 +143,9 @@ def deepspeed_config(config: Config, *, micro_batches: int, dp: int) -> dict:
     if config.parallel.pipeline > 1 or stage <= 1:
         # Gradients are reduced once, after Megatron's schedule; hooks that reduce earlier would reduce too often.
         values.setdefault("zero_optimization", {})["overlap_comm"] = False
+    if dp == 1:
+        # Nobody to send gradients to: casting them to the type of communication and back would only cost time.
+        values.pop("communication_data_type", None)
     return {
         "steps_per_print": 2**31 - 1,
         "zero_allow_untested_optimizer": True,
@@ -151,5 +154,6 @@ def deepspeed_config(config: Config, *, micro_batches: int, dp: int) -> dict:
         "gradient_accumulation_steps": micro_batches,
         "train_batch_size": config.train.micro_batch_size * micro_batches * dp,
         "gradient_clipping": 0.0 if stage == 0 and config.train.dtype == "float32" else config.optimizer.clip_grad,
-        "bf16": {"enabled": config.train.dtype == "bfloat16"},
+        # No pass over all gradients to look for infinities: the loop ends a run whose norm is not finite.
+        "bf16": {"enabled": config.train.dtype == "bfloat16", "check_grad_overflow": False},
     }

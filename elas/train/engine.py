@@ -78,6 +78,7 @@ class Engine:
             grads.sum_sequence_partial_in_backward(self.chunks)
         self._mark_replicated()
         module = torch.nn.ModuleList(self.chunks) if self.uses_schedule else LossModel(self.chunks[0])
+        _fit_buckets(settings, self.chunks)
         offload = offloads_optimizer(settings)
         load_deepspeed(offload=offload)
         optimizer = build_adamw(module, config.optimizer, offload=offload)
@@ -198,6 +199,14 @@ class Engine:
             total += torch.stack([loss.double() for loss in losses]).mean()
         dist.all_reduce(total)
         return float(total) / self.layout.dp
+
+
+def _fit_buckets(settings: dict, chunks: list[torch.nn.Module]) -> None:
+    """Let a reduction bucket be no larger than the model: DeepSpeed allocates it whole."""
+    zero = settings.get("zero_optimization", {})
+    parameters = sum(p.numel() for chunk in chunks for p in chunk.parameters())
+    if type(zero.get("reduce_bucket_size")) is int:
+        zero["reduce_bucket_size"] = max(1, min(zero["reduce_bucket_size"], parameters))
 
 
 def _quiet_deepspeed() -> None:
