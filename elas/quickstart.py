@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
 
     validate(config, options.ranks)
     start = time.monotonic()
-    _prepare(workdir, config)
+    prepare(workdir, config)
     _train(config, settings, options.ranks)
     facts = _report(config, options.ranks, workdir)
     print(f"total {(time.monotonic() - start) / 60:.1f} minutes")
@@ -74,7 +74,7 @@ def _say(text: str) -> None:
     print(f"● {text}", flush=True)
 
 
-def _prepare(workdir: Path, config: Config) -> None:
+def prepare(workdir: Path, config: Config) -> None:
     """Tokenizer and token files, unless they are there."""
     from elas.data_prep.sources import stdlib_corpus
     from elas.data_prep.tokenize_corpus import tokenize_corpus

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from elas.config import Config, ffn_width
 from elas.errors import ConfigError
-from elas.train.deepspeed_config import read_deepspeed_json, zero_stage
+from elas.train.deepspeed_config import offloads_optimizer, read_deepspeed_json, zero_stage
 
 MOST_SAMPLES = 10**10  # a run's order of samples is an array in memory
 
@@ -25,7 +25,7 @@ def validate(config: Config, world_size: int) -> None:
     Raises:
         ConfigError: the first rule broken.
     """
-    for rule in (_ranges, _schedule, _shape, _low_rank, _sparsity, _parallel, _zero, _batches, _not_yet):
+    for rule in (_ranges, _schedule, _optimizer, _shape, _low_rank, _sparsity, _parallel, _zero, _batches, _not_yet):
         rule(config)
     _world(config, world_size)
 
@@ -75,9 +75,35 @@ def _schedule(config: Config) -> None:
         why = f"makes {samples:.1e} samples with train.global_batch_size={config.train.global_batch_size}"
         fix = f"give {MOST_SAMPLES // config.train.global_batch_size} or fewer"
         raise ConfigError("train.steps", steps, why, fix)
+    optimizer = config.optimizer
+    if schedule.kind == "cosine_restart":
+        if optimizer.kind != "loro" or optimizer.refresh == "none" or optimizer.exact_every is None:
+            why = "there is no refresh to restart after"
+            fix = "set optimizer.kind to loro, with exact_every and a refresh, or schedule.kind to cosine"
+            raise ConfigError("schedule.kind", "cosine_restart", why, fix)
+        if optimizer.exact_every >= steps:
+            why = f"the restart cycle is longer than the run (train.steps={steps})"
+            raise ConfigError("optimizer.exact_every", optimizer.exact_every, why, f"give less than {steps}")
     if schedule.decay_steps is not None and schedule.decay_steps > steps:
         fix = f"give {steps} or fewer, or null"
         raise ConfigError("schedule.decay_steps", schedule.decay_steps, f"longer than train.steps={steps}", fix)
+
+
+def _optimizer(config: Config) -> None:
+    optimizer, kind = config.optimizer, config.low_rank.kind
+    if optimizer.kind != "loro":
+        return
+    if kind != "lowrank":
+        why = "steps on the manifold of low-rank matrices, " + (
+            "and the model is full rank" if kind == "none" else "and CoLA's pairs are none: something is between them"
+        )
+        raise ConfigError("optimizer.kind", "loro", why, "set low_rank.kind to lowrank, or optimizer.kind to adamw")
+    if optimizer.exact_every is None and optimizer.refresh != "none":
+        fix = "give optimizer.exact_every, or set optimizer.refresh to none"
+        raise ConfigError("optimizer.refresh", optimizer.refresh, "optimizer.exact_every does not say when", fix)
+    if offloads_optimizer(read_deepspeed_json(config)):
+        fix = "take offload_optimizer out of the DeepSpeed JSON, or set optimizer.kind to adamw"
+        raise ConfigError("optimizer.kind", "loro", "its state cannot be offloaded", fix)
 
 
 def _shape(config: Config) -> None:
@@ -218,8 +244,6 @@ def _world(config: Config, world_size: int) -> None:
 
 
 def _not_yet(config: Config) -> None:
-    if config.optimizer.kind == "loro":
-        raise ConfigError("optimizer.kind", "loro", "not in this version", "use adamw")
     if config.checkpoint.async_save:
         raise ConfigError("checkpoint.async_save", True, "not in this version", "set it to false")
     run_dir = Path(config.train.run_dir)

@@ -50,12 +50,39 @@ def presets() -> list[str]:
 def read_yaml(source: str) -> dict[str, Any]:
     """Read a YAML file, or a shipped preset by its name (`60m`), into nested dicts.
 
+    A top-level `base: NAME` starts from that preset, or from that file (relative to the one that names it), and changes
+    what this one says.
+
     Raises:
-        UserError: no such file, not YAML, or not a mapping.
+        UserError: no such file, not YAML, not a mapping, or bases that go round in a circle.
     """
+    return _with_base(source, ())
+
+
+def _with_base(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    values, folder = _read_one(source)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str) or not base:
+        raise ConfigError("base", base, f"in {source} names no file", "give a YAML file or a preset")
+    path = folder / base
+    base = str(path.resolve()) if path.is_file() else base
+    if base in (*seen, source, str(Path(source).resolve())):
+        raise ConfigError("base", base, f"in {source} leads back to itself", "leave it out")
+    merged = _with_base(base, (*seen, source))
+    for section, entries in values.items():
+        both = isinstance(entries, dict) and isinstance(merged.get(section), dict)
+        merged[section] = {**merged[section], **entries} if both else entries
+    return merged
+
+
+def _read_one(source: str) -> tuple[dict[str, Any], Path]:
+    """What one file says, and the folder it lies in (the current one for a preset)."""
     path = Path(source)
+    folder = path.parent
     if not path.is_file() and source in presets():
-        path = resources.files("elas.presets") / f"{source}.yaml"
+        path, folder = resources.files("elas.presets") / f"{source}.yaml", Path()
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -71,12 +98,12 @@ def read_yaml(source: str) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError("config", source, f"is not YAML ({error})", "mend the file") from None
     if values is None:
-        return {}
+        return {}, folder
     if not isinstance(values, dict):
         raise ConfigError(
             "config", source, "does not hold sections", "write `section:` and indented `key: value` lines"
         )
-    return values
+    return values, folder
 
 
 def _unknown(key: str, value: object) -> ConfigError:

@@ -107,16 +107,18 @@ class OptimizerConfig:
     """Decoupled weight decay; not applied to norms."""
     clip_grad: float = 1.0
     """Global gradient-norm limit; 0 turns clipping off."""
-    exact_every: int = 500
-    """Steps between exact LORO steps."""
+    exact_every: int | None = 500
+    """Steps between exact steps on the low-rank manifold (loro only); none takes no exact steps."""
+    refresh: Literal["with_exact", "only", "none"] = "with_exact"
+    """Zero all moments after each exact step (loro only); only: zero them, without the exact step; none: never."""
 
 
 @dataclass(kw_only=True)
 class ScheduleConfig:
     """Learning rate over steps."""
 
-    kind: Literal["cosine", "wsd", "constant"] = "cosine"
-    """cosine decay; warm-up, stable, decay (linear); or constant after the warm-up."""
+    kind: Literal["cosine", "cosine_restart", "wsd", "constant"] = "cosine"
+    """cosine decay, with a 5-step ramp after each LORO refresh; warm-up, stable, decay (linear); or constant."""
     warmup_steps: int = 100
     """Linear ramp from 0 to lr."""
     decay_steps: int | None = None

@@ -76,7 +76,7 @@ class ElasFFN(SparseSwitch):
                 gate, up = self.linear_fc1.expand(self.linear_fc1.bottleneck(x))
             return self.linear_fc2(F.silu(gate) * up)
         u, m_up, n_down = self._core_operands(x)
-        self.count(u, m_up)
+        self.observer.look(u, m_up, self.sparse)
         v = ffn_core(u, m_up, n_down, self.options, implementation=self.config.sparsity.implementation)
         return (self._finish_full_rank(v) if self.full_rank else self.linear_fc2.finish(v)), None
 

@@ -1,8 +1,12 @@
 """Learning rate as a pure function of the step, so that a resumed run needs nothing but the step number."""
 
 import math
+from dataclasses import replace
 
 from elas.config import OptimizerConfig, ScheduleConfig
+
+RAMP_STEPS = 5
+"""Steps from nearly 0 back to the curve after a refresh."""
 
 
 def learning_rate(step: int, total_steps: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
@@ -16,8 +20,14 @@ def learning_rate(step: int, total_steps: int, optimizer: OptimizerConfig, sched
 
     Returns:
         `lr · step / warmup` during the warm-up; then, for `cosine`, half a cosine down to `min_lr_ratio · lr` at the
-        last step; for `wsd`, `lr` until the last `decay_steps`, then a straight line down to it; for `constant`, `lr`.
+        last step; for `cosine_restart` the same, times k/5 in the k-th of the 5 steps after each refresh of the
+        moments (every `optimizer.exact_every` steps); for `wsd`, `lr` until the last `decay_steps`, then a straight
+        line down to it; for `constant`, `lr`.
     """
+    if schedule.kind == "cosine_restart":
+        since = (step - 1) % optimizer.exact_every + 1
+        ramp = min(1.0, since / RAMP_STEPS) if step > optimizer.exact_every else 1.0
+        return ramp * learning_rate(step, total_steps, optimizer, replace(schedule, kind="cosine"))
     peak, low = optimizer.lr, optimizer.lr * schedule.min_lr_ratio
     if step <= schedule.warmup_steps:
         return peak * step / schedule.warmup_steps

@@ -26,6 +26,7 @@ from elas.config import Config
 from elas.extensions import load_deepspeed
 from elas.model.provider import build_chunks
 from elas.optim.adamw import build_adamw
+from elas.optim.loro import build_loro, refresh
 from elas.parallel import DeepSpeedGroups, Layout
 from elas.train import grads
 from elas.train.deepspeed_config import deepspeed_config, offloads_optimizer, zero_stage
@@ -62,6 +63,7 @@ class Engine:
         chunks: this rank's parts of the model.
         stage: ZeRO stage.
         deepspeed: DeepSpeed's engine.
+        base_optimizer: what DeepSpeed steps: AdamW or LORO.
     """
 
     def __init__(self, config: Config, layout: Layout):
@@ -81,18 +83,27 @@ class Engine:
         _fit_buckets(settings, self.chunks)
         offload = offloads_optimizer(settings)
         load_deepspeed(offload=offload)
-        optimizer = build_adamw(module, config.optimizer, offload=offload)
+        if config.optimizer.kind == "loro":
+            self.base_optimizer = build_loro(module, config)
+        else:
+            self.base_optimizer = build_adamw(module, config.optimizer, offload=offload)
         _quiet_deepspeed()
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a line on every rank about its op
             deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         with host.shared_gloo_groups():
             self.deepspeed, *_ = deepspeed.initialize(
-                model=module, optimizer=optimizer, config=settings, mpu=DeepSpeedGroups(), dist_init_required=False
+                model=module,
+                optimizer=self.base_optimizer,
+                config=settings,
+                mpu=DeepSpeedGroups(),
+                dist_init_required=False,
             )
         if self.stage == 0 and config.train.dtype == "bfloat16":
             # To allocate its state, DeepSpeed's unfused optimizer took a step with zero gradients. Left in, that step
             # counts in Adam's bias correction from then on: the drift of bf16 at ZeRO 0.
             self.deepspeed.optimizer.optimizer.state.clear()
+        if config.optimizer.kind == "loro":
+            refresh(self.base_optimizer.state.values())  # of the step that ZeRO takes to allocate its state
 
         self._accumulation = None
         if self.uses_schedule and config.train.dtype == "bfloat16" and self.micro_batches > 1:

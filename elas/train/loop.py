@@ -10,12 +10,14 @@ from elas.checkpoint import local, state
 from elas.checkpoint.local import Checkpoint
 from elas.config import Config
 from elas.data.batches import Datasets, build_datasets, micro_batches
-from elas.model.activation import count_sparsity, set_sparse, sparsity_counts
+from elas.model import observe
+from elas.model.activation import set_sparse
 from elas.model.provider import count_parameters
 from elas.optim.schedule import learning_rate
 from elas.parallel import Layout
 from elas.report import describe
 from elas.train.engine import Engine
+from elas.train.exact import LoroCycle
 from elas.train.metrics import Metrics
 from elas.train.result import RunResult
 
@@ -50,18 +52,23 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
     valid_loss = None
     batches = micro_batches(datasets.train, config, layout, consumed=step * config.train.global_batch_size)
     clock = _Clock(step)
+    cycle = LoroCycle(engine, config.optimizer) if config.optimizer.kind == "loro" else None
     while step < config.train.steps:
         step += 1
         set_sparse(engine.chunks, step > config.sparsity.dense_steps)
-        logged = step % config.log.every_steps == 0 or step in (1, config.train.steps)
-        count_sparsity(engine.chunks, config.log.sparsity_tokens if logged else 0)
+        logged = step % config.log.every_steps == 0 or step in (1, config.train.steps) or (cycle and cycle.due(step))
+        observe.look_next(engine.chunks, config.log.sparsity_tokens if logged else 0)
         lr = learning_rate(step, config.train.steps, config.optimizer, config.schedule)
         engine.set_learning_rate(lr)
+        if cycle:
+            cycle.begin(step)
         loss, norm = engine.step(batches)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _diverged(step, f"loss {loss}, gradient norm {norm}", checkpoint)
+        exact = cycle.end(step, lr) if cycle else None
         if logged:
-            _log(config, engine, metrics, clock, step, loss=loss, grad_norm=norm, lr=lr)
+            more = exact.metrics() if exact else {}
+            _log(config, engine, metrics, clock, step, loss=loss, grad_norm=norm, lr=lr, **more)
         if _validates(config, step):  # before saving: what cannot be evaluated is not worth keeping
             valid_loss = _validate(config, layout, engine, datasets, metrics, step, checkpoint)
             clock.restart(step)
@@ -118,9 +125,7 @@ def _announce(config: Config, layout: Layout, engine: Engine, resume: Checkpoint
 
 
 def _log(config: Config, engine: Engine, metrics: Metrics, clock: _Clock, step: int, **values: float) -> None:
-    counts = sparsity_counts(engine.chunks).to(torch.cuda.current_device())
-    dist.all_reduce(counts)
-    total, zeros, dropped = (int(c) for c in counts)
+    counts = observe.sum_over_ranks(engine.chunks, config.model.num_layers)
     seconds = clock.seconds_per_step(step)
     row = {
         "step": step,
@@ -128,10 +133,11 @@ def _log(config: Config, engine: Engine, metrics: Metrics, clock: _Clock, step: 
         **values,
         "tokens_per_s": _tokens_per_step(config) / seconds,
         "step_s": seconds,
-        "sparsity": zeros / total if total else None,
-        "dropped": dropped / (total - zeros) if total > zeros else (0.0 if total else None),
+        **observe.shares(counts.sum(0)),
         "sparse_active": step > config.sparsity.dense_steps and config.sparsity.kind == "2:4",
     }
+    if counts.any():
+        row["layers"] = observe.by_layer(counts)
     metrics.log("metrics", row)
     metrics.show(row)
 
@@ -148,7 +154,7 @@ def _validate(
     """Mean loss over the validation batches, with 2:4 as a trained model runs it: on, but for the dense first steps."""
     if datasets.valid is None:
         return None
-    count_sparsity(engine.chunks, 0)
+    observe.look_next(engine.chunks, 0)
     set_sparse(engine.chunks, step > config.sparsity.dense_steps)
     batches = micro_batches(datasets.valid, config, layout)
     losses = [engine.evaluate(batches) for _ in range(config.train.eval_batches)]

@@ -7,6 +7,7 @@ twice. A line is written whole (one `write` of an unbuffered append), and flushe
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,8 @@ class Metrics:
         with self._paths[name].open("a") as file:
             file.write(json.dumps(values, allow_nan=False) + "\n")
         if self._board is not None:
-            for key, value in values.items():
-                if key != "step" and isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{name}/{key}", value, values["step"])
+            for key, value in _scalars(name, values):
+                self._board.add_scalar(key, value, values["step"])
 
     def show(self, values: dict[str, Any]) -> None:
         """One line on the console: rewritten in place on a terminal, a line each otherwise."""
@@ -73,6 +73,17 @@ class Metrics:
         """Flush everything."""
         if self._board is not None:
             self._board.close()
+
+
+def _scalars(name: str, values: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """TensorBoard's view of a line: `name/key`, and `layers/key/07` of what is given layer by layer."""
+    for key, value in values.items():
+        if key != "step" and isinstance(value, (int, float)):
+            yield f"{name}/{key}", value
+    for key, of_layers in values.get("layers", {}).items():
+        for layer, value in enumerate(of_layers):
+            if value is not None:
+                yield f"layers/{key}/{layer:02d}", value
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

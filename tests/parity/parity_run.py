@@ -42,8 +42,8 @@ def tokens(step: int, vocab: int = 256, length: int = 33) -> torch.Tensor:
     return drawn
 
 
-def curve(overrides: dict, fault: str | None = None) -> list[tuple[float, float]]:
-    """Train `STEPS` steps on this rank's layout.
+def curve(overrides: dict, fault: str | None = None, steps: int = STEPS) -> list[tuple[float, float]]:
+    """Train `steps` steps on this rank's layout, with LORO's exact steps and refreshes where the optimizer is that.
 
     Args:
         overrides: configuration by dotted key, over `SMALL`.
@@ -57,6 +57,7 @@ def curve(overrides: dict, fault: str | None = None) -> list[tuple[float, float]
     from elas.model.activation import set_sparse
     from elas.train import grads
     from elas.train.engine import Engine
+    from elas.train.exact import LoroCycle
 
     config = load_config(None, {**SMALL, **overrides})
     layout = parallel.initialize(config.parallel, seed=config.train.seed)
@@ -65,16 +66,24 @@ def curve(overrides: dict, fault: str | None = None) -> list[tuple[float, float]
         setattr(grads, fault, lambda _models: None)
     try:
         engine = Engine(config, layout)
-        return [_step(engine, step, set_sparse) for step in range(STEPS)]
+        cycle = LoroCycle(engine, config.optimizer) if config.optimizer.kind == "loro" else None
+        return [_step(engine, step, set_sparse, cycle) for step in range(steps)]
     finally:
         if fault:
             setattr(grads, fault, kept)
 
 
-def _step(engine, step: int, set_sparse) -> tuple[float, float]:
+def _step(engine, step: int, set_sparse, cycle) -> tuple[float, float]:
     set_sparse(engine.chunks, step >= DENSE_STEPS)
-    engine.set_learning_rate(engine.config.optimizer.lr)
+    lr = engine.config.optimizer.lr
+    engine.set_learning_rate(lr)
     size, layout = engine.config.train.micro_batch_size, engine.layout
     samples = tokens(step)
     starts = [(m * layout.dp + layout.dp_rank) * size for m in range(engine.micro_batches)]
-    return engine.step((samples[s : s + size, :-1], samples[s : s + size, 1:]) for s in starts)
+    if cycle:
+        cycle.begin(step + 1)
+    result = engine.step((samples[s : s + size, :-1], samples[s : s + size, 1:]) for s in starts)
+    report = cycle.end(step + 1, lr) if cycle else None
+    if report is not None:
+        assert report.not_taken == 0 and report.pairs == 6 * engine.config.model.num_layers
+    return result

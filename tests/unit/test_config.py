@@ -5,6 +5,14 @@ import pytest
 from elas.config import KEYS, Config, load_config, presets, read_yaml, split_overrides
 from elas.errors import ConfigError, UserError
 
+RECIPES = {  # suffix of the preset's name: kind of linears, kind of optimizer
+    "": ("lowrank", "adamw"),
+    "-loro": ("lowrank", "loro"),
+    "-lowrank": ("lowrank", "adamw"),
+    "-cola": ("cola", "adamw"),
+    "-full": ("none", "adamw"),
+}
+
 
 def write(tmp_path, text: str) -> str:
     path = tmp_path / "run.yaml"
@@ -74,11 +82,47 @@ def test_unreadable_files_are_user_errors(tmp_path):
 def test_every_preset_loads_and_validates():
     from elas.validate import validate
 
-    assert set(presets()) >= {"60m", "130m", "350m", "1b", "7b", "quickstart"}
+    recipes = {f"{size}{recipe}" for size in ("60m", "130m", "350m", "1b") for recipe in RECIPES}
+    assert set(presets()) == recipes | {"7b", "quickstart"}
     for name in presets():
         config = load_config(name)
         validate(config, 1)
-        assert config.model.activation == "relu2" and config.sparsity.kind == "2:4"
+        sparse = config.model.activation == "relu2" and config.sparsity.kind == "2:4"
+        assert sparse == (name.partition("-")[2] in ("", "loro"))
+
+
+@pytest.mark.parametrize("size", ("60m", "130m", "350m", "1b"))
+def test_recipes_of_a_size_share_its_shape_and_tokens(size):
+    elas = load_config(size)
+    for recipe, (kind, optimizer) in RECIPES.items():
+        config = load_config(f"{size}{recipe}")
+        assert (config.low_rank.kind, config.optimizer.kind) == (kind, optimizer)
+        for key in ("hidden_size", "num_layers", "num_attention_heads", "vocab_size", "seq_length"):
+            assert getattr(config.model, key) == getattr(elas.model, key)
+        assert (config.train.steps, config.train.global_batch_size) == (elas.train.steps, elas.train.global_batch_size)
+        assert config.low_rank.rank == elas.low_rank.rank
+        if config.model.activation == "swiglu":  # up + down cost what gate + up + down do
+            assert 1.45 < elas.model.ffn_hidden_size / config.model.ffn_hidden_size < 1.55
+        assert config.train.run_dir == f"runs/{size}{recipe}"
+
+
+def test_a_file_can_start_from_another(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "first.yaml").write_text("base: 60m\nmodel: {num_layers: 3}\noptimizer: {lr: 0.5}\n")
+    second = tmp_path / "mine" / "second.yaml"
+    second.write_text("base: ../first.yaml\noptimizer: {lr: 0.25}\n")
+    config = load_config(str(second), {"train.steps": 7})
+    assert (config.model.hidden_size, config.model.num_layers, config.optimizer.lr) == (512, 3, 0.25)
+    assert config.train.steps == 7
+    for text, why in (
+        ("base: ../mine/second.yaml", "leads back to itself"),
+        ("base: nowhere", "No such file"),
+        ("base: [60m]", "names no file"),
+        ("base: 60m\nmodel: 3", "is a section"),
+    ):
+        second.write_text(text)
+        with pytest.raises(ConfigError, match=why):
+            load_config(str(second))
 
 
 def test_every_key_is_described():

@@ -34,3 +34,17 @@ def test_wsd_is_flat_then_falls_over_its_last_steps():
 
 def test_no_warm_up_starts_at_the_peak():
     assert learning_rate(1, 100, OPTIMIZER, ScheduleConfig(kind="constant", warmup_steps=0)) == 1.0
+
+
+def test_restarts_ramp_back_to_the_cosine_after_each_refresh():
+    optimizer = OptimizerConfig(lr=1.0, kind="loro", exact_every=20)
+
+    def both(step):
+        kinds = (ScheduleConfig(kind=kind, warmup_steps=10) for kind in ("cosine_restart", "cosine"))
+        return [learning_rate(step, 100, optimizer, kind) for kind in kinds]
+
+    for step in range(1, 101):
+        restarted, plain = both(step)
+        since = (step - 1) % 20 + 1
+        assert restarted == pytest.approx(plain * (min(1.0, since / 5) if step > 20 else 1.0)), step
+    assert both(20)[0] == both(20)[1] and both(21)[0] == pytest.approx(both(21)[1] / 5) and both(25)[0] == both(25)[1]
