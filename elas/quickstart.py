@@ -58,8 +58,10 @@ def main(argv: list[str]) -> int:
         **dict(zip(OWN, (str(workdir / part) for part in ("tokens/train", "tokens/valid", "tokenizer", "run")))),
     }
     config = load_config("quickstart", settings)
+    from elas.train.deepspeed_config import choose_zero_stage
     from elas.validate import validate
 
+    choose_zero_stage(config, options.ranks)
     validate(config, options.ranks)
     start = time.monotonic()
     prepare(workdir, config)

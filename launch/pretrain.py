@@ -88,8 +88,10 @@ def main(argv: list[str]) -> int:
     from elas.checkpoint.local import find_checkpoint
     from elas.data.corpus import check_corpus
     from elas.train import run_dir
+    from elas.train.deepspeed_config import choose_zero_stage
     from elas.validate import validate
 
+    choose_zero_stage(config, world)
     validate(config, world)
     check_corpus(config)
     resume = find_checkpoint(config, world)

@@ -61,7 +61,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--variants", default=",".join(NAMES), help=others)
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="samples a step (default: %(default)s)")
     parser.add_argument("--seq", type=int, default=256, metavar="N", help="tokens a sample (default: %(default)s)")
-    parser.add_argument("--zero", type=int, default=1, choices=(0, 1), help="ZeRO stage of ours (default: %(default)s)")
+    zero = "ZeRO stage of ours (default: 0, as `elas train` chooses for one rank)"
+    parser.add_argument("--zero", type=int, default=0, choices=(0, 1), help=zero)
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="counted rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
     options = parser.parse_args(argv)

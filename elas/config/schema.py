@@ -84,7 +84,7 @@ class ParallelConfig:
     sequence: bool = False
     """Sequence parallelism beside tensor parallelism."""
     zero: Literal[0, 1, 2, 3] | None = None
-    """ZeRO stage; none takes the deepspeed_config's, or 1 without one."""
+    """ZeRO stage; none takes the deepspeed_config's; without one 1, or 0 where one rank is all data parallelism."""
     deepspeed_config: str | None = None
     """DeepSpeed JSON with DeepSpeed's own knobs; none takes the shipped ds_configs/zeroN.json."""
 

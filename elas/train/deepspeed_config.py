@@ -92,6 +92,16 @@ def _check_offload(source: str, zero: dict) -> None:
             raise ConfigError("parallel.deepspeed_config", source, f"{name} has no nvme_path", "give a folder")
 
 
+def choose_zero_stage(config: Config, world_size: int) -> None:
+    """Settle `parallel.zero` where neither it nor a DeepSpeed JSON says it: 1, or 0 with one data-parallel rank.
+
+    There is nothing to partition over one rank, and ZeRO 1's flat copies would cost a third of a step's time.
+    """
+    parallel = config.parallel
+    if parallel.zero is None and parallel.deepspeed_config is None:
+        parallel.zero = 0 if world_size <= parallel.tensor * parallel.pipeline else 1
+
+
 def zero_stage(values: dict) -> int:
     """ZeRO stage that a DeepSpeed JSON asks for."""
     return values.get("zero_optimization", {}).get("stage", 0)
