@@ -10,6 +10,7 @@ import torch
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 from elas.train.engine import Engine
+from elas.train.fragments import base_state
 
 
 def _weights(engine: Engine) -> dict[str, torch.Tensor]:
@@ -29,19 +30,13 @@ def _updated(engine: Engine) -> list[torch.Tensor]:
     return [p for group in groups for p in group]
 
 
-def _moments(engine: Engine) -> dict:
-    """The base optimizer's state, keyed by the tensors of `_updated` (its parameter groups are ZeRO's to rearrange)."""
-    optimizer = engine.deepspeed.optimizer
-    return (optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer).state
-
-
 def capture(engine: Engine) -> dict:
     """Everything this rank needs to go on exactly: references to live tensors, to be written before the next step."""
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return {
         "weights": _weights(engine),
         "masters": [tensor.detach() for tensor in _updated(engine)],
-        "moments": [dict(_moments(engine)[tensor]) for tensor in _updated(engine)],
+        "moments": [dict(base_state(engine)[tensor]) for tensor in _updated(engine)],
         "rng": {
             "python": random.getstate(),
             "numpy": np.random.get_state(),
@@ -61,7 +56,7 @@ def restore(engine: Engine, state: dict) -> None:
     """
     for name, tensor in _weights(engine).items():
         tensor.copy_(state["weights"][name])
-    moments = _moments(engine)
+    moments = base_state(engine)
     for tensor, master, saved in zip(_updated(engine), state["masters"], state["moments"], strict=True):
         tensor.copy_(master)
         moments[tensor] = {

@@ -32,7 +32,7 @@ class Fragment:
 
 
 def base_state(engine: Engine) -> dict:
-    """The base optimizer's state, keyed by the tensors it updates."""
+    """The base optimizer's state, keyed by the tensors it updates (its parameter groups are ZeRO's to rearrange)."""
     optimizer = engine.deepspeed.optimizer
     return (optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer).state
 

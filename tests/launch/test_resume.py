@@ -64,8 +64,12 @@ def curve(run_dir: Path) -> list[tuple]:
     return [(row["step"], row["loss"], row["grad_norm"], row["lr"], row["sparsity"]) for row in rows(run_dir)]
 
 
-@pytest.mark.parametrize("zero", [1, 3])
-def test_a_killed_run_continues_exactly(corpus, tmp_path, zero):
+LORO = {"optimizer.kind": "loro", "optimizer.exact_every": 4, "schedule.kind": "cosine_restart"}
+"""Killed at 5 and resumed from 3: across the exact step and the refresh at 4, and into the cycle's ramp."""
+
+
+@pytest.mark.parametrize("zero, more", [(1, {}), (3, {}), (2, LORO)], ids=["zero1", "zero3", "zero2-loro"])
+def test_a_killed_run_continues_exactly(corpus, tmp_path, zero, more):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = {
         **SMALL,
@@ -73,6 +77,7 @@ def test_a_killed_run_continues_exactly(corpus, tmp_path, zero):
         "data.split": "90,10,0",
         "parallel.zero": zero,
         "train.dtype": "bfloat16",
+        **more,
     }
     finish(start({**settings, "train.run_dir": whole}))
 
@@ -92,6 +97,8 @@ def test_a_killed_run_continues_exactly(corpus, tmp_path, zero):
     assert "resumed from" in output
     assert curve(killed) == curve(whole)
     assert len(curve(whole)) == SMALL["train.steps"]
+    exact = [row["step"] for row in rows(whole) if row.get("exact_pairs")]
+    assert exact == ([4, 8] if more else [])
     assert rows(killed, "validation") == rows(whole, "validation")
 
     # A finished run started again has nothing to do, and says so.

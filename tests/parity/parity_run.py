@@ -87,3 +87,30 @@ def _step(engine, step: int, set_sparse, cycle) -> tuple[float, float]:
     if report is not None:
         assert report.not_taken == 0 and report.pairs == 6 * engine.config.model.num_layers
     return result
+
+
+def exact_step_of_a_poor_factor(overrides: dict) -> tuple[int, int, bool]:
+    """Two equal columns in one factor, then one exact step: pairs, those not taken, whether the poor one moved."""
+    from elas import parallel
+    from elas.config import load_config
+    from elas.model.activation import set_sparse
+    from elas.train.engine import Engine
+    from elas.train.exact import LoroCycle
+    from elas.train.fragments import fragments, publish, write_rows
+
+    config = load_config(None, {**SMALL, **overrides, "optimizer.exact_every": 1})
+    layout = parallel.initialize(config.parallel, seed=config.train.seed)
+    engine = Engine(config, layout)
+    cycle = LoroCycle(engine, config.optimizer)
+    poor = cycle.pairs[-1].factor_out
+    rows = poor.detach().clone()
+    rows[:, 1] = rows[:, 0]
+    write_rows(engine, poor, fragments(engine).get(poor), rows, 0)
+    publish(engine)
+    reports = []
+    cycle.end = lambda step, lr, end=cycle.end: reports.append(end(step, lr))
+    with torch.no_grad():
+        before = poor.detach().clone()
+    _step(engine, 0, set_sparse, cycle)
+    (report,) = reports
+    return report.pairs, report.not_taken, not torch.equal(before, poor.detach())

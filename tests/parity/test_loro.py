@@ -7,7 +7,7 @@ basis turn a little with the order of a sum, and Adam, element by element, sees 
 from functools import lru_cache
 
 import pytest
-from parity_run import curve
+from parity_run import curve, exact_step_of_a_poor_factor
 from ranks import run_ranks
 from test_layouts import layout
 
@@ -74,3 +74,11 @@ def test_bf16_follows_fp32():
     two = losses(2, tuple(layout(zero=1).items()), (("train.dtype", "bfloat16"),))
     assert max(abs(x / y - 1) for x, y in zip(bf16, one_process())) < 1e-2
     assert max(abs(x / y - 1) for x, y in zip(bf16, two)) < 5e-3
+
+
+@pytest.mark.parametrize("ranks, parallel", [(1, layout()), (2, layout(tensor=2)), (2, layout(zero=2))])
+def test_a_pair_without_full_rank_takes_the_approximate_step_and_is_counted(ranks, parallel):
+    reports = run_ranks(ranks, exact_step_of_a_poor_factor, {**LORO, **parallel})
+    pairs, not_taken, moved = reports[0]
+    assert all(other[:2] == (pairs, not_taken) for other in reports)
+    assert (pairs, not_taken) == (24, 1) and moved

@@ -70,7 +70,23 @@ BAD = {
         {"sparsity.backward": "split", "sparsity.ffn_memory": "eager", "sparsity.gradient": "ste"}, 1,
         "sparsity.backward='split': not with sparsity.gradient=ste",
     ),
-    "loro": ({"optimizer.kind": "loro"}, 1, "not in this version"),
+    "loro at full rank": (
+        {"optimizer.kind": "loro", "low_rank.kind": "none"}, 1, "steps on the manifold of low-rank",
+    ),
+    "loro on cola": (
+        {"optimizer.kind": "loro", "low_rank.kind": "cola", "model.activation": "swiglu", "sparsity.kind": "none"}, 1,
+        "CoLA's pairs are none",
+    ),
+    "refresh never": ({"optimizer.kind": "loro", "optimizer.exact_every": None}, 1, "optimizer.refresh='with_exact'"),
+    "restart never": ({"schedule.kind": "cosine_restart"}, 1, "schedule.kind='cosine_restart': there is no refresh"),
+    "restart without refresh": (
+        {"schedule.kind": "cosine_restart", "optimizer.kind": "loro", "optimizer.refresh": "none"}, 1,
+        "there is no refresh",
+    ),
+    "long restart cycle": (
+        {"schedule.kind": "cosine_restart", "optimizer.kind": "loro"}, 1,
+        "optimizer.exact_every=500: the restart cycle is longer than the run (train.steps=10)",
+    ),
     "unknown kernel": ({"sparsity.implementation": "tritn"}, 1, "sparsity.implementation='tritn'"),
     "no number": ({"optimizer.lr": "nan"}, 1, "optimizer.lr="),
     "zero steps": ({"train.steps": 0}, 1, "train.steps=0: out of range; give 1 or more"),

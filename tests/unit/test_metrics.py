@@ -28,10 +28,12 @@ def test_tensorboard_gets_the_same_values(tmp_path):
 
     config = load_config(None, {"train.run_dir": str(tmp_path)})
     metrics = Metrics(config, last_step=0, writes=True)
-    metrics.log("metrics", {"step": 1, "loss": 2.5})
+    metrics.log("metrics", {"step": 1, "loss": 2.5, "layers": {"sparsity": [None, 0.25]}})
     metrics.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("metrics/loss")] == [(1, 2.5)]
+    assert [(e.step, e.value) for e in events.Scalars("layers/sparsity/01")] == [(1, 0.25)]
+    assert "layers/sparsity/00" not in events.Tags()["scalars"]
 
 
 def test_other_ranks_write_nothing(tmp_path):
