@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from elas.model.norm import RMSNorm
+from elas.bench.measure import SavedBytes
+from elas.model.norm import LeanRMSNorm, RMSNorm
 
 H = 96
 
@@ -48,3 +49,24 @@ def test_starts_as_ones_in_the_dtype_of_the_parameters():
 def test_marks_its_weight_under_sequence_parallelism():
     assert norm(sequence=True).weight.sequence_parallel is True
     assert norm(sequence=False).weight.sequence_parallel is False
+
+
+def test_gradcheck():
+    x = torch.randn(3, 4, H, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(H, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, weight: LeanRMSNorm.apply(x, weight, 1e-3), (x, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_keeps_its_input_and_a_number_a_row(dtype):
+    layer, x = norm(dtype), torch.randn(50, H).to(dtype).requires_grad_()
+    saved = SavedBytes([x, layer.weight])
+    with saved.hooks():
+        layer(x)
+    assert saved.total == 50 * 4
+
+
+def test_it_agrees_with_torch():
+    layer, x = norm(torch.bfloat16), torch.randn(50, H).bfloat16()
+    expected = torch.nn.functional.rms_norm(x, (H,), layer.weight, layer.eps)
+    assert (layer(x).float() - expected.float()).abs().max() <= 2**-7 * expected.float().abs().max()
