@@ -2,7 +2,7 @@
 
 Makes the corpus as `elas quickstart` does, then `elas train --config docs/experiments/NAME.yaml` for each: base.yaml
 with what NAME.yaml changes. A run that was cut off goes on; a finished one is not run again. Results, with their
-curves, go to docs/experiments/results/NAME.json; `--table` prints them.
+curves, go to docs/experiments/results/NAME.json; `--table` prints them and draws docs/figures/experiments.png.
 """
 
 import argparse
@@ -27,10 +27,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="YAML files here, without .yaml (default: all)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of a run")
-    parser.add_argument("--table", action="store_true", help="print what results there are, and run nothing")
+    parser.add_argument("--table", action="store_true", help="print and draw what results there are, run nothing")
     options = parser.parse_args()
     if options.table:
         print(table())
+        print(f"curves: {plot(HERE.parent / 'figures' / 'experiments.png')}")
         return 0
     names = experiments()
     for name in options.names:
@@ -95,6 +96,31 @@ def table() -> str:
         shares = (f"{row[key]:.1%}" if row[key] else "–" for key in ("sparsity", "dropped"))
         lines.append(f"| {name} | {changes} | {row['ppl']:.2f} | {' | '.join(shares)} |")
     return "\n".join(lines)
+
+
+def plot(target: Path) -> Path:
+    """Draw validation loss over tokens of every result."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    results = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+    colors = plt.colormaps["tab20"].colors
+    for color, (name, row) in zip(colors, sorted(results.items(), key=lambda item: item[1]["loss"])):
+        per_step = row["tokens"] / row["steps"] / 1e6
+        steps, losses = zip(*row["validation"][1:])
+        axes.plot([step * per_step for step in steps], losses, "o-", ms=3, lw=1.2, color=color,
+                  label=f"{name}  {row['ppl']:.1f}")  # fmt: skip
+    axes.set(xlabel="tokens (million)", ylabel="validation loss (nats a token)")
+    axes.legend(frameon=False, fontsize=8, title="final perplexity", title_fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    target.parent.mkdir(exist_ok=True)
+    figure.savefig(target, dpi=130)
+    plt.close(figure)
+    return target
 
 
 if __name__ == "__main__":
