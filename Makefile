@@ -16,6 +16,7 @@ $(BIN)/elas: constraints.txt pyproject.toml setup.py
 	@touch $@
 
 install: $(BIN)/elas
+	$(BIN)/elas build
 
 quickstart: install
 	$(BIN)/elas quickstart $(ARGS)
@@ -23,7 +24,7 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: install
+lint: $(BIN)/elas
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

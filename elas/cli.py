@@ -21,6 +21,7 @@ from elas.errors import UserError
 COMMANDS = {
     "quickstart": ("elas.quickstart", "corpus → tokenizer → tokens → 2-rank training → evaluation → report"),
     "train": ("elas.launch.pretrain", "one training run; several ranks when started by a launcher"),
+    "build": ("elas.build", "compile ahead of time what runs on this machine will need"),
     "bench": ("elas.bench.cli", "cost of layers, steps and communication: `bench ffn`, `bench step`, `bench comm`"),
     "prep": ("elas.data_prep.cli", "prepare data: `prep tokenizer`, `prep tokenize`"),
 }

@@ -106,3 +106,16 @@ def test_deepspeed_uses_what_was_built_and_compiles_nothing(monkeypatch):
     assert op.vector_kernel_level is not None
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_elas_build_leaves_nothing_to_compile(tmp_path, capfd):
+    import json
+
+    from elas import cli
+
+    assert cli.run(["build"]) == 0
+    capfd.readouterr()
+    assert cli.run(["build", "--json", str(tmp_path / "built.json")]) == 0
+    facts = json.loads((tmp_path / "built.json").read_text())
+    assert facts["deepspeed_s"] == facts["kernel_s"] == 0
+    assert capfd.readouterr().out == f"already built: {facts['folder']}\n"

@@ -1,0 +1,37 @@
+"""`elas build`: compile ahead of time what runs on this machine will need, instead of at the first run."""
+
+from elas import cli
+
+
+def main(argv: list[str]) -> int:
+    """Run `elas build`.
+
+    Args:
+        argv: arguments after the command.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        UserError: no C++ compiler, or a build that fails.
+    """
+    parser = cli.Parser(
+        "elas build",
+        "Compile the CPU kernel and DeepSpeed's ops now, for this torch, Python and processor; what is built stays.",
+        "elas build --offload",
+    )
+    parser.add_argument("--offload", action="store_true", help="also DeepSpeed's CPU Adam, for offloaded optimizers")
+    options = parser.parse_args(argv)
+    import torch
+
+    from elas import host
+    from elas.extensions import extensions_dir, prebuild_deepspeed
+    from elas.kernels.relu2_24.cpu import prebuild
+
+    host.prepare()
+    facts = {"folder": str(extensions_dir()), "deepspeed_s": prebuild_deepspeed(offload=options.offload)}
+    facts["kernel_s"] = 0.0 if torch.cuda.is_available() else prebuild()
+    seconds = facts["deepspeed_s"] + facts["kernel_s"]
+    print(f"{'built' if seconds else 'already built'}: {facts['folder']}")
+    cli.write_json(options.json, facts)
+    return 0
