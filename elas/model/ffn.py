@@ -76,9 +76,15 @@ class ElasFFN(SparseSwitch):
                 gate, up = self.linear_fc1.expand(self.linear_fc1.bottleneck(x))
             return self.linear_fc2(F.silu(gate) * up)
         u, m_up, n_down = self._core_operands(x)
-        self.observer.look(u, m_up, self.sparse)
+        self.observer.look(x, self._preactivation, self.sparse)
         v = ffn_core(u, m_up, n_down, self.options, implementation=self.config.sparsity.implementation)
         return (self._finish_full_rank(v) if self.full_rank else self.linear_fc2.finish(v)), None
+
+    def _preactivation(self, x: torch.Tensor) -> torch.Tensor:
+        """z `[n, f/t]` of some of this rank's tokens `x [n, h]`, without communication."""
+        if self.full_rank:
+            return F.linear(x, self.linear_fc1.weight)
+        return F.linear(F.linear(x, self.linear_fc1.factor_in), self.linear_fc1.factor_out)
 
     def _core_operands(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if not self.full_rank:

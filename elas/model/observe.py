@@ -10,15 +10,15 @@ Columns of a layer's counts:
 Flips are of the same inputs, so they show the weights moving, not the data; they span the steps between two looks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 from elas.kernels.relu2_24 import activation_stats
 from elas.kernels.relu2_24.pack import keep_mask
 
+Project = Callable[[torch.Tensor], torch.Tensor]
 COLUMNS = ("values", "zeros", "dropped", "magnitude", "lost", "kept", "flipped")
 WATCHED_TOKENS = 128
 """Tokens whose mask is compared between two looks: their inputs and masks are kept meanwhile."""
@@ -40,19 +40,20 @@ class Observer:
         self._watched: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @torch.no_grad()
-    def look(self, x: torch.Tensor, weight: torch.Tensor | None, sparse: bool) -> None:
+    def look(self, x: torch.Tensor, project: Project | None, sparse: bool) -> None:
         """Count once, if asked to.
 
         Args:
-            x: `[..., f]` pre-activation, or with `weight [f, r]` the `[..., r]` input of the projection to it.
-            weight: see x.
+            x: `[..., f]` pre-activation, or with `project` the layer's input.
+            project: from rows of x to their pre-activation `[rows, f]`, by the weights as they are; with factors, by
+                both of them, as LORO's exact steps turn what lies between.
             sparse: whether 2:4 is on; without it nothing is dropped, and masks are not compared.
         """
         if not self.tokens:
             return
         sample = x.reshape(-1, x.shape[-1])
         sample = sample[:: max(1, -(-sample.shape[0] // self.tokens))]  # spread over the whole batch
-        z = sample if weight is None else F.linear(sample, weight)
+        z = sample if project is None else project(sample)
         z = z[..., : z.shape[-1] // 4 * 4]
         zeros, nonzeros, dropped = (int(v) for v in activation_stats(z))
         magnitude = lost = kept = flipped = 0.0
@@ -60,18 +61,18 @@ class Observer:
             a = z.relu().float().square()
             keep = keep_mask(z.relu())
             magnitude, lost = float(a.sum()), float(torch.where(keep, 0, a).sum())
-            if weight is not None:
-                kept, flipped = self._compare(sample, weight, keep & (z > 0))
+            if project is not None:
+                kept, flipped = self._compare(sample, project, keep & (z > 0))
         counts = [zeros + nonzeros, zeros, dropped if sparse else 0, magnitude, lost, kept, flipped]
         self.counts = torch.tensor(counts, dtype=torch.float64)
         self.tokens = 0
 
-    def _compare(self, sample: torch.Tensor, weight: torch.Tensor, keep: torch.Tensor) -> tuple[int, int]:
+    def _compare(self, sample: torch.Tensor, project: Project, keep: torch.Tensor) -> tuple[int, int]:
         before, self._watched = self._watched, (sample[:WATCHED_TOKENS].clone(), keep[:WATCHED_TOKENS].clone())
         if before is None:
             return 0, 0
         inputs, mask = before
-        z = F.linear(inputs, weight)[..., : mask.shape[-1]]
+        z = project(inputs)[..., : mask.shape[-1]]
         return int(mask.sum()), int((mask & ~keep_mask(z.relu())).sum())
 
 

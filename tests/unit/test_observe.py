@@ -11,7 +11,7 @@ from elas.model.observe import COLUMNS, Observer, by_layer, look_next, observers
 def looked(x, weight, sparse, tokens=10**6, observer=None):
     observer = observer or Observer()
     observer.tokens = tokens
-    observer.look(x, weight, sparse)
+    observer.look(x, None if weight is None else lambda rows: torch.nn.functional.linear(rows, weight), sparse)
     return dict(zip(COLUMNS, observer.counts.tolist(), strict=True)), observer
 
 
