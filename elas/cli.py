@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         if path is not None:
             there = next(p for p in path.absolute().parents if p.exists())
             if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
-                raise UserError(f"--json {path}: is a folder or cannot be written; give a file's path")
+                raise UserError(f"--json {str(path)!r}: is a folder or cannot be written; give a file's path")
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -65,13 +65,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def write_json(path: Path | None, facts: dict) -> None:
-    """Write `facts` to `path` (nothing when None), whole or not at all."""
+    """Write `facts` to `path` (nothing when None), whole or not at all; straight into a pipe or a device."""
     if path is None:
         return
+    text = json.dumps(facts, indent=2) + "\n"
+    if path.exists() and not path.is_file():
+        try:
+            path.write_text(text)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); give another path") from error
+        return
+    path = path.resolve()  # a link stays one
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(facts, indent=2) + "\n")
+        partial.write_text(text)
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); give another path") from error
@@ -139,7 +147,8 @@ def _tell(error: Exception) -> None:
     Before they have met, all ranks of a machine find the same mistake; after, all ranks of the run. The others wait a
     moment: launchers end the whole job when its first rank ends, and the line must be out by then.
     """
-    first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) in ("0", "")
+    local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    first = not (local_rank.isdecimal() and int(local_rank) > 0)
     if first or not getattr(error, "on_every_rank", True):
         print(f"error: {error}", file=sys.stderr, flush=True)
     else:

@@ -115,6 +115,7 @@ def prepare() -> bool:
         warnings.filterwarnings("ignore", message=message)
     if has_cuda():
         return False
+    warnings.filterwarnings("ignore", message=".*CUDA_DEVICE_MAX_CONNECTIONS.*")
     if _mode is None:
         torch.cuda.current_device = lambda: torch.device("cpu")
         _mode = CudaMeansCpu()

@@ -35,10 +35,13 @@ def rank_and_world() -> tuple[int, int]:
     _whole("LOCAL_RANK", 0)
     if rank >= world:
         raise ConfigError("RANK", rank, f"not below WORLD_SIZE={world}", "start with a launcher, or unset both")
-    if world > 1:
+    if "RANK" in os.environ:
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             if not os.environ.get(name):
                 raise ConfigError(name, None, "the ranks do not know where to meet", "start with a launcher, or set it")
+        port = os.environ["MASTER_PORT"]
+        if not (port.isdecimal() and 0 < int(port) < 65536):
+            raise ConfigError("MASTER_PORT", port, "is no port", "give a number from 1 to 65535")
     return rank, world
 
 

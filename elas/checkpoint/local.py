@@ -94,7 +94,7 @@ def find_checkpoint(config: Config, world_size: int) -> Checkpoint | None:
     if resume == "none":
         metrics = Path(config.train.run_dir) / "metrics.jsonl"
         if metrics.exists():
-            fix = "set checkpoint.resume=auto to go on with it, or another run_dir"
+            fix = "give another folder, move this one away, or set checkpoint.resume=auto to go on with it"
             raise ConfigError("train.run_dir", config.train.run_dir, "already holds a run", fix)
         return None
     if resume != "auto":
@@ -110,7 +110,7 @@ def find_checkpoint(config: Config, world_size: int) -> Checkpoint | None:
         passed_over.append(f"{path}: {found}")
     if passed_over:
         why = f"none of its checkpoints is whole ({'; '.join(passed_over)})"
-        raise ConfigError("train.run_dir", config.train.run_dir, why, "mend one, remove all, or give another folder")
+        raise ConfigError("train.run_dir", config.train.run_dir, why, "mend one, move the folder away, or give another")
     _check_not_lost(config)
     return None
 
@@ -122,7 +122,7 @@ def _check_not_lost(config: Config) -> None:
     last = rows[-1]["step"] if rows else 0
     if last and (last >= config.train.steps or (every and last > every)):
         why = f"its metrics go to step {last}, but its checkpoints are gone"
-        fix = "put them back, name one as checkpoint.resume, or give another folder"
+        fix = "put them back, name one as checkpoint.resume, move the folder away, or give another"
         raise ConfigError("train.run_dir", config.train.run_dir, why, fix)
 
 
@@ -221,6 +221,7 @@ def load(checkpoint: Checkpoint) -> dict:
     dist.all_gather_object(problems, problem)
     found = ", ".join(filter(None, problems))
     if found:
-        fix = "give checkpoint.resume another one, or remove this one to fall back to the one before"
+        before = [path for path in checkpoint.path.parent.glob("step_*[0-9]") if path.name < checkpoint.path.name]
+        fix = "remove it to go on from the one before" if before else "give another train.run_dir, or move this away"
         raise ConfigError("checkpoint.resume", str(checkpoint.path), found, fix)
     return state

@@ -22,6 +22,9 @@ class _Loader(yaml.SafeLoader):
         """As YAML 1.2 asks: a key given twice is a mistake, not an overwriting."""
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(None, None, f"the key in line {line} is no text")
             if key.value in seen:
                 mark = f"line {key.start_mark.line + 1}"
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice, the second in {mark}")
@@ -133,6 +136,9 @@ def flatten(values: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(section, entries, "is a section, not a value", f"write {section}.KEY")
         else:
             for key, value in entries.items():
+                if not isinstance(key, str):
+                    fix = 'write texts that hold commas in quotes, "99,1,0"'
+                    raise ConfigError(f"{section}.{key}", value, "is no setting's name", fix)
                 if f"{section}.{key}" not in KEYS:
                     raise _unknown(f"{section}.{key}", value)
                 flat[f"{section}.{key}"] = value

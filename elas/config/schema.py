@@ -16,9 +16,9 @@ class ModelConfig:
     num_attention_heads: int = 8
     """Query heads; h / heads is the head dimension."""
     num_query_groups: int | None = None
-    """Key/value heads (grouped-query attention); none means one for each query head."""
+    """Key/value heads (grouped-query attention); null means one for each query head."""
     ffn_hidden_size: int | None = None
-    """Width d_ff of the FFN; none means 8/3·h for swiglu and 4·h for relu2, rounded up to a multiple of 64."""
+    """Width d_ff of the FFN; null means 8/3·h for swiglu and 4·h for relu2, rounded up to a multiple of 64."""
     activation: Literal["swiglu", "relu2"] = "relu2"
     """FFN non-linearity: gated SiLU, or squared ReLU without a gate."""
     vocab_size: int = 32000
@@ -26,7 +26,7 @@ class ModelConfig:
     seq_length: int = 256
     """Tokens in a sample."""
     max_position_embeddings: int | None = None
-    """Longest sequence the model is meant for; none means seq_length."""
+    """Longest sequence the model is meant for; null means seq_length."""
     tie_embeddings: bool = False
     """Share the embedding with the output layer."""
     norm_eps: float = 1e-6
@@ -84,9 +84,9 @@ class ParallelConfig:
     sequence: bool = False
     """Sequence parallelism beside tensor parallelism."""
     zero: Literal[0, 1, 2, 3] | None = None
-    """ZeRO stage; none takes the deepspeed_config's; without one 1, or 0 where one rank is all data parallelism."""
+    """ZeRO stage; null takes the deepspeed_config's; without one 1, or 0 where one rank is all data parallelism."""
     deepspeed_config: str | None = None
-    """DeepSpeed JSON with DeepSpeed's own knobs; none takes the shipped ds_configs/zeroN.json."""
+    """DeepSpeed JSON with DeepSpeed's own knobs; null takes the shipped ds_configs/zeroN.json."""
 
 
 @dataclass(kw_only=True)
@@ -108,7 +108,7 @@ class OptimizerConfig:
     clip_grad: float = 1.0
     """Global gradient-norm limit; 0 turns clipping off."""
     exact_every: int | None = 500
-    """Steps between exact steps on the low-rank manifold (loro only); none takes no exact steps."""
+    """Steps between exact steps on the low-rank manifold (loro only); null takes no exact steps."""
     refresh: Literal["with_exact", "only", "none"] = "with_exact"
     """Zero all moments after each exact step (loro only); only: zero them, without the exact step; none: never."""
 
@@ -122,7 +122,7 @@ class ScheduleConfig:
     warmup_steps: int = 100
     """Linear ramp from 0 to lr."""
     decay_steps: int | None = None
-    """Last steps of wsd in which the rate falls; none means a tenth of train.steps."""
+    """Last steps of wsd in which the rate falls; null means a tenth of train.steps."""
     min_lr_ratio: float = 0.1
     """Final rate as a fraction of lr."""
 
@@ -134,13 +134,13 @@ class DataConfig:
     train: str | list[str] | None = None
     """Prefix, or a blend `[0.7, A, 0.3, B]` (weights may be left out)."""
     valid: str | list[str] | None = None
-    """Like train, for validation; none takes the part that split gives."""
+    """Like train, for validation; null takes the part that split gives."""
     split: str = "99,1,0"
     """Shares of train cut for train, validation, test when valid is none."""
     tokenizer: str | None = None
-    """Tokenizer folder or file, to check the vocabulary; none trusts the corpus's manifest."""
+    """Tokenizer folder or file, to check the vocabulary; null trusts the corpus's manifest."""
     cache: str | None = None
-    """Folder for sample indices; none means RUN_DIR/index-cache."""
+    """Folder for sample indices; null means RUN_DIR/index-cache."""
 
 
 @dataclass(kw_only=True)

@@ -73,13 +73,14 @@ def check_corpus(config: Config) -> None:
 
 
 def corpus_identity(config: Config) -> dict:
-    """What two runs must share to see the same samples: weights, documents and tokens of every source, not its path."""
+    """What two runs must share to see the same samples: every source's weight, and what it holds, not its path."""
     facts = {}
     for key, value in (("data.train", config.data.train), ("data.valid", config.data.valid)):
         if value is not None:
             prefixes, weights = parse_blend(key, value)
             sources = [read_token_files(key, prefix) for prefix in prefixes]
-            facts[key] = [[w, f.documents, f.tokens] for w, f in zip(weights or [None] * len(sources), sources)]
+            weights = weights or [None] * len(sources)
+            facts[key] = [[w, f.documents, f.tokens, f.fingerprint()] for w, f in zip(weights, sources)]
     return facts
 
 

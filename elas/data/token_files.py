@@ -5,6 +5,7 @@ begin (int64, with the end). A damaged one makes Megatron hang or read past the 
 `PREFIX.manifest.json`, which `elas prep tokenize` writes, is optional.
 """
 
+import hashlib
 import json
 import os
 import struct
@@ -20,6 +21,7 @@ VERSION = 1
 TOKEN_TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}  # Megatron's codes
 _HEADER = struct.Struct("<QBQQ")
 _CHUNK = 1 << 20
+_STRETCHES, _STRETCH = 256, 1 << 14
 _SAMPLED_TOKENS = 1 << 20
 _AGAIN = "write it again with elas prep tokenize"
 
@@ -41,6 +43,16 @@ class TokenFiles:
         starts = np.memmap(f"{self.prefix}.idx", "<i8", "r", header + 12 * sequences, (entries,))
         lengths = np.memmap(f"{self.prefix}.idx", "<i4", "r", header, (sequences,))
         return int(lengths[int(starts[first]) : int(starts[last])].sum(dtype=np.int64))
+
+    def fingerprint(self) -> str:
+        """Of the tokens in up to 256 stretches of 16 KiB, evenly spread: all of them up to 4 MiB, a sample beyond."""
+        size = os.path.getsize(f"{self.prefix}.bin")
+        digest = hashlib.sha256()
+        with open(f"{self.prefix}.bin", "rb") as file:
+            for number in range(_STRETCHES):
+                file.seek(max(number * _STRETCH, number * (size - _STRETCH) // (_STRETCHES - 1)))
+                digest.update(file.read(_STRETCH))
+        return digest.hexdigest()[:16]
 
     def largest_sampled(self) -> int:
         """Largest token id among up to a million from the beginning and as many from the end."""

@@ -43,6 +43,8 @@ def test_srun_variables_are_taken_over(environment):
         ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK='x'"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "not below WORLD_SIZE=2"),
         ({"RANK": "1", "WORLD_SIZE": "2"}, "MASTER_ADDR=None"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "abc"}, "MASTER_PORT='abc'"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "a", "MASTER_PORT": "70000"}, "MASTER_PORT='70000'"),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "many"}, "SLURM_NTASKS='many'"),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, "MASTER_ADDR=None"),
         ({"SLURM_PROCID": "", "SLURM_NTASKS": "2", "MASTER_ADDR": "a"}, "SLURM_PROCID=''"),
@@ -54,3 +56,15 @@ def test_garbage_is_one_line(environment, values, named):
         srun_environment()
         rank_and_world()
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("local_rank, told", (("0", True), ("z", True), ("", True), ("1", False)))
+def test_a_mistake_is_told_by_one_rank_of_a_machine_and_never_by_none(
+    environment, local_rank, told, capsys, monkeypatch
+):
+    from elas import cli
+
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+    environment(LOCAL_RANK=local_rank)
+    assert cli.exit_status(cli.run, ["tarin"]) == 2
+    assert bool(capsys.readouterr().err) == told

@@ -130,9 +130,10 @@ def test_corpora_are_known_by_what_they_hold(config, tmp_path):
     put(config, 3)
     config.data.train = write_corpus(tmp_path / "moved" / "text")
     assert find_checkpoint(config, 1).step == 3
-    config.data.train = write_corpus(tmp_path / "other", documents=41)
-    with pytest.raises(ConfigError, match=r"data\.train="):
-        find_checkpoint(config, 1)
+    for change in ({"documents": 41}, {"seed": 1}):
+        config.data.train = write_corpus(tmp_path / "other", **change)
+        with pytest.raises(ConfigError, match=r"data\.train="):
+            find_checkpoint(config, 1)
 
 
 def test_one_run_at_a_time_writes_in_a_folder(config, tmp_path):

@@ -1,5 +1,7 @@
 """Settings: precedence, types, and one line for each mistake."""
 
+import json
+
 import pytest
 
 from elas.config import KEYS, Config, load_config, presets, read_yaml, split_overrides
@@ -119,6 +121,8 @@ def test_a_file_can_start_from_another(tmp_path):
         ("base: nowhere", "No such file"),
         ("base: [60m]", "names no file"),
         ("base: 60m\nmodel: 3", "is a section"),
+        ("model: {? [1, 2] : 3}", "is no text"),
+        ("data: {split: 99,1,0}", "in quotes"),
     ):
         second.write_text(text)
         with pytest.raises(ConfigError, match=why):
@@ -138,3 +142,23 @@ def test_every_key_is_described():
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
                     described.add(field.target.id)
     assert {key.split(".")[1] for key in KEYS} <= described
+
+
+def test_results_go_through_links_and_into_pipes(tmp_path):
+    import os
+    import threading
+
+    from elas.cli import write_json
+
+    target, link, pipe = tmp_path / "real.json", tmp_path / "link.json", tmp_path / "pipe"
+    link.symlink_to(target)
+    write_json(link, {"a": 1})
+    assert link.is_symlink() and json.loads(target.read_text()) == {"a": 1}
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    write_json(pipe, {"b": 2})
+    reader.join(10)
+    assert pipe.is_fifo() and json.loads(read[0]) == {"b": 2}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.json", "pipe", "real.json"]
