@@ -134,7 +134,7 @@ def _fitting(found: Checkpoint, config: Config, world_size: int) -> Checkpoint:
             raise ConfigError(key, value, why, "resume with the same setting, or start in another train.run_dir")
     if found.step > config.train.steps:
         why = f"the run is at step {found.step} already ({found.path})"
-        raise ConfigError("train.steps", config.train.steps, why, "give more steps, or another train.run_dir")
+        raise ConfigError("train.steps", config.train.steps, why, "give more steps, or start in another folder")
     return found
 
 
