@@ -169,7 +169,7 @@ def split_overrides(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
             raise _unknown(key, value if sep else (argv[i + 1] if i + 1 < len(argv) else ""))
         if not sep:
             i += 1
-            if i >= len(argv):
+            if i >= len(argv) or argv[i].partition("=")[0].removeprefix("--") in KEYS:
                 raise ConfigError(key, None, "has no value", f"write --{key} VALUE")
             value = argv[i]
         overrides[key] = value if _is_text(key) and value != "null" else _parse_scalar(key, value)

@@ -8,6 +8,7 @@ together), so a run that is given more steps goes on as if it had had them from 
 """
 
 import logging
+import pickle
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,7 +117,11 @@ def _one_epoch(config: Config, prefix: str, split: str) -> tuple[GPTDataset | No
     """One epoch of a corpus's training and validation documents, None where the split gives a part nothing."""
     settings = _settings(config, blend=([prefix], None), split=split)
     builder = BlendedMegatronDatasetBuilder(GPTDataset, [None] * len(Split), lambda: True, settings)
-    train, valid, _test = builder.build()
+    try:
+        train, valid, _test = builder.build()
+    except (EOFError, ValueError, pickle.UnpicklingError) as error:  # how NumPy takes a damaged file
+        folder = settings.path_to_cache
+        raise ConfigError("data.cache", folder, f"holds a damaged sample index ({error})", "remove it") from error
     return train, valid
 
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from elas.config import Config
-from elas.data.token_files import manifest_vocabulary, read_token_files
+from elas.data.token_files import manifest_vocabulary, read_manifest, read_token_files
 from elas.errors import ConfigError
 
 
@@ -53,7 +53,8 @@ def check_corpus(config: Config) -> None:
     if data.tokenizer is not None:
         from elas.data_prep.tokenizer import load_tokenizer
 
-        _check_vocabulary(config, load_tokenizer(data.tokenizer).vocab_size, data.tokenizer)
+        tokenizer = load_tokenizer(data.tokenizer)
+        _check_vocabulary(config, tokenizer.vocab_size, data.tokenizer)
     for key, value in (("data.train", data.train), ("data.valid", data.valid)):
         if value is None:
             continue
@@ -68,6 +69,10 @@ def check_corpus(config: Config) -> None:
             if vocabulary is None:
                 vocabulary = files.largest_sampled() + 1
             _check_vocabulary(config, vocabulary, prefix)
+            written_with = read_manifest(prefix).get("tokenizer_sha256")
+            if data.tokenizer is not None and written_with not in (None, tokenizer.sha256):
+                why = f"another tokenizer than {prefix} was made with"
+                raise ConfigError("data.tokenizer", data.tokenizer, why, "give that one, or tokenise again")
     _check_split(config)
     _check_cache(config)
 

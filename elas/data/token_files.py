@@ -127,10 +127,16 @@ def _sum_lengths(index: str, header: int, sequences: int, entries: int, itemsize
     return total
 
 
-def manifest_vocabulary(prefix: str) -> int | None:
-    """Size of the vocabulary the corpus was written with, from its manifest; None without a manifest that says it."""
+def read_manifest(prefix: str) -> dict:
+    """What `elas prep tokenize` wrote beside a corpus; empty without a manifest that can be read."""
     try:
-        size = json.loads(Path(f"{prefix}.manifest.json").read_text(encoding="utf-8"))["vocab_size"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
+        manifest = json.loads(Path(f"{prefix}.manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def manifest_vocabulary(prefix: str) -> int | None:
+    """Size of the vocabulary the corpus was written with, from its manifest; None where that does not say it."""
+    size = read_manifest(prefix).get("vocab_size")
     return size if type(size) is int else None

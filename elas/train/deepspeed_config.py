@@ -66,6 +66,12 @@ def read_deepspeed_json(config: Config) -> dict:
             near = get_close_matches(name, PASSED_ON, n=1)
             fix = f"did you mean {near[0]}?" if near else "remove it"
             raise ConfigError(key, source, f"sets {name}, which is no knob of DeepSpeed's that works here", fix)
+    communication = values.get("communication_data_type")
+    if communication not in (None, "fp16", "bf16", "fp32"):
+        raise ConfigError(key, source, f"communication_data_type is {communication!r}", "give fp32, bf16 or fp16")
+    for name in ("wall_clock_breakdown", "memory_breakdown", "dump_state", "prescale_gradients", "sparse_gradients"):
+        if not isinstance(values.get(name, False), bool):
+            raise ConfigError(key, source, f"{name} is {values[name]!r}", "give true or false")
     _check_offload(source, zero)
     return values
 

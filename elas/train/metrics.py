@@ -87,15 +87,17 @@ def _scalars(name: str, values: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Lines of a JSONL file; a last line cut short by a kill is left out."""
+    """Lines of a JSONL file; what is no row with a step, such as a line cut short by a kill, is left out."""
     if not path.exists():
         return []
     rows = []
     for line in path.read_text().splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 

@@ -162,3 +162,8 @@ def test_results_go_through_links_and_into_pipes(tmp_path):
     reader.join(10)
     assert pipe.is_fifo() and json.loads(read[0]) == {"b": 2}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link.json", "pipe", "real.json"]
+
+
+def test_an_option_is_not_taken_for_the_value_of_the_one_before():
+    with pytest.raises(ConfigError, match=r"model\.hidden_size=None: has no value"):
+        split_overrides(["--model.hidden_size", "--train.steps", "12"])

@@ -129,3 +129,34 @@ def test_an_id_without_an_embedding_is_an_error_that_says_so(tmp_path):
     config = settings(tmp_path, **{"data.train": write_corpus(tmp_path / "text"), "model.vocab_size": 300})
     with pytest.raises(UserError, match=r"token id \d+ near sample \d+ is outside model.vocab_size=300"):
         list(micro_batches(build_datasets(config).train, config, layout(1, 0)))
+
+
+@pytest.mark.parametrize("content", (b"", b"garbage"))
+def test_a_damaged_sample_index_is_named(tmp_path, content):
+    from elas.data.batches import build_datasets
+
+    config = settings(tmp_path, **{"data.train": write_corpus(tmp_path / "text")})
+    build_datasets(config)
+    for file in (tmp_path / "run" / "index-cache").glob("*.npy"):
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match="holds a damaged sample index"):
+        build_datasets(config)
+
+
+def test_a_corpus_of_another_tokenizer_is_refused(tmp_path):
+    import json
+
+    from elas.data.corpus import check_corpus
+    from elas.data_prep.sources import Document
+    from elas.data_prep.tokenize_corpus import tokenize_corpus
+    from elas.data_prep.tokenizer_training import train_tokenizer
+
+    documents = [Document(str(i), f"words {i * i} of text {i**3}\n" * 40) for i in range(60)]
+    train_tokenizer(documents, tmp_path / "tokenizer", vocab_size=320)
+    tokenize_corpus(documents, tmp_path / "tokenizer", tmp_path / "text", workers=1)
+    config = settings(tmp_path, **{"data.train": str(tmp_path / "text"), "data.tokenizer": str(tmp_path / "tokenizer")})
+    check_corpus(config)
+    manifest = tmp_path / "text.manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"tokenizer_sha256": "of another"}))
+    with pytest.raises(ConfigError, match="another tokenizer than"):
+        check_corpus(config)

@@ -42,3 +42,9 @@ def test_other_ranks_write_nothing(tmp_path):
     metrics.log("metrics", {"step": 1})
     metrics.close()
     assert not (tmp_path / "run").exists()
+
+
+def test_lines_that_are_no_rows_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n[1]\ngarbage\n{"step": null}\n{"step": 2}\n')
+    assert [row["step"] for row in read_jsonl(path)] == [1, 2]
