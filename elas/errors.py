@@ -1,7 +1,7 @@
 """The one exception family for mistakes a user can mend: one line that names the key, the value and the fix.
 
-The command line turns a `UserError` into that line on stderr and exit status 2, without a traceback; everything else
-is a defect and exits 1 with its traceback.
+The command line turns a `UserError` into that line on stderr and exit status 2, a `Failure` into a line and 1, both
+without a traceback; everything else is a defect and exits 1 with its traceback.
 """
 
 
@@ -15,6 +15,16 @@ class UserError(ValueError):
 
     def __init__(self, message: str, *, on_every_rank: bool = True):
         self.on_every_rank = on_every_rank
+        super().__init__(" ".join(str(message).split()))
+
+
+class Failure(RuntimeError):
+    """Not the user's mistake, but can be told in a line, with how to go on: a full disk, a killed worker.
+
+    The command line exits 1 with that line.
+    """
+
+    def __init__(self, message: str):
         super().__init__(" ".join(str(message).split()))
 
 

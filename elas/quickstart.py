@@ -6,6 +6,7 @@ done, so running it again goes on where it stopped, or shows the result.
 """
 
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -79,7 +80,7 @@ def _say(text: str) -> None:
 def prepare(workdir: Path, config: Config) -> None:
     """Tokenizer and token files, unless they are there."""
     from elas.data_prep.sources import stdlib_corpus
-    from elas.data_prep.tokenize_corpus import tokenize_corpus
+    from elas.data_prep.tokenize_corpus import Options, tokenize_corpus
     from elas.data_prep.tokenizer_training import train_tokenizer
 
     tokenizer, tokens = workdir / "tokenizer", workdir / "tokens"
@@ -89,13 +90,11 @@ def prepare(workdir: Path, config: Config) -> None:
             stdlib_corpus(), tokenizer, vocab_size=config.model.vocab_size, valid_fraction=VALID_FRACTION
         )
         _say(f"{facts['documents']:,} files, {facts['bytes_in'] / 1e6:.1f} MB")
-        for stale in tokens.glob("*.manifest.json"):  # tokens of another tokenizer
-            stale.unlink()
+        shutil.rmtree(tokens, ignore_errors=True)  # those of another tokenizer
     if not all((tokens / f"{part}.manifest.json").exists() for part in ("train", "valid")):
         _say("tokenising")
-        facts = tokenize_corpus(
-            stdlib_corpus(), tokenizer, tokens / "train", valid_prefix=tokens / "valid", valid_fraction=VALID_FRACTION
-        )
+        options = Options(valid_output=tokens / "valid", valid_fraction=VALID_FRACTION)
+        facts = tokenize_corpus(stdlib_corpus(), tokenizer, tokens / "train", options)
         _say(f"{facts['tokens']:,} tokens to train on, {facts['valid_tokens']:,} held out")
 
 

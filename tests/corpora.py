@@ -11,15 +11,14 @@ def write_corpus(prefix: Path, *, documents: int = 40, length: int = 200, vocab:
     Returns:
         The prefix as text.
     """
-    from elas.data_prep.indexed_writer import IndexedWriter
+    from elas.cli import write_json
+    from elas.data_prep.indexed_writer import write_documents
 
     random = np.random.default_rng(seed)
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    writer = IndexedWriter(prefix, np.uint16)
-    for _ in range(documents):
-        steps = random.choice([1, 2, 3], size=length)
-        writer.add(((random.integers(vocab) + np.cumsum(steps)) % vocab).astype(np.uint16), length)
-    writer.commit({"vocab_size": vocab, **writer.finalize()})
+    steps = [random.choice([1, 2, 3], size=length) for _ in range(documents)]
+    write_documents(prefix, [(random.integers(vocab) + np.cumsum(s)) % vocab for s in steps], np.uint16)
+    write_json(Path(f"{prefix}.manifest.json"), {"vocab_size": vocab})
     return str(prefix)
 
 

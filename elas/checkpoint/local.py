@@ -24,7 +24,7 @@ from elas.train.deepspeed_config import read_deepspeed_json, zero_stage
 from elas.train.metrics import read_jsonl
 
 MUST_MATCH = ("model", "low_rank", "parallel", "train.dtype", "train.seed", "train.global_batch_size", "optimizer.kind",
-              "data.split", "sparsity.kind")  # fmt: skip
+              "data.split", "data.packing", "sparsity.kind")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,8 @@ class DataConfig:
     """Shares of train cut for train, validation, test when valid is none."""
     tokenizer: str | None = None
     """Tokenizer folder or file, to check the vocabulary; null trusts the corpus's manifest."""
+    packing: Literal["packed", "document"] = "packed"
+    """A sample holds documents end to end, or one alone, truncated or filled up (as in the papers)."""
     cache: str | None = None
     """Folder for sample indices; null means RUN_DIR/index-cache."""
 

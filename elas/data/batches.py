@@ -1,4 +1,4 @@
-"""Batches: Megatron-core's `GPTDataset` (packing, shuffling, blending), cut by consumed samples.
+"""Batches: Megatron-core's `GPTDataset` (packing, shuffling, blending) or single documents, cut by consumed samples.
 
 Sample n of the run is sample n of a fixed order. Step k takes samples [k·G, (k+1)·G) of global batch size G;
 micro-batch m of data-parallel rank d takes `micro_batch_size` of them from offset (m·dp + d)·micro. So the position
@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,8 +26,12 @@ from megatron.core.datasets.utils import Split
 
 from elas.config import Config
 from elas.data.corpus import parse_blend
+from elas.data.documents import IGNORED, TruncatedDocuments
+from elas.data.token_files import read_token_files
 from elas.errors import ConfigError, UserError
 from elas.parallel import Layout
+
+Epoch = GPTDataset | TruncatedDocuments
 
 
 class _Tokens:
@@ -47,7 +52,7 @@ class Epochs(torch.utils.data.Dataset):
         seed: of the later epochs' orders.
     """
 
-    def __init__(self, dataset: GPTDataset, samples: int, seed: int):
+    def __init__(self, dataset: GPTDataset | TruncatedDocuments, samples: int, seed: int):
         self.dataset, self.samples, self.seed = dataset, samples, seed
         # What BlendedDataset asks of its parts; `samples` is left out, so its cache serves runs of every length.
         self.index_split = dataset.index_split
@@ -72,6 +77,15 @@ class Datasets:
 
     train: torch.utils.data.Dataset
     valid: torch.utils.data.Dataset | None
+    sources: tuple[str, ...] = ()
+    """Prefixes of what `train` is blended from; empty where that is one corpus."""
+
+    def samples_by_source(self, consumed: int) -> dict[str, int]:
+        """How many of the first `consumed` training samples came from each source; empty without a blend."""
+        if not self.sources:
+            return {}
+        drawn = np.bincount(self.train.dataset_index[:consumed], minlength=len(self.sources))
+        return dict(zip(self.sources, drawn.tolist()))
 
 
 def build_datasets(config: Config) -> Datasets:
@@ -90,13 +104,15 @@ def build_datasets(config: Config) -> Datasets:
     own = config.data.valid is not None
     parts = [_one_epoch(config, prefix, "1,0,0" if own else config.data.split) for prefix in prefixes]
     train = _blend(config, "data.train", [train for train, _ in parts], weights, train_samples)
+    sources = tuple(prefixes) if len(prefixes) > 1 else ()
     if not valid_samples:
-        return Datasets(train, None)
+        return Datasets(train, None, sources)
     held_out = [valid for _, valid in parts]
     if own:
         prefixes, weights = parse_blend("data.valid", config.data.valid)
         held_out = [_one_epoch(config, prefix, "0,1,0")[1] for prefix in prefixes]
-    return Datasets(train, _blend(config, "data.valid" if own else "data.split", held_out, weights, valid_samples))
+    valid = _blend(config, "data.valid" if own else "data.split", held_out, weights, valid_samples)
+    return Datasets(train, valid, sources)
 
 
 def _settings(config: Config, **source) -> GPTDatasetConfig:
@@ -113,8 +129,10 @@ def _settings(config: Config, **source) -> GPTDatasetConfig:
     )
 
 
-def _one_epoch(config: Config, prefix: str, split: str) -> tuple[GPTDataset | None, GPTDataset | None]:
+def _one_epoch(config: Config, prefix: str, split: str) -> tuple[Epoch | None, Epoch | None]:
     """One epoch of a corpus's training and validation documents, None where the split gives a part nothing."""
+    if config.data.packing == "document":
+        return _truncated_documents(config, prefix, split)
     settings = _settings(config, blend=([prefix], None), split=split)
     builder = BlendedMegatronDatasetBuilder(GPTDataset, [None] * len(Split), lambda: True, settings)
     try:
@@ -125,8 +143,22 @@ def _one_epoch(config: Config, prefix: str, split: str) -> tuple[GPTDataset | No
     return train, valid
 
 
+def _truncated_documents(config: Config, prefix: str, split: str) -> tuple[Epoch | None, Epoch | None]:
+    """The same, a document a sample; documents are divided as Megatron divides them."""
+    shares = np.array([float(share) for share in (split + ",0,0").split(",")[:3]])
+    edges = [
+        0,
+        *(round(edge) for edge in np.cumsum(shares / shares.sum()) * read_token_files("data", prefix).documents),
+    ]
+    found = []
+    for part, (first, last) in zip((Split.train, Split.valid), pairwise(edges)):
+        samples = TruncatedDocuments(prefix, first, last, part, config.model.seq_length, config.train.seed)
+        found.append(samples if len(samples) else None)
+    return found[0], found[1]
+
+
 def _blend(
-    config: Config, key: str, parts: list[GPTDataset | None], weights: list[float] | None, samples: int
+    config: Config, key: str, parts: list[Epoch | None], weights: list[float] | None, samples: int
 ) -> torch.utils.data.Dataset:
     """`samples` samples of the parts, by weight (by size when None)."""
     if not all(part is not None and len(part) for part in parts):
@@ -150,7 +182,8 @@ def micro_batches(
     """This data-parallel rank's micro-batches, from `consumed` samples of the whole run on, until the data ends.
 
     Yields:
-        Tokens and labels, int64 `[micro_batch_size, seq_length]`, on this process's device.
+        Tokens and labels, int64 `[micro_batch_size, seq_length]`, on this process's device; label −1 counts for
+        nothing.
 
     Raises:
         UserError: a token id that the model has no embedding for.
@@ -166,7 +199,7 @@ def micro_batches(
 
 
 def _check_ids(tokens: torch.Tensor, labels: torch.Tensor, vocab_size: int, first: int) -> None:
-    for ids in (tokens, labels):
+    for ids in (tokens, torch.where(labels == IGNORED, 0, labels)):
         low, high = (int(value) for value in torch.aminmax(ids))
         if low < 0 or high >= vocab_size:
             raise UserError(

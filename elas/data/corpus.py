@@ -60,7 +60,7 @@ def check_corpus(config: Config) -> None:
             continue
         for prefix in parse_blend(key, value)[0]:
             files = read_token_files(key, prefix)
-            if files.tokens <= model.seq_length:
+            if data.packing == "packed" and files.tokens <= model.seq_length:
                 why = (
                     f"{files.tokens} tokens do not make one sample of model.seq_length={model.seq_length} and its label"
                 )
@@ -130,6 +130,6 @@ def _check_split(config: Config) -> None:
                 why = f"leaves no document of {prefix} ({files.documents}) to {part} on"
                 raise ConfigError("data.split", split, why, fix)
             tokens = files.tokens_of(begin, end)
-            if tokens <= config.model.seq_length:
+            if config.data.packing == "packed" and tokens <= config.model.seq_length:
                 why = f"leaves {tokens} tokens of {prefix} to {part} on, too few for one sample and its label"
                 raise ConfigError("data.split", split, why, fix)

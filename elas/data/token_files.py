@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,21 @@ class TokenFiles:
         starts = np.memmap(f"{self.prefix}.idx", "<i8", "r", header + 12 * sequences, (entries,))
         lengths = np.memmap(f"{self.prefix}.idx", "<i4", "r", header, (sequences,))
         return int(lengths[int(starts[first]) : int(starts[last])].sum(dtype=np.int64))
+
+    def document_lengths(self, chunk: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Tokens of every document, int64, up to `chunk` documents at a time, each with the tokens before them."""
+        with open(f"{self.prefix}.idx", "rb") as file:
+            sequences, entries = _HEADER.unpack(file.read(len(MAGIC) + _HEADER.size)[len(MAGIC) :])[2:]
+        header = len(MAGIC) + _HEADER.size
+        starts = np.memmap(f"{self.prefix}.idx", "<i8", "r", header + 12 * sequences, (entries,))
+        lengths = np.memmap(f"{self.prefix}.idx", "<i4", "r", header, (sequences,))
+        before = 0
+        for begin in range(0, self.documents, chunk):
+            edges = np.asarray(starts[begin : begin + chunk + 1])
+            of_sequences = np.concatenate(([0], np.cumsum(lengths[edges[0] : edges[-1]], dtype=np.int64)))
+            of_documents = np.diff(of_sequences[edges - edges[0]])
+            yield before, of_documents
+            before += int(of_documents.sum())
 
     def fingerprint(self) -> str:
         """Of the tokens in up to 256 stretches of 16 KiB, evenly spread: all of them up to 4 MiB, a sample beyond."""

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state as mpu
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from elas import host
@@ -41,15 +42,27 @@ class LossModel(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """`tokens` and `labels [b, s]` to the mean loss, a 0-dim fp32 tensor."""
-        return token_losses(self.model, tokens, labels).mean()
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, counted: float | None = None) -> torch.Tensor:
+        """`tokens` and `labels [b, s]` to `mean_loss`, a 0-dim fp32 tensor."""
+        return mean_loss(token_losses(self.model, tokens, labels), labels, counted)
 
 
 def token_losses(model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Output of a chunk: per-token loss `[b, s]` on the last stage, hidden states before it."""
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     return model(tokens, positions, None, labels=labels)
+
+
+def mean_loss(losses: torch.Tensor, labels: torch.Tensor, counted: float | None) -> torch.Tensor:
+    """Mean of a micro-batch's losses `[b, s]`.
+
+    Args:
+        losses: per token, fp32.
+        labels: −1 where there is nothing to predict.
+        counted: labels that count, on average over all micro-batches of the global batch, so that the mean over those
+            is the mean over all its tokens; None where every label counts.
+    """
+    return losses.mean() if counted is None else torch.where(labels >= 0, losses, 0).sum() / counted
 
 
 class Engine:
@@ -132,7 +145,8 @@ class Engine:
             Mean loss over the global batch and the gradient norm before clipping; the same on every rank.
         """
         micro = [next(batches) for _ in range(self.micro_batches)]
-        losses = self._pass_schedule(micro) if self.uses_schedule else self._pass_deepspeed(micro)
+        counted = self._counted(micro)
+        losses = self._pass_schedule(micro, counted) if self.uses_schedule else self._pass_deepspeed(micro, counted)
         norm = self._update() if self.uses_schedule else float(self.deepspeed.get_global_grad_norm())
         return self._mean_loss(losses), norm
 
@@ -140,11 +154,12 @@ class Engine:
     def evaluate(self, batches: Iterator[Batch]) -> float:
         """Mean loss over one global batch, without gradients; the same on every rank."""
         micro = [next(batches) for _ in range(self.micro_batches)]
+        counted = self._counted(micro)
         if self.uses_schedule:
-            losses = self._pass_schedule(micro, forward_only=True)
+            losses = self._pass_schedule(micro, counted, forward_only=True)
         else:
             self.deepspeed.eval()
-            losses = [self.deepspeed(tokens, labels).detach() for tokens, labels in micro]
+            losses = [self.deepspeed(tokens, labels, counted).detach() for tokens, labels in micro]
             self.deepspeed.train()
         return self._mean_loss(losses)
 
@@ -157,12 +172,22 @@ class Engine:
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         return bool(finite)
 
-    def _pass_schedule(self, micro: list[Batch], forward_only: bool = False) -> list[torch.Tensor]:
+    def _counted(self, micro: list[Batch]) -> float | None:
+        """Labels that count, on average over all micro-batches; None where all do."""
+        if self.config.data.packing == "packed":
+            return None
+        count = torch.stack([(labels >= 0).sum() for _, labels in micro]).sum().double()
+        dist.all_reduce(count, group=mpu.get_data_parallel_group())
+        return float(count) / (len(micro) * self.layout.dp)
+
+    def _pass_schedule(
+        self, micro: list[Batch], counted: float | None = None, forward_only: bool = False
+    ) -> list[torch.Tensor]:
         def forward_step(iterator, model):
             tokens, labels = next(iterator)
 
             def loss_function(output: torch.Tensor):
-                loss = output.mean()
+                loss = mean_loss(output, labels, counted)
                 return loss, {"loss": loss.detach().clone()}  # the schedule scales `loss` in place
 
             return token_losses(model, tokens, labels), loss_function
@@ -179,10 +204,10 @@ class Engine:
         )
         return [result["loss"] for result in results]
 
-    def _pass_deepspeed(self, micro: list[Batch]) -> list[torch.Tensor]:
+    def _pass_deepspeed(self, micro: list[Batch], counted: float | None) -> list[torch.Tensor]:
         losses = []
         for tokens, labels in micro:
-            loss = self.deepspeed(tokens, labels)
+            loss = self.deepspeed(tokens, labels, counted)
             self.deepspeed.backward(loss)
             self.deepspeed.step()
             losses.append(loss.detach())

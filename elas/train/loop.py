@@ -67,7 +67,7 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
             raise _diverged(step, f"loss {loss}, gradient norm {norm}", checkpoint)
         exact = cycle.end(step, lr) if cycle else None
         if logged:
-            more = exact.metrics() if exact else {}
+            more = (exact.metrics() if exact else {}) | _drawn(config, datasets, step)
             _log(config, engine, metrics, clock, step, loss=loss, grad_norm=norm, lr=lr, **more)
         if _validates(config, step):  # before saving: what cannot be evaluated is not worth keeping
             valid_loss = _validate(config, layout, engine, datasets, metrics, step, checkpoint)
@@ -81,6 +81,12 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
         valid_loss = _validate(config, layout, engine, datasets, metrics, step, checkpoint)
     metrics.close()
     return RunResult(step, step * _tokens_per_step(config), loss, valid_loss, checkpoint)
+
+
+def _drawn(config: Config, datasets: Datasets, step: int) -> dict:
+    """Samples drawn from each source of a blend so far; nothing without a blend."""
+    drawn = datasets.samples_by_source(step * config.train.global_batch_size)
+    return {"sources": drawn} if drawn else {}
 
 
 def _diverged(step: int, what: str, checkpoint: str | None) -> FloatingPointError:

@@ -76,10 +76,12 @@ class Metrics:
 
 
 def _scalars(name: str, values: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """TensorBoard's view of a line: `name/key`, and `layers/key/07` of what is given layer by layer."""
+    """TensorBoard's view of a line: `name/key`, `sources/prefix`, and `layers/key/07` of what is given by layer."""
     for key, value in values.items():
         if key != "step" and isinstance(value, (int, float)):
             yield f"{name}/{key}", value
+    for source, samples in values.get("sources", {}).items():
+        yield f"sources/{source}", samples
     for key, of_layers in values.get("layers", {}).items():
         for layer, value in enumerate(of_layers):
             if value is not None:

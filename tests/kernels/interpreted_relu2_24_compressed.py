@@ -63,7 +63,7 @@ def test_everything_is_bit_for_bit_what_pytorch_computes(options, dtype, shape):
         assert same(triton_packing.squeeze(kept[0], options, triton_packing.NOTHING)[0], want_s)
         dz = triton_packing.slope(kept[0], ds, options)
     if dtype == torch.float32 and options.scale != 1.0:  # not squares: PyTorch's root on CPU may be one ulp off, 6e-8
-        assert rms_ratio(dz, want_dz) < 1e-8
+        assert rms_ratio(dz, want_dz) < 1.2e-7
     else:
         assert same(dz, want_dz)
 

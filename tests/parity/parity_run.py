@@ -82,7 +82,11 @@ def _step(engine, step: int, set_sparse, cycle) -> tuple[float, float]:
     starts = [(m * layout.dp + layout.dp_rank) * size for m in range(engine.micro_batches)]
     if cycle:
         cycle.begin(step + 1)
-    result = engine.step((samples[s : s + size, :-1], samples[s : s + size, 1:]) for s in starts)
+    labels = samples[:, 1:]
+    if engine.config.data.packing == "document":  # of very different lengths, from 2 tokens on
+        lengths = 1 + torch.arange(GLOBAL_BATCH) * 31 % labels.shape[1]
+        labels = torch.where(torch.arange(labels.shape[1]) < lengths[:, None], labels, -1)
+    result = engine.step((samples[s : s + size, :-1], labels[s : s + size]) for s in starts)
     report = cycle.end(step + 1, lr) if cycle else None
     if report is not None:
         assert report.not_taken == 0 and report.pairs == 6 * engine.config.model.num_layers

@@ -117,6 +117,12 @@ def test_other_models(variant, parallel):
 
 
 @pytest.mark.parametrize("parallel", [*ZERO, TP2_SP, PP2], ids=["zero0", "zero1", "zero2", "zero3", "tp2-sp", "pp2"])
+def test_documents_of_unequal_length(parallel):
+    """The loss is the mean over all labels that count, wherever they lie: not a mean of the ranks' means."""
+    check(2, {"data.packing": "document"}, parallel)
+
+
+@pytest.mark.parametrize("parallel", [*ZERO, TP2_SP, PP2], ids=["zero0", "zero1", "zero2", "zero3", "tp2-sp", "pp2"])
 def test_bf16(parallel):
     loss, _ = deviations(2, {"train.dtype": "bfloat16"}, parallel)
     assert loss < BF16_LOSS_TOLERANCE

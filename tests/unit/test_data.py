@@ -147,16 +147,52 @@ def test_a_corpus_of_another_tokenizer_is_refused(tmp_path):
     import json
 
     from elas.data.corpus import check_corpus
-    from elas.data_prep.sources import Document
+    from elas.data_prep.sources import Corpus
     from elas.data_prep.tokenize_corpus import tokenize_corpus
     from elas.data_prep.tokenizer_training import train_tokenizer
 
-    documents = [Document(str(i), f"words {i * i} of text {i**3}\n" * 40) for i in range(60)]
-    train_tokenizer(documents, tmp_path / "tokenizer", vocab_size=320)
-    tokenize_corpus(documents, tmp_path / "tokenizer", tmp_path / "text", workers=1)
+    for i in range(60):
+        (tmp_path / f"{i}.txt").write_text(f"words {i * i} of text {i**3}\n" * 40)
+    corpus = Corpus([f"{tmp_path}/*.txt"])
+    train_tokenizer(corpus, tmp_path / "tokenizer", vocab_size=320)
+    tokenize_corpus(corpus, tmp_path / "tokenizer", tmp_path / "text")
     config = settings(tmp_path, **{"data.train": str(tmp_path / "text"), "data.tokenizer": str(tmp_path / "tokenizer")})
     check_corpus(config)
     manifest = tmp_path / "text.manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"tokenizer_sha256": "of another"}))
     with pytest.raises(ConfigError, match="another tokenizer than"):
         check_corpus(config)
+
+
+def test_one_truncated_document_a_sample(tmp_path):
+    from elas.data.batches import build_datasets, micro_batches
+    from elas.data_prep.indexed_writer import write_documents
+
+    lengths = [1, 2, 20, 33, 34, 90] * 4
+    documents = [np.arange(length) + 17 * number for number, length in enumerate(lengths)]
+    write_documents(tmp_path / "text", documents, np.uint16)
+    more = {"data.train": str(tmp_path / "text"), "data.packing": "document", "data.split": "75,25,0"}
+    config = settings(tmp_path, **more, **{"train.steps": 3})
+    datasets = build_datasets(config)
+    seen = []
+    for tokens, labels in micro_batches(datasets.train, config, layout(1, 0)):
+        for row, label in zip(tokens.tolist(), labels.tolist()):
+            counted = [value for value in label if value >= 0]
+            assert row[1 : len(counted)] == counted[:-1] and label[len(counted) :] == [-1] * (32 - len(counted))
+            seen.append((row[0], len(counted)))
+    assert len(seen) == 24 and len(set(seen[:15])) == 15  # 18 documents, three of one token; then a second epoch
+    assert {length for _, length in seen} == {1, 19, 32}
+    assert len(datasets.valid.dataset) == 5
+
+
+def test_a_blend_counts_its_sources(tmp_path, one_rank):
+    from elas.data.batches import build_datasets
+
+    a, b = (write_corpus(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
+    config = settings(tmp_path, **{"data.train": ["0.75", a, "0.25", b]})
+    datasets = build_datasets(config)
+    counts = datasets.samples_by_source(80)
+    assert list(counts) == [a, b] and sum(counts.values()) == 80 and abs(counts[a] - 60) <= 1
+    drawn = [int(datasets.train[n]["dataset_id"]) for n in range(33)]
+    assert datasets.samples_by_source(33) == {a: drawn.count(0), b: drawn.count(1)}
+    assert build_datasets(settings(tmp_path, **{"data.train": a})).samples_by_source(8) == {}
