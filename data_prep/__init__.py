@@ -1,15 +1,17 @@
-"""Data preparation: text files → SentencePiece tokenizer → Megatron `.bin/.idx` token files.
+"""Data preparation: text → tokenizer → Megatron `.bin/.idx` token files.
 
 The parts, in the order data passes through them:
 
-- `sources`: `Corpus(inputs)` and `stdlib_corpus()` stream `Document(name, text)`; bad input is counted, never fatal.
+- `sources`: `Corpus(inputs)`: files, folders, globs, hub datasets, in a fixed order; `stdlib_corpus()`.
+- `readers`: how each kind of file becomes documents, piece by piece; bad input is named and counted, never fatal.
 - `tokenizer_training`: `train_tokenizer(documents, output, vocab_size=…)` writes a tokenizer folder.
 - `tokenizer`: `load_tokenizer(path)` opens such a folder, or a Hugging Face one, behind one interface.
-- `tokenize_corpus`: `tokenize_corpus(documents, tokenizer_path, output_prefix, …)` writes the token files.
-- `encoding_pool`: the worker processes behind it.
-- `indexed_writer`: puts `.bin`, `.idx` and `.manifest.json` in place, whole or not at all.
-- `folders`: output folders, made early and removed again if nothing came of them.
-- `cli`: `elas prep tokenizer` and `elas prep tokenize`.
+- `tokenize_corpus`: `tokenize_corpus(corpus, tokenizer_path, output_prefix, options)`: plan → tasks → merge.
+- `plan`: the corpus cut into tasks; `steps`, `quality`, `shards`: what a task does, as datatrove's pipeline runs it.
+- `executors`: where tasks run: local, SLURM, Ray.
+- `merge`, `duplicates`, `indexed_writer`: the parts put together, as a stream.
+- `verify`, `info`: what lies in token files, and whether it is whole.
+- `cli`, `progress`, `memory`, `folders`: `elas prep …` and its helpers.
 
-Only `indexed_writer` imports torch and Megatron, and only when the first token is written: worker processes stay small.
+Nothing here imports torch or Megatron: worker processes stay small.
 """

@@ -59,48 +59,162 @@ def tokenizer(argv: list[str]) -> int:
 
 def tokenize(argv: list[str]) -> int:
     """`elas prep tokenize`: write `.bin`, `.idx` and manifest."""
-    from elas.data_prep.tokenize_corpus import tokenize_corpus
+    from elas.data_prep.progress import Progress
+    from elas.data_prep.quality import parse_filter
+    from elas.data_prep.tokenize_corpus import Options, tokenize_corpus
 
+    args = _tokenize_parser().parse_args(argv)
+    if args.executor == "slurm" and args.slurm_partition is None:
+        raise UserError("--executor slurm: no partition; add --slurm-partition NAME")
+    options = Options(
+        valid_output=args.valid_output,
+        valid_fraction=args.valid_fraction,
+        append_eod=args.append_eod == "yes",
+        eod_token=args.eod_token,
+        filters=[parse_filter(text) for text in args.filter],
+        min_chars=args.min_chars,
+        max_chars=args.max_chars,
+        min_tokens=args.min_tokens,
+        max_tokens=args.max_tokens,
+        deduplicate=args.deduplicate,
+        executor=args.executor,
+        workers=args.workers,
+        task_bytes=args.task_bytes,
+        overwrite=args.overwrite,
+        slurm={
+            "partition": args.slurm_partition,
+            "time": args.slurm_time,
+            "mem_gb": args.slurm_mem_gb,
+            "qos": args.slurm_qos,
+            "sbatch": _sbatch(args.sbatch),
+        },
+    )
+    corpus = _corpus(args)
+    with Progress(sum(file.size for file in corpus.files)) as progress:
+        facts = tokenize_corpus(corpus, args.tokenizer, args.output, options, tell=progress.show)
+    if facts.pop("already_done", False):
+        print(f"note: {args.output} is complete; nothing to do (--overwrite starts afresh)", file=sys.stderr)
+    write_json(args.json, facts)
+    print(_table({"output": args.output} | facts))
+    return 0
+
+
+def _tokenize_parser() -> Parser:
     parser = Parser("elas prep tokenize", "Tokenise text to Megatron .bin/.idx files.", EXAMPLES["tokenize"])
     _add_input(parser)
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="from elas prep tokenizer, or Hugging Face's")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx, manifest"
     )
-    parser.add_argument("--valid-output", type=Path, metavar="PREFIX", help="the same for held-out documents")
-    parser.add_argument("--valid-fraction", type=float, default=0.0, metavar="F", help="documents to hold out, 0.02")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one for every usable core")
+    add = parser.add_argument_group("which documents").add_argument
+    add("--valid-output", type=Path, metavar="PREFIX", help="token files of held-out documents")
+    add("--valid-fraction", type=float, default=0.0, metavar="F", help="documents to hold out, by hash of their text")
+    for key in ("min-chars", "max-chars", "min-tokens", "max-tokens"):
+        add(f"--{key}", type=int, metavar="N", help=f"leave out documents with {_than(key)} {key[4:]}")
+    what = "one of datatrove's filters, GopherQualityFilter:min_doc_words=10"
+    add("--filter", nargs="+", action="extend", default=[], metavar="NAME[:KEY=VALUE,…]", help=what)
+    add("--deduplicate", action="store_true", help="keep the first of documents with exactly the same text")
     eod = {"choices": ("yes", "no"), "default": "yes"}
-    parser.add_argument("--append-eod", **eod, help="end every document with the end-of-document id; default: yes")
+    add("--append-eod", **eod, help="end every document with the end-of-document id; default: yes")
+    add("--eod-token", metavar="TOKEN", help="the token that ends documents; default: the tokenizer's own")
+    add = parser.add_argument_group("how").add_argument
+    add("--workers", type=int, metavar="N", help="processes (slurm: jobs) at a time; default: one a usable core")
+    add("--executor", choices=("local", "slurm", "ray"), default="local", help="where the tasks run; default: local")
+    add("--task-bytes", type=int, metavar="N", help="size of a task; default: 1/64 of the corpus, within 2 and 64 MB")
+    add("--overwrite", action="store_true", help="start afresh and replace what is there")
+    add = parser.add_argument_group("with --executor slurm").add_argument
+    add("--slurm-partition", metavar="NAME", help="partition of the jobs")
+    add("--slurm-time", default="20:00:00", metavar="T", help="time limit of a job; default: 20:00:00")
+    add("--slurm-mem-gb", type=int, default=2, metavar="N", help="memory of a job; default: 2")
+    add("--slurm-qos", default="", metavar="NAME", help="quality of service")
+    add("--sbatch", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="more options of sbatch")
+    return parser
+
+
+def merge(argv: list[str]) -> int:
+    """`elas prep merge`: the last step of tokenize, where jobs did the rest."""
+    from elas.data_prep.tokenize_corpus import merge_work
+
+    parser = Parser("elas prep merge", "Put the parts of finished tasks together.", EXAMPLES["merge"])
+    parser.add_argument("output", type=Path, metavar="PREFIX", help="what tokenize was given as --output")
     args = parser.parse_args(argv)
-    facts = tokenize_corpus(
-        _corpus(args),
-        args.tokenizer,
-        args.output,
-        valid_prefix=args.valid_output,
-        valid_fraction=args.valid_fraction,
-        workers=args.workers,
-        append_eod=args.append_eod == "yes",
-    )
+    facts = merge_work(args.output)
     write_json(args.json, facts)
     print(_table({"output": args.output} | facts))
+    return 0
+
+
+def verify(argv: list[str]) -> int:
+    """`elas prep verify`: check token files against their manifest."""
+    from elas.data_prep.verify import verify as check
+
+    parser = Parser("elas prep verify", "Check token files against their manifest.", EXAMPLES["verify"])
+    parser.add_argument("prefixes", nargs="+", metavar="PREFIX", help="path without .bin")
+    args = parser.parse_args(argv)
+    reports = {prefix: check(prefix) for prefix in args.prefixes}
+    bad = [{"prefix": prefix, "why": why} for prefix, report in reports.items() for why in report["bad"]]
+    facts = {
+        "ok": not bad,
+        "files": sum(report["files"] for report in reports.values()),
+        "bad": bad,
+        "corpora": reports,
+    }
+    write_json(args.json, facts)
+    for prefix, report in reports.items():
+        counted = f"{report['documents']:,} documents, {report['tokens']:,} tokens" if report["documents"] else ""
+        print(f"{'ok ' if not report['bad'] else 'BAD'}  {prefix}  {counted}")
+        for why in report["bad"]:
+            print(f"     {why}")
+    return 0 if not bad else 1
+
+
+def info(argv: list[str]) -> int:
+    """`elas prep info`: what is in token files."""
+    from elas.data_prep.info import describe, show
+
+    parser = Parser("elas prep info", "Show what token files hold.", EXAMPLES["info"])
+    parser.add_argument("prefix", metavar="PREFIX", help="path without .bin")
+    parser.add_argument("--tokenizer", metavar="DIR", help="to decode with; default: the one it was made with")
+    parser.add_argument("--documents", type=int, default=3, metavar="N", help="how many to decode; default: 3")
+    args = parser.parse_args(argv)
+    facts = describe(args.prefix, args.tokenizer, args.documents)
+    write_json(args.json, facts)
+    print(show(facts))
     return 0
 
 
 COMMANDS = {
     "tokenizer": (tokenizer, "train a SentencePiece tokenizer"),
     "tokenize": (tokenize, "turn text into Megatron .bin/.idx token files"),
+    "merge": (merge, "put the parts of finished tasks together (after --executor slurm)"),
+    "verify": (verify, "check token files against their manifest"),
+    "info": (info, "show what token files hold"),
 }
 EXAMPLES = {
     "tokenizer": "elas prep tokenizer --input stdlib --vocab-size 8192 --output data/tokenizer",
     "tokenize": "elas prep tokenize --input stdlib --tokenizer data/tokenizer --output data/train",
+    "merge": "elas prep merge data/train",
+    "verify": "elas prep verify data/train",
+    "info": "elas prep info data/train --documents 2",
 }
 
 
+def _than(key: str) -> str:
+    return "fewer" if key.startswith("min") else "more"
+
+
+def _sbatch(pairs: list[str]) -> dict[str, str]:
+    options = {}
+    for pair in pairs:
+        key, _, value = pair.lstrip("-").partition("=")
+        options[key] = value
+    return options
+
+
 def _add_input(parser: Parser) -> None:
-    what = "files, folders or globs of .jsonl, .jsonl.gz, .txt, .py; or stdlib, this Python's own source"
+    what = "files, folders, globs: .jsonl .csv .tsv .parquet .txt .py, with .gz or .zst; stdlib; hf://DATASET"
     parser.add_argument("--input", nargs="+", action="extend", required=True, metavar="PATH", help=what)
-    parser.add_argument("--field", default="text", metavar="KEY", help="key of the text in JSONL; default: text")
+    parser.add_argument("--field", default="text", metavar="KEY", help="key or column of the text; default: text")
     parser.add_argument(
         "--suffix", nargs="+", action="extend", default=[], metavar=".EXT", help="read these as text too"
     )
@@ -118,7 +232,9 @@ def _table(facts: dict) -> str:
     """Aligned `key  value` lines; numbers with thousands separators, nested facts in a row."""
     rows = []
     for key, value in facts.items():
-        if isinstance(value, dict):
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        elif isinstance(value, dict):
             value = ", ".join(f"{n:,} {what}" for what, n in value.items()) or "-"
         elif isinstance(value, int):
             value = f"{value:,}"

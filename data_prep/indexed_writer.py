@@ -1,78 +1,51 @@
-"""Writes Megatron token files: `PREFIX.bin`, `PREFIX.idx` and, last, `PREFIX.manifest.json`.
+"""Megatron's `.bin/.idx` token files, written as a stream: memory does not grow with the number of documents.
 
-Everything is written under temporary names beside the target and renamed when whole. The manifest is removed before
-and put in place after the other two: where there is a manifest, the files belong together.
+The `.idx` is a header and three tables, of which `elas.data.token_files` says more. One document is one sequence.
 """
 
-import hashlib
 import os
-import warnings
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from elas.cli import write_json
+from elas.data.token_files import MAGIC, TOKEN_TYPES, VERSION
+
+_CHUNK = 1 << 18
 
 
-class IndexedWriter:
-    """Token files in the making; nothing appears at `prefix` before `commit`.
+def write_index(path: Path, dtype: np.dtype, documents: int, lengths: Callable[[], Iterable[np.ndarray]]) -> None:
+    """Write an `.idx`.
 
     Args:
-        prefix: path without `.bin` and `.idx`; its folder exists.
-        dtype: numpy dtype of a token.
+        path: the file; written in place.
+        dtype: of a token in the `.bin`.
+        documents: how many there are.
+        lengths: called twice: the tokens of every document, in arrays of any size.
     """
-
-    def __init__(self, prefix: Path, dtype: type):
-        self.prefix, self.dtype = Path(prefix), dtype
-        self.documents = self.tokens = self.bytes_in = 0
-        stem = self.prefix.with_name(f".{self.prefix.name}.{os.getpid()}")
-        self._partial = {end: Path(f"{stem}{end}") for end in (".bin", ".idx")}
-        self._builder = None
-
-    def add(self, ids: np.ndarray, bytes_in: int) -> None:
-        """Append one document: its token ids, shape [tokens], and the bytes of text that it came from."""
-        if self._builder is None:
-            # Made with the first token, so that an empty corpus is found without waiting for torch and Megatron.
-            self._builder = _indexed_dataset().IndexedDatasetBuilder(str(self._partial[".bin"]), dtype=self.dtype)
-        self._builder.add_document(ids, [len(ids)])
-        self.documents += 1
-        self.tokens += len(ids)
-        self.bytes_in += bytes_in
-
-    def finalize(self) -> dict:
-        """Close the temporary files.
-
-        Returns:
-            Their counts, and the size in bytes and SHA-256 of `.bin` and `.idx`.
-        """
-        self._builder.finalize(str(self._partial[".idx"]))
-        facts = {"documents": self.documents, "tokens": self.tokens, "bytes_in": self.bytes_in, "files": {}}
-        for end, path in self._partial.items():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            facts["files"][self.prefix.name + end] = {"bytes": path.stat().st_size, "sha256": digest}
-        return facts
-
-    def commit(self, manifest: dict) -> None:
-        """Put the finalized files and their manifest in place."""
-        target = Path(f"{self.prefix}.manifest.json")
-        target.unlink(missing_ok=True)
-        for end, path in self._partial.items():
-            path.replace(f"{self.prefix}{end}")
-        write_json(target, manifest)
-
-    def discard(self) -> None:
-        """Remove what is temporary; harmless after `commit`."""
-        if self._builder is not None:
-            self._builder.data_file.close()
-        for path in self._partial.values():
-            path.unlink(missing_ok=True)
+    code = next(code for code, kind in TOKEN_TYPES.items() if np.dtype(kind) == dtype)
+    with open(path, "wb") as file:
+        file.write(MAGIC + struct.pack("<QBQQ", VERSION, code, documents, documents + 1))
+        for part in lengths():
+            file.write(part.astype("<i4").tobytes())
+        position = 0
+        for part in lengths():
+            sizes = part.astype("<i8") * dtype.itemsize
+            offsets = position + np.concatenate(([0], np.cumsum(sizes)))
+            file.write(offsets[:-1].astype("<i8").tobytes())
+            position = int(offsets[-1])
+        for begin in range(0, documents + 1, _CHUNK):
+            file.write(np.arange(begin, min(begin + _CHUNK, documents + 1), dtype="<i8").tobytes())
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _indexed_dataset():
-    """Megatron's module, without the warnings that its import prints where there is no Transformer Engine or Apex."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex are not installed.*")
-        from megatron.core.datasets import indexed_dataset
-    return indexed_dataset
+def write_documents(prefix: Path, documents: Iterator[np.ndarray], dtype: np.dtype) -> None:
+    """Write `PREFIX.bin` and `.idx` of documents that are at hand; for small corpora."""
+    lengths = []
+    with open(f"{prefix}.bin", "wb") as file:
+        for ids in documents:
+            file.write(ids.astype(dtype).tobytes())
+            lengths.append(len(ids))
+    write_index(Path(f"{prefix}.idx"), np.dtype(dtype), len(lengths), lambda: [np.array(lengths)])

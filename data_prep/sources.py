@@ -1,32 +1,39 @@
-"""Where documents come from: JSONL (one a line) and plain text or source files (one a file), read as a stream.
+"""What there is to read: inputs as the user names them, expanded to files in a fixed order, and their documents.
 
-A document's name is its path relative to the input it was found under (`name:line` in JSONL). The held-out split hashes
-that name, so it is the same on every machine, in every order, and wherever the folder lies.
+An input is a file, a folder, a glob, `stdlib` (this Python's own standard library) or a dataset of the Hugging Face
+hub, `hf://NAME[@REVISION][#CONFIG][:SPLIT]`, which is streamed. How a file is read goes by its name: see `KINDS`, with
+`.gz` or `.zst` on top. A document's name is its file's path relative to the input it was found under, and its line or
+row.
 """
 
+import contextlib
 import glob
-import gzip
 import hashlib
-import io
-import json
 import os
-import re
 import sys
 import sysconfig
-import tokenize
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+from elas.data_prep.readers import WHOLE, parquet_row_groups, read_piece
 from elas.errors import ConfigError, UserError
 
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
-TEXT_SUFFIXES = (".txt", ".py")
+KINDS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".py": "text",
+}
+COMPRESSED = (".gz", ".zst")
 STDLIB = "stdlib"
-# UTF-8 itself cannot hold half a surrogate pair; only a JSON escape can bring one in.
-_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+HUB = "hf://"
+_SPREAD = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +41,33 @@ class Document:
     """One document.
 
     Args:
-        name: identifies it; decides whether it is held out.
+        name: where it came from, for messages.
         text: its text, encodable as UTF-8.
     """
 
     name: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file to read.
+
+    Args:
+        name: its path relative to the input it was found under, or the dataset's name.
+        path: where it lies; for a dataset, what `readers.open_dataset` takes.
+        kind: how it is read: a value of `KINDS`, or `hf`.
+        source: the input that it belongs to, as the user gave it.
+        size: bytes on disk; 0 for a dataset.
+        mtime_ns: when it last changed; 0 for a dataset.
+    """
+
+    name: str
+    path: str
+    kind: str
+    source: str
+    size: int = 0
+    mtime_ns: int = 0
 
 
 class SkipLog:
@@ -68,13 +96,12 @@ class Corpus:
     """The documents of some inputs; iterate as often as needed, each time in the same order.
 
     Args:
-        inputs: files, folders, globs, or `stdlib` (this Python's own standard library).
-            A file reached twice is read once.
-        field: key of the text in JSONL records.
-        suffixes: further suffixes to read as plain text, `.md`; `.gz` on top is understood.
+        inputs: files, folders, globs, `stdlib`, `hf://…`. A file reached twice is read once.
+        field: key or column of the text in JSONL, CSV, Parquet and datasets.
+        suffixes: further suffixes to read as plain text, `.md`.
 
     Attributes:
-        files: `(name, path)` of every file that will be read.
+        files: every `SourceFile` that will be read, in order.
         ignored: how many files in folders were passed over, by suffix, and hidden and cache folders, by name.
         skipped: what the latest iteration left out.
 
@@ -85,99 +112,151 @@ class Corpus:
     def __init__(self, inputs: Sequence[str | Path], *, field: str = "text", suffixes: Sequence[str] = ()):
         self.inputs = [str(i) for i in inputs]
         self.field = field
-        self.suffixes = (*JSONL_SUFFIXES, *TEXT_SUFFIXES, *("." + s.lstrip(".") for s in suffixes))
+        self.kinds = {**KINDS, **{"." + s.lstrip("."): "text" for s in suffixes}}
         self.ignored: Counter[str] = Counter()
         self.skipped = SkipLog()
         if not self.inputs:
             raise UserError("--input: nothing given; name a file, a folder, a glob or `stdlib`")
-        seen: dict[str, tuple[str, Path]] = {}
+        seen: dict[str, SourceFile] = {}
         for each in self.inputs:
+            if each.startswith(HUB):
+                seen.setdefault(each, _dataset(each))
+                continue
             for name, path in self._expand(each):
-                seen.setdefault(os.path.realpath(path), (name, path))
+                seen.setdefault(os.path.realpath(path), self._file(name, path, each))
         self.files = list(seen.values())
 
     def __iter__(self) -> Iterator[Document]:
         self.skipped = SkipLog()
-        for name, path in self.files:
-            try:
-                if path.name.endswith(JSONL_SUFFIXES):
-                    yield from self._read_jsonl(name, path)
-                else:
-                    yield from self._read_text(name, path)
-            except (EOFError, zlib.error, gzip.BadGzipFile):
-                self.skipped.add("damaged gzip", name)
-            except OSError as error:
-                self.skipped.add(f"unreadable ({error.strerror})", name)
+        for file in self.files:
+            yield from self.read(file, WHOLE)
+
+    def read(self, file: SourceFile, piece: tuple[int, int]) -> Iterator[Document]:
+        """The documents of a piece of one of the files; adds to `skipped`."""
+
+        def skip(reason: str, number: int | None) -> None:
+            self.skipped.add(reason, place(file, number))
+
+        for number, text in read_piece(file.path, file.kind, self.field, piece, skip):
+            yield Document(place(file, number), text)
+
+    def pieces(self, size: int) -> Iterator[tuple[int, tuple[int, int], int]]:
+        """All files cut where they can be: index of the file, piece, and about how many bytes it holds on disk.
+
+        Args:
+            size: bytes that a piece should hold at most; a file that cannot be cut is one piece.
+        """
+        for index, file in enumerate(self.files):
+            if file.kind == "jsonl" and not file.path.endswith(COMPRESSED):
+                count = -(-file.size // size)
+                if count <= 1:
+                    yield index, WHOLE, file.size
+                    continue
+                cuts = [file.size * n // count for n in range(count + 1)]
+                yield from ((index, (begin, end), end - begin) for begin, end in pairwise(cuts))
+            elif file.kind == "parquet":
+                groups = [held for held, _ in parquet_row_groups(file.path) or []]
+                yield from ((index, piece, held) for piece, held in _row_group_pieces(groups, size))
+                if not groups:  # reading it will say why
+                    yield index, WHOLE, file.size
+            elif file.kind == "hf":
+                from elas.data_prep.readers import open_dataset
+
+                yield from ((index, (n, n + 1), size) for n in range(open_dataset(file.path).num_shards))
+            else:
+                yield index, WHOLE, file.size
+
+    def is_larger_than(self, size: int) -> bool:
+        """Whether it holds more bytes on disk; a dataset of the hub, whose size is not known, does."""
+        return sum(file.size for file in self.files) > size or any(file.kind == "hf" for file in self.files)
+
+    def some(self, size: int) -> Iterator[Document]:
+        """Documents from all over the corpus until `size` bytes of text are read: the same ones every time."""
+        pieces = list(self.pieces(_SPREAD))
+        pieces.sort(key=lambda p: hashlib.blake2b(f"{self.files[p[0]].name}\0{p[1]}".encode(errors="replace")).digest())
+        self.skipped = SkipLog()
+        for index, piece, _ in pieces:
+            for document in self.read(self.files[index], piece):
+                if size <= 0:
+                    return
+                size -= len(document.text.encode())
+                yield document
 
     def describe(self) -> dict:
         """What was read and how, for a manifest."""
-        facts = {"inputs": self.inputs, "files": len(self.files), "field": self.field, "suffixes": list(self.suffixes)}
+        facts = {"inputs": self.inputs, "files": len(self.files), "field": self.field, "suffixes": list(self.kinds)}
         facts["ignored"] = dict(sorted(self.ignored.items()))
         if STDLIB in self.inputs:
             facts["python"] = sys.version.split()[0]
         return facts
 
+    def _kind(self, path: Path) -> str | None:
+        name = path.name
+        for suffix in COMPRESSED:
+            name = name.removesuffix(suffix)
+        return next((kind for suffix, kind in self.kinds.items() if name.endswith(suffix)), None)
+
+    def _file(self, name: str, path: Path, given: str) -> SourceFile:
+        size = mtime = 0
+        with contextlib.suppress(OSError):  # a link to nowhere: reading it will say so
+            size, mtime = path.stat().st_size, path.stat().st_mtime_ns
+        return SourceFile(name, os.path.abspath(path), self._kind(path), given, size, mtime)
+
     def _expand(self, given: str) -> list[tuple[str, Path]]:
         """The `(name, path)` pairs behind one input."""
         if given == STDLIB:
-            return _walk(Path(sysconfig.get_paths()["stdlib"]), (".py",), Counter(), {"site-packages", "dist-packages"})
+            root = Path(sysconfig.get_paths()["stdlib"])
+            return self._walk(root, left_out={"site-packages", "dist-packages"}, only=".py", ignored=Counter())
         path = Path(given)
         if path.is_dir():
-            found = _walk(path, self.suffixes, self.ignored)
+            found = self._walk(path)
             if not found:
-                kinds = " ".join(self.suffixes)
+                kinds = " ".join(self.kinds)
                 raise UserError(f"--input {given}: no file ends in any of {kinds}; name others with --suffix")
             return found
         if path.is_file():
-            if not path.name.endswith(self.suffixes):
+            if self._kind(path) is None:
                 raise UserError(f"--input {given}: unknown kind of file; to read it as text add --suffix {path.suffix}")
             return [(path.name, path)]
         if glob.has_magic(given):
             return self._expand_glob(given)
-        raise UserError(f"--input {given}: no such file or folder; give a path, a glob or `stdlib`")
+        raise UserError(f"--input {given}: no such file or folder; give a path, a glob, `stdlib` or hf://DATASET")
 
     def _expand_glob(self, pattern: str) -> list[tuple[str, Path]]:
         fixed = Path(pattern)
         while glob.has_magic(str(fixed)):
             fixed = fixed.parent
         files = [Path(p) for p in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(p)]
-        found = [p for p in files if p.name.endswith(self.suffixes)]
-        self.ignored.update(p.suffix for p in files if not p.name.endswith(self.suffixes))
+        found = [p for p in files if self._kind(p)]
+        self.ignored.update(p.suffix for p in files if not self._kind(p))
         if not found:
             raise UserError(f"--input {pattern}: matches no file that can be read; check the pattern or add --suffix")
         return [(p.relative_to(fixed).as_posix(), p) for p in found]
 
-    def _read_jsonl(self, name: str, path: Path) -> Iterator[Document]:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, 1):
-                where = f"{name}:{number}"
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if not line.strip():
-                    continue  # blank lines hold no document
-                try:
-                    record = json.loads(line.decode())
-                except UnicodeDecodeError:
-                    self.skipped.add("not UTF-8", where)
-                    continue
-                except (ValueError, RecursionError):
-                    self.skipped.add("malformed JSON", where)
-                    continue
-                text = record.get(self.field) if isinstance(record, dict) else None
-                if not isinstance(text, str):
-                    self.skipped.add(f"no text in field {self.field!r}", where)
-                elif _SURROGATE_ESCAPE.search(line) and not _encodable(text):
-                    self.skipped.add("half a surrogate pair", where)
-                else:
-                    yield Document(where, text)
+    def _walk(self, root: Path, left_out=frozenset(), only: str = "", ignored=None) -> list[tuple[str, Path]]:
+        """Files below `root` that can be read, by relative path, but not in hidden, cache and `left_out` folders."""
+        ignored = self.ignored if ignored is None else ignored
 
-    def _read_text(self, name: str, path: Path) -> Iterator[Document]:
-        with _open(path) as file:
-            data = file.read()
-        try:
-            yield Document(name, data.removeprefix(b"\xef\xbb\xbf").decode(_encoding(path, data)))
-        except (UnicodeDecodeError, SyntaxError, LookupError):
-            self.skipped.add("not UTF-8", name)
+        def stop(error: OSError):
+            raise UserError(f"--input {error.filename}: {error.strerror}; make it readable or give other inputs")
+
+        found = []
+        for folder, subfolders, names in os.walk(root, onerror=stop):
+            passed = {s for s in subfolders if s.startswith(".") or s == "__pycache__" or s in left_out}
+            ignored.update(f"{s}/" for s in passed)
+            subfolders[:] = [s for s in subfolders if s not in passed]
+            for name in names:
+                path = Path(folder, name)
+                if self._kind(path) and name.endswith(only):
+                    found.append((path.relative_to(root).as_posix(), path))
+                else:
+                    ignored[path.suffix or name] += 1
+        return sorted(found)
+
+
+def place(file: SourceFile, number: int | None) -> str:
+    """Where something is, for people: `name`, or `name:number` where a file holds many documents."""
+    return file.name if number is None or file.kind == "text" else f"{file.name}:{number}"
 
 
 def stdlib_corpus() -> Corpus:
@@ -185,9 +264,13 @@ def stdlib_corpus() -> Corpus:
     return Corpus([STDLIB])
 
 
-def held_out(name: str, fraction: float) -> bool:
-    """Whether the document called `name` belongs to the held-out `fraction` (of documents, by hash of the name)."""
-    return int.from_bytes(hashlib.blake2b(name.encode(errors="replace"), digest_size=8).digest()) < fraction * 2**64
+def held_out(text: str | bytes, fraction: float) -> bool:
+    """Whether a document belongs to the held-out `fraction` (of documents, by hash of the text).
+
+    So the split does not depend on files, order or machine, and copies of a document fall on the same side.
+    """
+    data = text.encode() if isinstance(text, str) else text
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) < fraction * 2**64
 
 
 def check_fraction(key: str, fraction: float) -> None:
@@ -196,42 +279,22 @@ def check_fraction(key: str, fraction: float) -> None:
         raise ConfigError(key, fraction, "is not a fraction of the documents", "give 0 or more and less than 1, 0.02")
 
 
-def _walk(root: Path, suffixes: tuple[str, ...], ignored: Counter, left_out=frozenset()) -> list[tuple[str, Path]]:
-    """Files below `root` ending in `suffixes`, by relative path, but not in hidden, cache and `left_out` folders."""
-
-    def stop(error: OSError):
-        raise UserError(f"--input {error.filename}: {error.strerror}; make it readable or give other inputs")
-
-    found = []
-    for folder, subfolders, names in os.walk(root, onerror=stop):
-        passed = {s for s in subfolders if s.startswith(".") or s == "__pycache__" or s in left_out}
-        ignored.update(f"{s}/" for s in passed)
-        subfolders[:] = [s for s in subfolders if s not in passed]
-        for name in names:
-            path = Path(folder, name)
-            if name.endswith(suffixes):
-                found.append((path.relative_to(root).as_posix(), path))
-            else:
-                ignored[path.suffix or name] += 1
-    return sorted(found)
+def _dataset(given: str) -> SourceFile:
+    name = given.removeprefix(HUB)
+    if ":" not in name:
+        name += ":train"
+    if not name.split(":")[0]:
+        raise UserError(f"--input {given}: no dataset named; write hf://NAME[@REVISION][#CONFIG][:SPLIT]")
+    return SourceFile(name, name, "hf", given)
 
 
-def _open(path: Path) -> io.BufferedIOBase:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-
-
-def _encoding(path: Path, data: bytes) -> str:
-    """UTF-8, or what a Python source file declares for itself (PEP 263) when it is not UTF-8."""
-    try:
-        data.decode()
-        return "utf-8"
-    except UnicodeDecodeError:
-        return tokenize.detect_encoding(io.BytesIO(data).readline)[0] if path.suffix == ".py" else "utf-8"
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-        return True
-    except UnicodeEncodeError:
-        return False
+def _row_group_pieces(groups: list[int], size: int) -> Iterator[tuple[tuple[int, int], int]]:
+    """Neighbouring row groups of up to `size` bytes together."""
+    begin, held = 0, 0
+    for number, group in enumerate(groups):
+        if held and held + group > size:
+            yield (begin, number), held
+            begin, held = number, 0
+        held += group
+    if groups:
+        yield (begin, len(groups)), held

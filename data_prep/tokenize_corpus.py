@@ -1,180 +1,287 @@
-"""Text to Megatron token files: one document and its end-of-document id at a time, in the order of the input.
+"""Text to Megatron token files: plan → tasks, on an executor → merge.
 
-`encoding_pool` tokenises, `indexed_writer` writes; here documents are split into trained-on and held out, and counted.
+Everything that is temporary lies in `PREFIX.work`. Whatever ends a run, the tasks that are done stay done: the same
+command goes on from there, with any number of workers and any executor, and its files are the same to the last byte.
 """
 
+import contextlib
+import errno
 import os
-import sys
+import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from elas.data_prep.encoding_pool import Encoded, encode_all, peak_rss_mb
+from elas.data.token_files import read_manifest
 from elas.data_prep.folders import folders_for
-from elas.data_prep.indexed_writer import IndexedWriter
-from elas.data_prep.sources import Corpus, Document, check_fraction, held_out
+from elas.data_prep.memory import peak_rss_mb
+from elas.data_prep.plan import Plan, Settings, load_plan, make_plan, saved_identity, work_folder
+from elas.data_prep.sources import Corpus, check_fraction
 from elas.data_prep.tokenizer import load_tokenizer
-from elas.errors import ConfigError, UserError
+from elas.errors import ConfigError, Failure, UserError
 
 UINT16_VOCAB = 65500  # Megatron's own bound for two-byte tokens
+Tell = Callable[[int, int, int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to do with a corpus, beside reading it.
+
+    Args:
+        valid_output: prefix for held-out documents; needs `valid_fraction` above 0, and the other way round.
+        valid_fraction: fraction of documents to hold out, by hash of their text.
+        append_eod: end every document with the end-of-document id.
+        eod_token: the token that ends documents; None for the tokenizer's own.
+        filters: of `elas.data_prep.quality.parse_filter`.
+        min_chars, max_chars, min_tokens, max_tokens: leave other documents out.
+        deduplicate: keep only the first of documents with the same text.
+        executor: `local`, `slurm` or `ray`.
+        workers: processes; None for one a usable core. With slurm, jobs at a time; None for no bound.
+        task_bytes: size of a task; None for what `make_plan` finds fit.
+        overwrite: start afresh, whatever is there.
+        slurm: see `elas.data_prep.executors.slurm_executor`.
+    """
+
+    valid_output: str | Path | None = None
+    valid_fraction: float = 0.0
+    append_eod: bool = True
+    eod_token: str | None = None
+    filters: list[list] = field(default_factory=list)
+    min_chars: int | None = None
+    max_chars: int | None = None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    deduplicate: bool = False
+    executor: str = "local"
+    workers: int | None = None
+    task_bytes: int | None = None
+    overwrite: bool = False
+    slurm: dict = field(default_factory=dict)
 
 
 def tokenize_corpus(
-    documents: Iterable[Document],
+    corpus: Corpus,
     tokenizer_path: str | Path,
     output_prefix: str | Path,
+    options: Options = Options(),
     *,
-    valid_prefix: str | Path | None = None,
-    valid_fraction: float = 0.0,
-    workers: int | None = None,
-    append_eod: bool = True,
+    tell: Tell = lambda size, documents, tasks: None,
 ) -> dict:
-    """Write `output_prefix.{bin,idx,manifest.json}`, and the same at `valid_prefix` for the held-out documents.
+    """Write `output_prefix.{bin,idx,manifest.json,skipped.jsonl}`, and token files of the held-out documents.
 
     Args:
-        documents: read once, as a stream; a `Corpus` adds its inputs and skips to the facts.
+        corpus: what to read.
         tokenizer_path: what `load_tokenizer` reads.
-        output_prefix: path without ending; its folder is made when missing, files are replaced whole.
-        valid_prefix: where held-out documents go; needs `valid_fraction` above 0, and the other way round.
-        valid_fraction: fraction of documents to hold out, by hash of their names.
-        workers: processes that tokenise; None for one a usable core, 1 for none but the caller.
-        append_eod: end every document with the tokenizer's `eod`.
+        output_prefix: path without ending; its folder is made when missing.
+        options: see there.
+        tell: called twice a second with bytes of text, documents and finished tasks so far; see `Progress`.
 
     Returns:
         `documents`, `tokens` and `bytes_in` (UTF-8) of `output_prefix`, the same with `valid_` before them, `skipped`
-        and `skip_reasons`, `seconds`, `mb_per_s` (10⁶ bytes of text, all of it, import of Megatron included),
-        `peak_rss_mb` (10⁶ bytes, sum of the peaks of all processes), `dtype`, `vocab_size`, `tokenizer_sha256`.
+        and `skip_reasons`, `seconds`, `mb_per_s` (10⁶ bytes of text that came out, over the whole time of this call),
+        `peak_rss_mb` and `peak_rss_worker_mb` (10⁶ bytes, sum and maximum of the peaks of all processes), `dtype`,
+        `vocab_size`, `tokenizer_sha256`, `workers`, `tasks` and `tasks_done_before`; with slurm, `jobs` instead.
 
     Raises:
-        UserError: no document at all on one of the two sides, bad arguments, or a tokenizer that cannot be read.
-            Nothing is written then.
+        UserError: no document at all on one of the two sides, bad arguments, a tokenizer that cannot be read, inputs
+            that changed since the work began, or another corpus at `output_prefix`.
+        Failure: the disk is full, a worker was killed, or somebody else is at it.
     """
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    prefixes = _check(output_prefix, valid_prefix, valid_fraction, workers)
-    tokenizer = load_tokenizer(tokenizer_path)
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size < UINT16_VOCAB else np.int32)
-    eod = tokenizer.eod if append_eod else None
-    facts = {
-        "dtype": dtype.name,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer_sha256": tokenizer.sha256,
-        "eod": eod,
-        "workers": workers,
+    start = time.perf_counter()
+    from elas.data_prep.executors import check_executor
+
+    prefixes = _check(output_prefix, options)
+    check_executor(options.executor)
+    settings = _settings(corpus, tokenizer_path, options)
+    plan = make_plan(corpus, settings, prefixes, options.task_bytes)
+    done = None if options.overwrite else _finished(plan)
+    if done is not None:
+        return done | {"seconds": round(time.perf_counter() - start, 3)}
+    folders = {key: prefix.parent for key, prefix in zip(("--output", "--valid-output"), prefixes)}
+    with folders_for(folders), _work(plan, options.overwrite), _telling_of_full_disks(plan):
+        from elas.data_prep.executors import finished_tasks
+
+        before = len(finished_tasks(plan.work))
+        if options.executor == "slurm":
+            from elas.data_prep.executors import run_slurm
+
+            return {"jobs": run_slurm(plan, options.slurm | {"workers": options.workers or -1}), "work": str(plan.work)}
+        peaks = _run(plan, options, tell)
+        facts = finish(plan)
+    seconds = time.perf_counter() - start
+    size = facts["bytes_in"] + facts.get("valid_bytes_in", 0)
+    return facts | {
+        "workers": options.workers or _cores(),
+        "tasks": len(plan.tasks),
+        "tasks_done_before": before,
+        "seconds": round(seconds, 3),
+        "mb_per_s": round(size / 1e6 / seconds, 3),
+        "peak_rss_mb": round(sum(peaks.values()), 1),
+        "peak_rss_worker_mb": round(max(peaks.values()), 1),
     }
-    with folders_for({key: prefix.parent for key, prefix in zip(("--output", "--valid-output"), prefixes)}):
-        return _tokenize(documents, prefixes, facts, tokenizer_path, valid_fraction)
 
 
-def _tokenize(
-    documents: Iterable[Document],
-    prefixes: list[Path],
-    facts: dict,
-    tokenizer_path: str | Path,
-    valid_fraction: float,
-) -> dict:
-    """Write the files; returns `facts` with the counts."""
-    encoding = str(tokenizer_path), facts["dtype"], facts["eod"]
-    writers = [IndexedWriter(prefix, np.dtype(facts["dtype"]).type) for prefix in prefixes]
+def finish(plan: Plan) -> dict:
+    """Merge the parts of a plan whose tasks are all done, and remove the work folder.
+
+    Returns:
+        What `merge` says.
+
+    Raises:
+        Failure: tasks are missing.
+        UserError: there is nothing to write; the work folder goes too.
+    """
+    from elas.data_prep.merge import merge
+
     try:
-        with closing(encode_all(documents, encoding, facts["workers"])) as encoded:
-            facts |= _write(encoded, writers, valid_fraction)
-        _add_reader_skips(facts, documents)
-        _check_not_empty(writers, facts["skip_reasons"], valid_fraction)
-        source = documents.describe() if isinstance(documents, Corpus) else {}
-        source |= {"tokenizer": str(tokenizer_path), "valid_fraction": valid_fraction}
-        manifests = [{"format": "elas-tokens-1", **w.finalize(), **facts, "source": source} for w in writers]
-        for writer, manifest in zip(writers, manifests, strict=True):
-            writer.commit(manifest)
-    finally:
-        for writer in writers:
-            writer.discard()
-    for writer, prefix in zip(writers, ("", "valid_")):
-        counts = {"documents": writer.documents, "tokens": writer.tokens, "bytes_in": writer.bytes_in}
-        facts = {prefix + key: value for key, value in counts.items()} | facts
+        facts = merge(plan)
+    except UserError:
+        shutil.rmtree(plan.work, ignore_errors=True)
+        raise
+    shutil.rmtree(plan.work, ignore_errors=True)
     return facts
 
 
-def _write(encoded: Iterator[tuple[list[str], Encoded]], writers: list[IndexedWriter], valid_fraction: float) -> dict:
-    """Hand every document to its writer; returns the counts of the empty ones, the time and the memory it took."""
-    progress = _Progress()
-    peaks: dict[int, float] = {}
-    empty = 0
-    for names, batch in encoded:
-        peaks[batch.pid] = batch.peak_rss_mb
-        end = 0
-        for name, length, size in zip(names, batch.lengths, batch.sizes, strict=True):
-            begin, end = end, end + length
-            if length == 0:
-                empty += 1
-                continue
-            side = len(writers) > 1 and held_out(name, valid_fraction)
-            writers[side].add(batch.ids[begin:end], size)
-        progress.show(writers)
-    progress.clear()
-    peaks[os.getpid()] = peak_rss_mb()
-    seconds = time.perf_counter() - progress.start
-    return {
-        "skip_reasons": {"empty": empty} if empty else {},
-        "seconds": round(seconds, 3),
-        "mb_per_s": round(sum(writer.bytes_in for writer in writers) / 1e6 / seconds, 3),
-        "peak_rss_mb": round(sum(peaks.values()), 1),
-    }
+def merge_work(output_prefix: str | Path) -> dict:
+    """`finish` what lies in `output_prefix.work`: the last job of a tokenisation under SLURM."""
+    plan = load_plan(work_folder(Path(output_prefix).absolute()))
+    with _telling_of_full_disks(plan):
+        return finish(plan)
 
 
-def _add_reader_skips(facts: dict, documents: Iterable[Document]) -> None:
-    if isinstance(documents, Corpus):
-        facts["skip_reasons"] = dict(documents.skipped.reasons) | facts["skip_reasons"]
-    facts["skipped"] = sum(facts["skip_reasons"].values())
+def _run(plan: Plan, options: Options, tell: Tell) -> dict[int, float]:
+    """Run what is not done; returns the peak memory of every process in 10⁶ bytes."""
+    from elas.data_prep.executors import LocalExecutor, finished_tasks, run_ray
+
+    workers = options.workers or _cores()
+    if options.executor == "ray":
+        run_ray(plan, workers, lambda tasks: tell(0, 0, tasks))
+        return {os.getpid(): peak_rss_mb()}
+    executor = LocalExecutor(plan.work, workers)
+    executor.run(lambda size, documents: tell(size, documents, len(finished_tasks(plan.work))))
+    return executor.peaks | {os.getpid(): peak_rss_mb()}
 
 
-def _check(output_prefix, valid_prefix, valid_fraction: float, workers: int) -> list[Path]:
+def _settings(corpus: Corpus, tokenizer_path: str | Path, options: Options) -> Settings:
+    tokenizer = load_tokenizer(tokenizer_path)
+    eod = None
+    if options.append_eod and options.eod_token is None:
+        eod = tokenizer.eod
+    elif options.append_eod:
+        eod = tokenizer.id_of(options.eod_token)
+        if eod is None:
+            raise ConfigError("--eod-token", options.eod_token, "the tokenizer has no such token", "give one it has")
+    return Settings(
+        field=corpus.field,
+        tokenizer=str(Path(tokenizer_path).absolute()),
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        dtype=np.dtype(np.uint16 if tokenizer.vocab_size < UINT16_VOCAB else np.int32).name,
+        eod=eod,
+        valid_fraction=options.valid_fraction,
+        filters=options.filters,
+        min_chars=options.min_chars,
+        max_chars=options.max_chars,
+        min_tokens=options.min_tokens,
+        max_tokens=options.max_tokens,
+        deduplicate=options.deduplicate,
+    )
+
+
+def _finished(plan: Plan) -> dict | None:
+    """Facts of the same plan's results, where they lie already; an error where another's do."""
+    manifests = [read_manifest(prefix) for prefix in plan.outputs]
+    there = [prefix for prefix in plan.outputs if Path(f"{prefix}.bin").exists() or Path(f"{prefix}.idx").exists()]
+    begun = saved_identity(plan.work)
+    if begun is not None or not there:
+        return None
+    if not all(manifest.get("plan") == plan.identity for manifest in manifests):
+        why = "holds another corpus, or one from other inputs or settings"
+        raise ConfigError("--output", there[0], why, "give --overwrite to replace it, or another prefix")
+    facts = {key: manifests[0][key] for key in ("skipped", "skip_reasons", "dtype", "vocab_size", "tokenizer_sha256")}
+    for manifest, prefix in zip(manifests, ("", "valid_")):
+        facts |= {prefix + key: manifest[key] for key in ("documents", "tokens", "bytes_in")}
+    size = 0.0
+    return facts | {"already_done": True, "mb_per_s": size, "peak_rss_mb": round(peak_rss_mb(), 1)}
+
+
+@contextlib.contextmanager
+def _work(plan: Plan, overwrite: bool) -> Iterator[None]:
+    """The work folder with the plan in it, held by this process alone."""
+    plan.work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(plan.work / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise Failure(f"{plan.work}: another process is at this work; wait for it") from None
+    try:
+        begun = saved_identity(plan.work)
+        if overwrite:
+            _clear(plan)
+        elif begun is not None and begun != plan.identity:
+            changed = ", ".join(key for key in plan.identity if begun.get(key) != plan.identity[key])
+            why = f"work was begun here with other {changed}"
+            raise ConfigError("--output", plan.outputs[0], why, "give --overwrite to start afresh, or another prefix")
+        plan.save()
+        yield
+    finally:
+        lock.release()
+
+
+def _clear(plan: Plan) -> None:
+    """Forget what was done; finished files stay until they are replaced."""
+    for path in plan.work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _telling_of_full_disks(plan: Plan) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        why = f"no space left on the disk ({plan.work}); what is done so far is kept"
+        raise Failure(f"{why}: make room and run the same command again") from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _check(output_prefix: str | Path, options: Options) -> list[Path]:
     """The prefixes to write."""
-    check_fraction("--valid-fraction", valid_fraction)
-    if workers < 1:
-        raise ConfigError("--workers", workers, "nobody would tokenise", "give 1 or more")
-    if valid_prefix is None and valid_fraction > 0:
-        raise ConfigError("--valid-fraction", valid_fraction, "nowhere to put them", "add --valid-output PREFIX")
-    if valid_prefix is not None and valid_fraction == 0:
-        raise ConfigError("--valid-output", str(valid_prefix), "nothing would go there", "add --valid-fraction 0.02")
-    prefixes = [Path(p) for p in (output_prefix, valid_prefix) if p is not None]
+    check_fraction("--valid-fraction", options.valid_fraction)
+    if options.workers is not None and options.workers < 1:
+        raise ConfigError("--workers", options.workers, "nobody would tokenise", "give 1 or more")
+    for key in ("min_chars", "max_chars", "min_tokens", "max_tokens", "task_bytes"):
+        value = getattr(options, key)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{key.replace('_', '-')}", value, "is out of range", "give 1 or more")
+    for what in ("chars", "tokens"):
+        least, most = getattr(options, f"min_{what}"), getattr(options, f"max_{what}")
+        if least is not None and most is not None and least > most:
+            raise ConfigError(f"--min-{what}", least, f"above --max-{what}={most}", "no document would be left")
+    if options.eod_token is not None and not options.append_eod:
+        raise ConfigError("--eod-token", options.eod_token, "with --append-eod no", "give one of the two")
+    valid = options.valid_output
+    if valid is None and options.valid_fraction > 0:
+        fraction = options.valid_fraction
+        raise ConfigError("--valid-fraction", fraction, "nowhere to put them", "add --valid-output PREFIX")
+    if valid is not None and options.valid_fraction == 0:
+        raise ConfigError("--valid-output", str(valid), "nothing would go there", "add --valid-fraction 0.02")
+    prefixes = [Path(p) for p in (output_prefix, valid) if p is not None]
     if len({p.resolve() for p in prefixes}) < len(prefixes):
-        raise ConfigError("--valid-output", str(valid_prefix), "is --output as well", "give another prefix")
+        raise ConfigError("--valid-output", str(valid), "is --output as well", "give another prefix")
     for key, prefix in zip(("--output", "--valid-output"), prefixes):
         if not prefix.name or str(prefix).endswith(("/", ".bin", ".idx")) or prefix.is_dir():
             raise ConfigError(key, str(prefix), "is not a file prefix", "give a path such as data/train")
     return prefixes
-
-
-def _check_not_empty(writers: list[IndexedWriter], skips: dict[str, int], valid_fraction: float) -> None:
-    reasons = ", ".join(f"{n} {reason}" for reason, n in skips.items()) or "none"
-    if not any(writer.documents for writer in writers):
-        raise UserError(f"--input: no document with text in it (skipped: {reasons}); check the inputs and --field")
-    for writer in writers:
-        if writer.documents == 0:
-            why = f"no document fell to {writer.prefix}"
-            raise ConfigError("--valid-fraction", valid_fraction, why, "give another fraction or more documents")
-
-
-class _Progress:
-    """One line on stderr, rewritten twice a second; nothing when that is not a terminal."""
-
-    def __init__(self):
-        self.start = self.last = time.perf_counter()
-        self.active, self.shown = sys.stderr.isatty(), False
-
-    def show(self, writers: list[IndexedWriter]) -> None:
-        now = time.perf_counter()
-        if self.active and now - self.last >= 0.5:
-            self.last, self.shown = now, True
-            documents, tokens, size = (sum(getattr(w, k) for w in writers) for k in ("documents", "tokens", "bytes_in"))
-            rate = size / 1e6 / (now - self.start)
-            line = f"\r{documents:,} documents  {tokens:,} tokens  {size / 1e6:,.0f} MB  {rate:.1f} MB/s"
-            print(f"{line:<78}", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        if self.shown:
-            print("\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)
-            self.shown = False

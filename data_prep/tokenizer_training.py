@@ -22,6 +22,8 @@ from elas.errors import ConfigError, UserError
 
 CHUNK_CHARS = 2000
 DEFAULT_SAMPLE_BYTES = 16_000_000
+READ_AT_MOST = 8
+"""Of a corpus of more than so many samples, only so many samples' bytes are read, from all over it."""
 
 
 def train_tokenizer(
@@ -40,7 +42,8 @@ def train_tokenizer(
         output: folder, made when missing; files in it are replaced whole.
         vocab_size: number of ids, with 4 special ones, 256 bytes, newline and tab among them.
         model_type: `bpe` or `unigram`.
-        sample_bytes: train on about this many bytes, spread evenly over all documents.
+        sample_bytes: train on about this many bytes, spread evenly over all documents; of a corpus of more than
+            `READ_AT_MOST` times as many bytes, over what is read of it.
         valid_fraction: leave out the documents that `tokenize_corpus` holds out for the same fraction.
 
     Returns:
@@ -71,7 +74,10 @@ def _train_and_write(
 ) -> dict:
     start = time.perf_counter()
     counts = {"documents": 0, "bytes_in": 0, "empty": 0}
-    training = _counted((d for d in documents if not held_out(d.name, valid_fraction)), counts)
+    read = documents
+    if isinstance(documents, Corpus) and documents.is_larger_than(READ_AT_MOST * sample_bytes):
+        read = documents.some(READ_AT_MOST * sample_bytes)
+    training = _counted((d for d in read if not held_out(d.text, valid_fraction)), counts)
     sample = sample_chunks(training, sample_bytes)
     sampled = time.perf_counter()
     model = _train(sample, vocab_size, model_type)
@@ -102,17 +108,17 @@ def _train_and_write(
 def sample_chunks(documents: Iterable[Document], sample_bytes: int) -> list[str]:
     """Whole lines in chunks of about 2000 characters: those with the smallest hashes that fit in `sample_bytes`.
 
-    Which chunks are kept depends on their document's name, not on the order of documents; memory stays near
+    Which chunks are kept depends on their text, not on the order of documents or on files; memory stays near
     `sample_bytes` however large the corpus.
     """
     heap: list[tuple[int, str, int]] = []  # largest hash first
     limit, held = 2**64, 0
     for document in documents:
-        for number, chunk in enumerate(_chunks(document.text)):
-            key = int.from_bytes(blake2b(f"{document.name}\0{number}".encode(errors="replace"), digest_size=8).digest())
+        for chunk in _chunks(document.text):
+            data = chunk.encode()
+            key, size = int.from_bytes(blake2b(data, digest_size=8).digest()), len(data)
             if key >= limit:
                 continue
-            size = len(chunk.encode())
             heapq.heappush(heap, (-key, chunk, size))
             held += size
             while held > sample_bytes:

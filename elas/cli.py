@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from elas.errors import UserError
+from elas.errors import Failure, UserError
 
 COMMANDS = {
     "quickstart": ("elas.quickstart", "corpus → tokenizer → tokens → 2-rank training → evaluation → report"),
     "train": ("elas.launch.pretrain", "one training run; several ranks when started by a launcher"),
     "build": ("elas.build", "compile ahead of time what runs on this machine will need"),
-    "bench": ("elas.bench.cli", "cost of layers, steps and communication: `bench ffn`, `bench step`, `bench comm`"),
-    "prep": ("elas.data_prep.cli", "prepare data: `prep tokenizer`, `prep tokenize`"),
+    "bench": ("elas.bench.cli", "what things cost: `bench ffn`, `bench step`, `bench comm`, `bench prep`"),
+    "prep": ("elas.data_prep.cli", "prepare data: `prep tokenizer`, `tokenize`, `verify`, `info`"),
 }
 
 
@@ -126,14 +126,14 @@ def run(argv: list[str]) -> int:
 def exit_status(function, argv: list[str]) -> int:
     """Call `function(argv)` and translate its exceptions.
 
-    `UserError` → one line and 2, numbers that blew up in training → one line and 1, Ctrl-C → 130.
+    `UserError` → one line and 2; `Failure`, or numbers that blew up in training → one line and 1; Ctrl-C → 130.
     """
     try:
         return function(argv)
     except UserError as error:
         _tell(error)
         return 2
-    except FloatingPointError as error:
+    except (FloatingPointError, Failure) as error:
         _tell(error)
         return 1
     except KeyboardInterrupt:

@@ -35,8 +35,11 @@ def test_bad_input_is_skipped_counted_and_named(tmp_path, capsys):
     (tmp_path / "not.jsonl.gz").write_bytes(b"plain")
     corpus = Corpus([tmp_path])
     assert [t for t in texts(corpus) if t != "x"] == ["good", "😀"]
-    expected = {"malformed JSON": 1, "not UTF-8": 2, "no text in field 'text'": 2}
-    assert corpus.skipped.reasons == expected | {"half a surrogate pair": 1, "damaged gzip": 2}
+    reasons = dict(corpus.skipped.reasons)
+    expected = {"malformed JSON": 1, "not UTF-8": 2, "no field 'text'": 1, "not a record": 1}
+    expected |= {"half a surrogate pair": 1}
+    assert {key: reasons.pop(key) for key in expected} == expected
+    assert sorted(key.split("(")[0] for key in reasons) == ["damaged or cut short from here on "] * 2
     warnings = capsys.readouterr().err.splitlines()
     assert warnings[0] == "warning: skipped bad.jsonl:2: malformed JSON"
     assert len(warnings) == corpus.skipped.NAMED + 1
@@ -64,10 +67,10 @@ def test_inputs_that_cannot_be_read_are_named(tmp_path, given):
 
 def test_stdlib_is_sorted_and_without_installed_packages():
     corpus = stdlib_corpus()
-    names = [name for name, _ in corpus.files]
+    names = [file.name for file in corpus.files]
     assert names == sorted(names)
     assert json.__name__ + "/__init__.py" in names
-    assert not any("site-packages" in str(path) for _, path in corpus.files)
+    assert not any("site-packages" in file.path for file in corpus.files)
 
 
 def test_held_out_takes_about_its_fraction_and_grows_with_it():
@@ -77,3 +80,90 @@ def test_held_out_takes_about_its_fraction_and_grows_with_it():
     # 5000 draws at 0.1: mean 500, standard deviation 21; six of those.
     assert abs(len(large) - 500) < 130
     assert not any(held_out(n, 0.0) for n in names)
+
+
+TEXTS = [f'text {i}, with "quotes", commas\nand lines\t{"é😀" * (i % 3)}' for i in range(700)]
+
+
+def write_all_kinds(folder):
+    import csv
+
+    import pyarrow
+    import pyarrow.parquet
+
+    records = "".join(json.dumps({"id": i, "body": text}) + "\n" for i, text in enumerate(TEXTS)).encode()
+    (folder / "a.jsonl").write_bytes(records)
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(records))
+    half = len(records) // 2  # two frames, as parallel compressors write them
+    frames = [pyarrow.compress(part, codec="zstd", asbytes=True) for part in (records[:half], records[half:])]
+    (folder / "c.jsonl.zst").write_bytes(b"".join(frames))
+    for name, dialect in (("d.csv", "excel"), ("e.tsv", "excel-tab")):
+        with open(folder / name, "w", newline="") as file:
+            csv.writer(file, dialect).writerows([["id", "body"], *([i, text] for i, text in enumerate(TEXTS))])
+    table = pyarrow.table({"id": range(len(TEXTS)), "body": TEXTS})
+    pyarrow.parquet.write_table(table, folder / "f.parquet", row_group_size=100)
+
+
+def test_every_kind_holds_the_same_documents(tmp_path):
+    write_all_kinds(tmp_path)
+    corpus = Corpus([tmp_path], field="body")
+    found = list(corpus)
+    assert [document.text for document in found] == TEXTS * 6
+    assert found[0].name == "a.jsonl:1"
+    assert corpus.skipped.total == 0
+
+
+@pytest.mark.parametrize("size", [1000, 9000, 10**9])
+def test_pieces_are_the_whole_and_none_twice(tmp_path, size):
+    write_all_kinds(tmp_path)
+    corpus = Corpus([tmp_path], field="body")
+    pieces = list(corpus.pieces(size))
+    found = [d.text for index, piece, _ in pieces for d in corpus.read(corpus.files[index], piece)]
+    assert found == TEXTS * 6
+    assert (len(pieces) > 6) == (size < 10**9)
+
+
+def test_a_dataset_is_streamed_shard_by_shard(tmp_path):
+    for shard in range(3):
+        rows = [{"text": text} for text in TEXTS[shard * 10 : shard * 10 + 10]]
+        (tmp_path / f"{shard}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = Corpus([f"hf://{tmp_path}:train"])
+    assert texts(corpus) == TEXTS[:30]
+    pieces = list(corpus.pieces(100))
+    assert [piece for _, piece, _ in pieces] == [(0, 1), (1, 2), (2, 3)]
+    assert [d.text for index, piece, _ in pieces for d in corpus.read(corpus.files[index], piece)] == TEXTS[:30]
+
+
+def test_what_is_wrong_in_tables_is_named(tmp_path, capsys):
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "a.csv").write_bytes(b'text,id\ngood,1\n\xff,2\nshort\n"open"quote,3\nlast,4\n')
+    (tmp_path / "b.csv").write_text("other,id\nx,1\n")
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 is no Parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", None, "two"]}), tmp_path / "d.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), tmp_path / "e.parquet")
+    (tmp_path / "f.csv").write_bytes(b"")
+    corpus = Corpus([tmp_path])
+    assert texts(corpus) == ["good", "last", "one", "two"]
+    corpus.skipped.NAMED = 99
+    err = capsys.readouterr().err
+    assert "a.csv:3: not UTF-8" in err and "a.csv:4: 1 columns instead of 2" in err and "a.csv:5: malformed CSV" in err
+    assert "b.csv:1: no column 'text'" in err
+    assert corpus.skipped.reasons["no text in the column"] == 3
+    assert corpus.skipped.reasons["holds no document"] == 1
+    assert corpus.skipped.total == 9
+
+
+def test_lines_longer_than_a_document_may_be_are_passed_over(tmp_path, monkeypatch):
+    from elas.data_prep import readers
+
+    monkeypatch.setattr(readers, "MAX_DOCUMENT", 100)
+    lines = [{"text": "a"}, {"text": "x" * 500}, {"text": "b"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "b.txt").write_text("y" * 101)
+    corpus = Corpus([tmp_path])
+    assert texts(corpus) == ["a", "b"]
+    assert corpus.skipped.reasons == {"larger than 100 bytes": 2}
+    for size in (50, 200):  # cut within the long line, too
+        assert [d.text for i, p, _ in corpus.pieces(size) for d in corpus.read(corpus.files[i], p)] == ["a", "b"]

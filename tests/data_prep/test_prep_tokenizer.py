@@ -101,14 +101,15 @@ def test_hugging_face_folder_behind_the_same_interface(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_loading_ours_needs_neither_torch_nor_megatron(tokenizer_folder):
+def test_tokenising_needs_neither_torch_nor_megatron(tokenizer_folder, tmp_path, write_jsonl):
     import subprocess
 
+    data = write_jsonl([{"text": "a b"}])
+    command = f"prep tokenize --input {data} --tokenizer {tokenizer_folder} --output {tmp_path}/all"
     code = f"""
 import sys
-from elas.data_prep import encoding_pool, sources
-encoding_pool._start_worker({str(tokenizer_folder)!r}, "uint16", 2)
-assert encoding_pool._run_worker(["a b"]).lengths[0] > 1
+from elas.cli import run
+run({command.split()!r})
 print([m for m in ("torch", "megatron", "transformers") if m in sys.modules])
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -123,3 +124,14 @@ def test_empty_documents_are_counted_as_skipped_and_a_refusal_leaves_no_folder(t
     with pytest.raises(UserError, match="no text to train"):
         train_tokenizer(documents[1:], tmp_path / "deep" / "refused", vocab_size=300)
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
+
+
+def test_of_a_huge_corpus_only_a_part_is_read(tmp_path):
+    lines = [json.dumps({"text": f"line {n} with a few words\n"}) for n in range(40_000)]
+    for part in range(4):
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(lines[part::4]) + "\n")
+    corpus = Corpus([f"{tmp_path}/*.jsonl"])
+    facts = train_tokenizer(corpus, tmp_path / "a", vocab_size=320, sample_bytes=10_000)
+    assert 80_000 <= facts["bytes_in"] < 81_000
+    again = train_tokenizer(corpus, tmp_path / "b", vocab_size=320, sample_bytes=10_000)
+    assert again["sha256"] == facts["sha256"]
