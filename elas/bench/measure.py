@@ -149,10 +149,23 @@ class Memory:
         self._stack.__exit__(*error)
         if error[0] is not None:
             return
-        events = [e for e in self._profiler.kineto_results.events() if e.name() == "[memory]"]
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            self.kept += event.nbytes()
+        inside: dict[int, int] = {}  # the profiler remembers addresses of earlier sessions; those frees are not ours
+        for event in sorted(self._allocations(), key=lambda e: e.start_time_ns):
+            address, size = event.extra_fields.ptr, event.extra_fields.alloc_size
+            if size > 0:
+                inside[address] = size
+                self.kept += size
+            else:
+                self.kept -= inside.pop(address, 0)
             self.peak = max(self.peak, self.kept)
+
+    def _allocations(self) -> Iterator:
+        pending = list(self._profiler.kineto_results.experimental_event_tree())
+        while pending:
+            event = pending.pop()
+            pending += event.children
+            if event.tag == torch._C._profiler._EventType.Allocation:
+                yield event
 
 
 @contextlib.contextmanager

@@ -54,6 +54,21 @@ def test_peak_memory_of_known_allocations():
     assert kept.nbytes <= memory.kept <= kept.nbytes + small
 
 
+def test_memory_ignores_what_stood_where_an_earlier_measurement_allocated():
+    def tensors():
+        return [torch.ones(256) for _ in range(200)]
+
+    with Memory(torch.device("cpu")):
+        earlier = tensors()
+    addresses = {tensor.data_ptr() for tensor in earlier}
+    del earlier
+    before = tensors()
+    assert addresses & {tensor.data_ptr() for tensor in before}
+    with Memory(torch.device("cpu")) as memory:
+        del before
+    assert (memory.peak, memory.kept) == (0, 0)
+
+
 def test_memory_writes_nothing_to_stderr_but_lets_others(capfd):
     with Memory(torch.device("cpu")):
         torch.ones(8)
