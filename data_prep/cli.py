@@ -81,6 +81,7 @@ def tokenize(argv: list[str]) -> int:
         workers=args.workers,
         task_bytes=args.task_bytes,
         overwrite=args.overwrite,
+        share=_share(args.share),
         slurm={
             "partition": args.slurm_partition,
             "time": args.slurm_time,
@@ -121,6 +122,7 @@ def _tokenize_parser() -> Parser:
     add("--workers", type=int, metavar="N", help="processes (slurm: jobs) at a time; default: one a usable core")
     add("--executor", choices=("local", "slurm", "ray"), default="local", help="where the tasks run; default: local")
     add("--task-bytes", type=int, metavar="N", help="size of a task; default: 1/64 of the corpus, within 2 and 64 MB")
+    add("--share", metavar="I/N", help="one of N machines, I from 0: only every N-th task, no merge")
     add("--overwrite", action="store_true", help="start afresh and replace what is there")
     add = parser.add_argument_group("with --executor slurm").add_argument
     add("--slurm-partition", metavar="NAME", help="partition of the jobs")
@@ -201,6 +203,15 @@ EXAMPLES = {
 
 def _than(key: str) -> str:
     return "fewer" if key.startswith("min") else "more"
+
+
+def _share(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, slash, step = text.partition("/")
+    if not (slash and first.isdecimal() and step.isdecimal()):
+        raise UserError(f"--share {text}: not I/N; the shares of two are 0/2 and 1/2")
+    return int(first), int(step)
 
 
 def _sbatch(pairs: list[str]) -> dict[str, str]:

@@ -58,11 +58,13 @@ class LocalExecutor(LocalPipelineExecutor):
     Args:
         work: the work folder.
         workers: processes; 1 for none but this one.
+        share: `(i, n)` for every n-th task only, beginning with task i.
     """
 
-    def __init__(self, work: Path, workers: int):
+    def __init__(self, work: Path, workers: int, share: tuple[int, int] = (0, 1)):
         tasks = len(load_plan(work).tasks)
         super().__init__(steps.pipeline(work), tasks=tasks, workers=workers, logging_dir=str(logging_folder(work)))
+        self.share = share
         self.peaks: dict[int, float] = {}
         """Peak resident memory in 10⁶ bytes of every process that worked."""
 
@@ -76,7 +78,8 @@ class LocalExecutor(LocalPipelineExecutor):
             Failure: a worker was killed; what is done stays done.
         """
         logger.disable("datatrove")
-        tasks = self.get_incomplete_ranks()
+        first, step = self.share
+        tasks = [task for task in self.get_incomplete_ranks() if task % step == first]
         try:
             if self.workers == 1 or len(tasks) < 2:
                 self._run_here(tasks, tell)
@@ -176,6 +179,7 @@ def run_slurm(plan: Plan, options: dict) -> list[str]:
     """
     from datatrove.executor.slurm import launch_slurm_job
 
+    logger.disable("datatrove")
     executor = slurm_executor(plan, options)
     executor.launch_merge_stats = lambda: None  # a job of its own for a table nobody reads
     executor.launch_job()

@@ -44,6 +44,7 @@ class Options:
         workers: processes; None for one a usable core. With slurm, jobs at a time; None for no bound.
         task_bytes: size of a task; None for what `make_plan` finds fit.
         overwrite: start afresh, whatever is there.
+        share: `(i, n)`: do every n-th task only, beginning with task i, and leave the rest and the merge to others.
         slurm: see `elas.data_prep.executors.slurm_executor`.
     """
 
@@ -61,6 +62,7 @@ class Options:
     workers: int | None = None
     task_bytes: int | None = None
     overwrite: bool = False
+    share: tuple[int, int] | None = None
     slurm: dict = field(default_factory=dict)
 
 
@@ -85,7 +87,8 @@ def tokenize_corpus(
         `documents`, `tokens` and `bytes_in` (UTF-8) of `output_prefix`, the same with `valid_` before them, `skipped`
         and `skip_reasons`, `seconds`, `mb_per_s` (10⁶ bytes of text that came out, over the whole time of this call),
         `peak_rss_mb` and `peak_rss_worker_mb` (10⁶ bytes, sum and maximum of the peaks of all processes), `dtype`,
-        `vocab_size`, `tokenizer_sha256`, `workers`, `tasks` and `tasks_done_before`; with slurm, `jobs` instead.
+        `vocab_size`, `tokenizer_sha256`, `workers`, `tasks` and `tasks_done_before`. With slurm `jobs` instead, with a
+        share `tasks` and `tasks_done`.
 
     Raises:
         UserError: no document at all on one of the two sides, bad arguments, a tokenizer that cannot be read, inputs
@@ -103,7 +106,13 @@ def tokenize_corpus(
     if done is not None:
         return done | {"seconds": round(time.perf_counter() - start, 3)}
     folders = {key: prefix.parent for key, prefix in zip(("--output", "--valid-output"), prefixes)}
+    if options.share is not None:
+        with folders_for(folders), _telling_of_full_disks(plan):
+            return _do_share(plan, options, tell)
     with folders_for(folders), _work(plan, options.overwrite), _telling_of_full_disks(plan):
+        for path in plan.work.glob("share-*.lock"):
+            with _held(path):
+                pass  # nobody is at that share
         from elas.data_prep.executors import finished_tasks
 
         before = len(finished_tasks(plan.work))
@@ -152,6 +161,19 @@ def merge_work(output_prefix: str | Path) -> dict:
     plan = load_plan(work_folder(Path(output_prefix).absolute()))
     with _telling_of_full_disks(plan):
         return finish(plan)
+
+
+def _do_share(plan: Plan, options: Options, tell: Tell) -> dict:
+    """Do the tasks of `options.share`, beside others that do the other shares."""
+    from elas.data_prep.executors import LocalExecutor, finished_tasks
+
+    first, step = options.share
+    with _work(plan, overwrite=False, patience=60):
+        pass  # the plan is there now
+    with _held(plan.work / f"share-{first}-of-{step}.lock"):
+        executor = LocalExecutor(plan.work, options.workers or _cores(), options.share)
+        executor.run(lambda size, documents: tell(size, documents, len(finished_tasks(plan.work))))
+    return {"tasks": len(range(first, len(plan.tasks), step)), "tasks_done": len(finished_tasks(plan.work))}
 
 
 def _run(plan: Plan, options: Options, tell: Tell) -> dict[int, float]:
@@ -211,15 +233,10 @@ def _finished(plan: Plan) -> dict | None:
 
 
 @contextlib.contextmanager
-def _work(plan: Plan, overwrite: bool) -> Iterator[None]:
-    """The work folder with the plan in it, held by this process alone."""
+def _work(plan: Plan, overwrite: bool, patience: float = 0) -> Iterator[None]:
+    """The work folder with the plan in it, held by this process alone; shares of it may be in the hands of others."""
     plan.work.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(plan.work / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise Failure(f"{plan.work}: another process is at this work; wait for it") from None
-    try:
+    with _held(plan.work / "lock", patience):
         begun = saved_identity(plan.work)
         if overwrite:
             _clear(plan)
@@ -229,8 +246,17 @@ def _work(plan: Plan, overwrite: bool) -> Iterator[None]:
             raise ConfigError("--output", plan.outputs[0], why, "give --overwrite to start afresh, or another prefix")
         plan.save()
         yield
-    finally:
-        lock.release()
+
+
+@contextlib.contextmanager
+def _held(path: Path, patience: float = 0) -> Iterator[None]:
+    """A lock file, held by this process alone."""
+    try:
+        lock = FileLock(path).acquire(timeout=patience)
+    except Timeout:
+        raise Failure(f"{path.parent}: another process is at this work; wait for it") from None
+    with lock:
+        yield
 
 
 def _clear(plan: Plan) -> None:
@@ -253,6 +279,19 @@ def _telling_of_full_disks(plan: Plan) -> Iterator[None]:
         raise Failure(f"{why}: make room and run the same command again") from error
 
 
+def _check_share(options: Options) -> None:
+    if options.share is None:
+        return
+    first, step = options.share
+    told = f"{first}/{step}"
+    if not 0 <= first < step:
+        raise ConfigError("--share", told, "is no share", "count from 0: the shares of two are 0/2 and 1/2")
+    if options.overwrite:
+        raise ConfigError("--share", told, "with --overwrite", "remove what is there before the shares start")
+    if options.executor != "local":
+        raise ConfigError("--share", told, f"with --executor {options.executor}", "give one of the two")
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
@@ -270,6 +309,7 @@ def _check(output_prefix: str | Path, options: Options) -> list[Path]:
         least, most = getattr(options, f"min_{what}"), getattr(options, f"max_{what}")
         if least is not None and most is not None and least > most:
             raise ConfigError(f"--min-{what}", least, f"above --max-{what}={most}", "no document would be left")
+    _check_share(options)
     if options.eod_token is not None and not options.append_eod:
         raise ConfigError("--eod-token", options.eod_token, "with --append-eod no", "give one of the two")
     valid = options.valid_output
