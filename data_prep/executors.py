@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -42,12 +43,29 @@ def finished_tasks(work: Path) -> set[int]:
     return {int(path.name) for path in folder.iterdir()} if folder.is_dir() else set()
 
 
-def check_executor(kind: str) -> None:
+def check_executor(kind: str, partition: str | None = None) -> None:
     """Raise `UserError` unless what the executor needs is here."""
-    if kind == "slurm" and shutil.which("sbatch") is None:
-        raise UserError("--executor slurm: there is no sbatch on this machine; run it on a login node, or use local")
+    if kind == "slurm":
+        _check_slurm(partition)
     if kind == "ray" and importlib.util.find_spec("ray") is None:
         raise UserError("--executor ray: Ray is not installed; pip install 'elas[ray]', or use local")
+
+
+def _check_slurm(partition: str | None) -> None:
+    if shutil.which("sbatch") is None:
+        raise UserError("--executor slurm: there is no sbatch on this machine; run it on a login node, or use local")
+    try:
+        listed = subprocess.run(["sinfo", "-h", "-o", "%R"], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            "--executor slurm: no cluster answers within 60 s; run it on a login node, or use local"
+        ) from None
+    if listed.returncode:
+        why = (listed.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"--executor slurm: no cluster answers ({why}); run it on a login node, or use local")
+    names = sorted(set(listed.stdout.split()))
+    if partition not in names:
+        raise UserError(f"--slurm-partition {partition}: there is none; there are {', '.join(names)}")
 
 
 class LocalExecutor(LocalPipelineExecutor):

@@ -99,7 +99,7 @@ def tokenize_corpus(
     from elas.data_prep.executors import check_executor
 
     prefixes = _check(output_prefix, options)
-    check_executor(options.executor)
+    check_executor(options.executor, options.slurm.get("partition"))
     settings = _settings(corpus, tokenizer_path, options)
     plan = make_plan(corpus, settings, prefixes, options.task_bytes)
     done = None if options.overwrite else _finished(plan)

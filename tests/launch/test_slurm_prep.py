@@ -114,3 +114,11 @@ def test_prep_sbatch_with_a_mistake_fails_once_and_says_why(slurm, arguments, tm
     slurm.wait_for_jobs(60)
     assert slurm.job(number)["ExitCode"] == "2:0"
     assert "--min-chars" in Path(f"{prefix}.log").read_text()
+
+
+def test_a_partition_that_does_not_exist_is_one_line_before_anything_starts(slurm, arguments, tmp_path):
+    command = ["elas", "prep", "tokenize", *arguments, "--output", f"{tmp_path}/all", "--executor", "slurm"]
+    done = slurm.run([*command, "--slurm-partition", "labb"], env={"PATH": PATH}, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("--slurm-partition labb: there is none; there are lab, urgent")
+    assert not list(tmp_path.iterdir())
