@@ -5,9 +5,8 @@ Each looks up the plan by its work folder, so that a step that is sent to anothe
 
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
@@ -131,7 +130,7 @@ class _Encoder:
         settings = self.settings
         encoded = self._encode([document.text for document in batch])
         ends = [] if settings.eod is None else [settings.eod]
-        ids: tuple[list, ...] = tuple([] for _ in range(self.sides))
+        ids = tuple(array("i") for _ in range(self.sides))
         rows: tuple[list, ...] = tuple([] for _ in range(self.sides))
         size = 0
         for document, tokens in zip(batch, encoded, strict=True):
@@ -147,9 +146,10 @@ class _Encoder:
             side = self.sides > 1 and held_out(data, settings.valid_fraction)
             digest = np.frombuffer(blake2b(data, digest_size=16).digest(), "<u8") if settings.deduplicate else (0, 0)
             rows[side].append((length, len(data), document.metadata["file"], digest))
-            ids[side].extend((tokens, ends))
+            ids[side].extend(tokens)
+            ids[side].extend(ends)
         for side in range(self.sides):
-            values = np.frombuffer(array("i", chain.from_iterable(ids[side])), np.int32)
+            values = np.frombuffer(ids[side], np.int32)
             self._check(values, batch)
             part.add(side, values, np.array(rows[side], dtype=DOCUMENT))
         if progress is not None:
@@ -157,11 +157,17 @@ class _Encoder:
                 progress[0] += size
                 progress[1] += len(batch)
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
+    def _encode(self, texts: list[str]) -> Sequence[Sequence[int]]:
         """Ids of every text."""
         if max(map(len, texts)) <= LONG_CHARS or not self.cuts:
             return self.tokenizer.encode_batch(texts)
-        return [list(chain.from_iterable(self.tokenizer.encode_batch([s])[0] for s in segments(t))) for t in texts]
+        return [self._encode_in_segments(text) for text in texts]
+
+    def _encode_in_segments(self, text: str) -> array:
+        ids = array("i")  # 4 bytes an id, where a list of numbers takes 40
+        for segment in segments(text):
+            ids.extend(self.tokenizer.encode(segment))
+        return ids
 
     def _check(self, ids: np.ndarray, batch: list[Document]) -> None:
         if ids.size and not 0 <= ids.min() <= ids.max() < self.settings.vocab_size:

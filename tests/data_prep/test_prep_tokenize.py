@@ -222,7 +222,7 @@ MISTAKES = {
     "prep tokenize --input IN --tokenizer TOK --output OUT --min-tokens 0": "--min-tokens=0",
     "prep tokenize --input IN --tokenizer TOK --output OUT --eod-token nonsense": "no such token",
     "prep tokenize --input IN --tokenizer TOK --output OUT --executor slurm": "--slurm-partition",
-    "prep tokenize --input IN --tokenizer TOK --output OUT --executor slurm --slurm-partition p": "run it on a login node",
+    "prep tokenize --input IN --tokenizer TOK --output OUT --executor slurm --slurm-partition p": "on a login node",
     "prep merge OUT": "start the work with elas prep tokenize",
     "prep info OUT": "there is no",
     "prep tokenize --input IN --tokenizer NONE --output OUT": "no tokenizer.model",
