@@ -1,71 +1,154 @@
-"""The training state of one rank as tensors, and its putting back: weights, fp32 masters, moments, random streams.
+"""The training state by global names: fp32 weights and both moments, where ZeRO keeps them, whatever the layout.
 
-Reads ZeRO's own buffers where they lie, at every stage, so that what is put back is what was there to the last bit.
+`weight.NAME`, `exp_avg.NAME` and `exp_avg_sq.NAME`, each a `PartOfTensor` of the whole tensor; names are those of the
+whole model. What every parameter shares (the optimizer's step count) is a number beside them.
 """
 
+import base64
+import json
 import random
 
 import numpy as np
 import torch
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
+from elas.checkpoint.tensors import PartOfTensor, Place
+from elas.model.init import global_names
+from elas.parallel import Layout
 from elas.train.engine import Engine
-from elas.train.fragments import base_state
+from elas.train.fragments import base_state, fragments, publish
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def _weights(engine: Engine) -> dict[str, torch.Tensor]:
-    """Low-precision (or fp32) weights as this rank holds them: whole parameters, or ZeRO-3's shards."""
-    named = [(f"{i}.{n}", p) for i, chunk in enumerate(engine.chunks) for n, p in chunk.named_parameters()]
-    return {name: p.ds_tensor if engine.stage == 3 else p.data for name, p in named}
+def parameters_by_name(engine: Engine) -> dict[str, torch.nn.Parameter]:
+    """This rank's parameters by their names in the whole model; of a tied embedding the stage's own copy."""
+    return {name: p for chunk in engine.chunks for name, p in global_names(chunk).items()}
 
 
-def _updated(engine: Engine) -> list[torch.Tensor]:
-    """What the optimizer updates: flat fp32 partitions (ZeRO 1–3), fp32 copies (bf16 at ZeRO 0), or the weights."""
-    optimizer = engine.deepspeed.optimizer
-    if engine.stage == 3:
-        return list(optimizer.fp32_partitioned_groups_flat)
-    if engine.stage > 0:
-        return list(optimizer.single_partition_of_fp32_groups)
-    groups = getattr(optimizer, "fp32_groups", None) or [group["params"] for group in optimizer.param_groups]
-    return [p for group in groups for p in group]
+def capture(engine: Engine) -> dict[str, PartOfTensor]:
+    """What this rank is to save: views of live tensors. Of what several ranks hold alike, one saves each part."""
+    held, state = fragments(engine), base_state(engine)
+    tensors = {}
+    for number, (name, parameter) in enumerate(parameters_by_name(engine).items()):
+        fragment = held.get(parameter)
+        if fragment is None or not _saves(engine, parameter, number):
+            continue
+        place = _place(engine, parameter)
+        tensors[f"weight.{name}"] = PartOfTensor.of(place, fragment.master(), fragment.start)
+        for moment in MOMENTS:
+            tensors[f"{moment}.{name}"] = PartOfTensor.of(place, fragment.moment(state, moment), fragment.start)
+    return tensors
 
 
-def capture(engine: Engine) -> dict:
-    """Everything this rank needs to go on exactly: references to live tensors, to be written before the next step."""
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {
-        "weights": _weights(engine),
-        "masters": [tensor.detach() for tensor in _updated(engine)],
-        "moments": [dict(base_state(engine)[tensor]) for tensor in _updated(engine)],
-        "rng": {
-            "python": random.getstate(),
-            "numpy": np.random.get_state(),
-            "torch": torch.get_rng_state(),
-            "cuda": cuda,
-            "megatron": get_cuda_rng_tracker().get_states(),
-        },
+def targets(engine: Engine) -> dict[str, PartOfTensor]:
+    """What this rank is to load, first part: the fp32 weights and moments that its optimizer updates."""
+    held, state = fragments(engine), base_state(engine)
+    tensors = {}
+    for name, parameter in parameters_by_name(engine).items():
+        fragment = held.get(parameter)
+        if fragment is None:
+            continue
+        place = _place(engine, parameter)
+        entry = state[fragment.flat]
+        for moment in MOMENTS:  # ZeRO 0 has none before the first step
+            if moment not in entry:
+                entry[moment] = torch.zeros_like(fragment.flat, dtype=torch.float32)
+        tensors[f"weight.{name}"] = PartOfTensor.of(place, fragment.master(), fragment.start)
+        for moment in MOMENTS:
+            tensors[f"{moment}.{name}"] = PartOfTensor.of(place, fragment.moment(state, moment), fragment.start)
+    return tensors
+
+
+def computed_with(engine: Engine) -> dict[str, PartOfTensor]:
+    """What this rank is to load, second part: the weights that the model computes with, in their own dtype."""
+    tensors = {}
+    for name, parameter in parameters_by_name(engine).items():
+        place = _place(engine, parameter)
+        if engine.stage < 3:
+            tensors[f"weight.{name}"] = PartOfTensor.of(place, parameter.data.view(-1), 0)
+            continue
+        shard = parameter.ds_tensor
+        start = engine.layout.dp_rank * shard.numel()
+        numel = min(shard.numel(), parameter.ds_numel - start)  # the last ranks hold padding
+        if numel > 0:
+            tensors[f"weight.{name}"] = PartOfTensor.of(place, shard.view(-1)[:numel], start)
+    return tensors
+
+
+def step_count(engine: Engine) -> int:
+    """The optimizer's own count of steps, since the last refresh: what bias correction goes by."""
+    return int(next(iter(base_state(engine).values()))["step"])
+
+
+def finish_loading(engine: Engine, step: int) -> None:
+    """After both parts are loaded: the step count, and what ZeRO 3 keeps whole."""
+    on_device = isinstance(engine.base_optimizer, torch.optim.AdamW)  # fused: counts beside the weights
+    state = base_state(engine)
+    for fragment in fragments(engine).values():
+        entry = state[fragment.flat]
+        if torch.is_tensor(entry.get("step")):
+            entry["step"].fill_(step)
+        elif "step" in entry:  # DeepSpeed's CPU Adam counts in Python
+            entry["step"] = step
+        else:
+            device = fragment.flat.device if on_device else "cpu"
+            entry["step"] = torch.full((), float(step), dtype=torch.float32, device=device)
+    publish(engine)
+
+
+def capture_random() -> torch.Tensor:
+    """This rank's random streams, as the bytes of a JSON text, uint8 `[n]`."""
+    version, words, gauss = random.getstate()
+    numpy_state = np.random.get_state(legacy=False)
+    numpy_state["state"] = {"key": numpy_state["state"]["key"].tolist(), "pos": numpy_state["state"]["pos"]}
+    facts = {
+        "python": [version, list(words), gauss],
+        "numpy": numpy_state,
+        "torch": _text(torch.get_rng_state()),
+        "cuda": _text(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None,
+        "megatron": {name: _text(state) for name, state in get_cuda_rng_tracker().get_states().items()},
     }
+    return torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
 
 
-@torch.no_grad()
-def restore(engine: Engine, state: dict) -> None:
-    """Put back what `capture` took, on the same layout.
+def restore_random(tensor: torch.Tensor) -> None:
+    """Put back what `capture_random` took, on the layout that it was taken on."""
+    facts = json.loads(tensor.numpy().tobytes())
+    version, words, gauss = facts["python"]
+    random.setstate((version, tuple(words), gauss))
+    numpy_state = facts["numpy"]
+    numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(_tensor(facts["torch"]))
+    if facts["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_tensor(facts["cuda"]))
+    get_cuda_rng_tracker().set_states({name: _tensor(text) for name, text in facts["megatron"].items()})
 
-    Raises:
-        KeyError, RuntimeError: the state is of another model or layout (checked earlier, from the manifest).
-    """
-    for name, tensor in _weights(engine).items():
-        tensor.copy_(state["weights"][name])
-    moments = base_state(engine)
-    for tensor, master, saved in zip(_updated(engine), state["masters"], state["moments"], strict=True):
-        tensor.copy_(master)
-        moments[tensor] = {
-            name: value.to(tensor.device) if torch.is_tensor(value) else value for name, value in saved.items()
-        }
-    rng = state["rng"]
-    random.setstate(rng["python"])
-    np.random.set_state(rng["numpy"])
-    torch.set_rng_state(rng["torch"])
-    if rng["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(rng["cuda"])
-    get_cuda_rng_tracker().set_states(rng["megatron"])
+
+def _saves(engine: Engine, parameter: torch.nn.Parameter, number: int) -> bool:
+    """Whether this rank saves its part: those that hold the same are dealt out by the parameter's number."""
+    layout = engine.layout
+    if getattr(parameter, "ds_pipe_replicated", False):
+        return False
+    if not getattr(parameter, "tensor_model_parallel", False) and layout.tp_rank != number % layout.tp:
+        return False
+    return engine.stage > 0 or layout.dp_rank == number % layout.dp
+
+
+def _place(engine: Engine, parameter: torch.nn.Parameter) -> Place:
+    shape = tuple(parameter.ds_shape) if engine.stage == 3 else tuple(parameter.shape)
+    layout: Layout = engine.layout
+    if layout.tp == 1 or not getattr(parameter, "tensor_model_parallel", False):
+        return Place(shape, shape)
+    dim, full = parameter.partition_dim, list(shape)
+    full[dim] *= layout.tp
+    return Place(shape, tuple(full), dim, layout.tp_rank, parameter.partition_stride if dim == 0 else 1)
+
+
+def _text(state: torch.Tensor) -> str:
+    return base64.b64encode(state.cpu().numpy().tobytes()).decode()
+
+
+def _tensor(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -1,0 +1,123 @@
+"""Writing and reading tensors with torch.distributed.checkpoint's file format, one file a rank.
+
+Its parts are called one by one rather than through `save` and `async_save`: the plan, which all ranks make together, is
+separate from the writing, which then needs nobody and may happen beside training. Reading executes nothing: tensors are
+read with `weights_only`, and the index, a pickle too, by an unpickler that knows a dozen types.
+"""
+
+import pickle
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.storage import WriteResult
+
+INDEX = ".metadata"
+Tensors = dict[str, torch.Tensor]
+
+_KNOWN = {
+    "torch.distributed.checkpoint.metadata": {
+        "Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties",
+        "ChunkStorageMetadata", "StorageMeta", "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", "float32", "float16", "bfloat16", "uint8", "int64"},
+    "pathlib": {"PosixPath"},
+}  # fmt: skip
+
+
+@dataclass
+class Plan:
+    """What each rank writes, for one layout."""
+
+    mine: SavePlan
+    metadata: Metadata | None
+    """Of the whole checkpoint; on rank 0 only."""
+
+
+def make_plan(tensors: Tensors) -> Plan:
+    """Agree on what is written; every rank calls it. The plan holds as long as names and rectangles stay the same."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    planner = _planner(tensors)
+    everybody: list = [None] * world if rank == 0 else None
+    dist.gather_object(planner.create_local_plan(), everybody, dst=0)
+    metadata, dealt = None, None
+    if rank == 0:
+        plans, metadata = planner.create_global_plan(everybody)
+        dealt = FileSystemWriter(".").prepare_global_plan(plans)
+    mine: list = [None]
+    dist.scatter_object_list(mine, dealt, src=0)
+    return Plan(mine[0], metadata)
+
+
+def write(folder: Path, plan: Plan, tensors: Tensors) -> list[WriteResult]:
+    """Write this rank's part, and let it reach the disk; needs no other rank."""
+    planner = _planner(tensors)
+    writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
+    return writer.write_data(planner.finish_plan(plan.mine), planner).wait()
+
+
+def write_index(folder: Path, plan: Plan, results: list[list[WriteResult]]) -> None:
+    """Write the index over all ranks' parts; rank 0 calls it."""
+    plan.metadata.planner_data = None
+    FileSystemWriter(folder).finish(plan.metadata, results)
+
+
+def read_index(folder: Path) -> Metadata:
+    """The index of a checkpoint.
+
+    Raises:
+        pickle.UnpicklingError: it is damaged, or holds anything but an index.
+        OSError: it cannot be read.
+    """
+    return _Reader(folder).read_metadata()
+
+
+def read(folder: Path, tensors: Tensors) -> None:
+    """Fill the tensors' parts from a checkpoint of any layout; needs no other rank.
+
+    Raises:
+        RuntimeError, KeyError: a name is missing there, or has another shape.
+    """
+    reader, planner = _Reader(folder), DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    metadata = reader.read_metadata()
+    for name, tensor in tensors.items():
+        there = metadata.state_dict_metadata[name].size
+        if there != tensor.size():
+            raise RuntimeError(f"{name} is {tuple(there)} there, and {tuple(tensor.size())} here")
+    planner.set_up_planner(tensors, metadata, is_coordinator=True)
+    reader.set_up_storage_reader(metadata, is_coordinator=True)
+    plan = planner.finish_plan(reader.prepare_local_plan(planner.create_local_plan()))
+    reader.read_data(plan, planner).wait()
+
+
+def _planner(tensors: Tensors) -> DefaultSavePlanner:
+    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        planner.set_up_planner(tensors, None, is_coordinator=dist.get_rank() == 0)
+    return planner
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str):
+        if name in _KNOWN.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no part of an index")
+
+
+class _Reader(FileSystemReader):
+    def read_metadata(self, *_args, **_kwargs) -> Metadata:
+        with open(Path(self.path) / INDEX, "rb") as file:
+            metadata = _Unpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError("it holds no index")
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        return metadata
