@@ -105,12 +105,12 @@ def _train(config: Config, settings: dict, ranks: int) -> None:
         UserError: the settings were refused, or do not fit the run that is there.
         SystemExit: with status 1 when the training failed.
     """
-    from elas.checkpoint.local import find_checkpoint
+    from elas.checkpoint.resume import find_checkpoint
     from elas.data.corpus import check_corpus
     from elas.train.run_dir import finished
 
     check_corpus(config)
-    found = find_checkpoint(config, ranks)
+    found = find_checkpoint(config)
     if finished(config, found):
         _say(f"already trained to step {found.step}; nothing to do")
         return
@@ -129,7 +129,7 @@ def _train(config: Config, settings: dict, ranks: int) -> None:
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     status = subprocess.run(command, env=environment).returncode
-    if status or not finished(config, find_checkpoint(config, ranks)):
+    if status or not finished(config, find_checkpoint(config)):
         print(
             f"error: training ended with status {status}; run the same command again to go on from the last checkpoint",
             file=sys.stderr,
@@ -144,7 +144,7 @@ def _free_port() -> int:
 
 
 def _report(config: Config, ranks: int, workdir: Path) -> dict:
-    from elas.checkpoint.local import find_checkpoint
+    from elas.checkpoint.resume import find_checkpoint
     from elas.report import describe, plot_curves, table
     from elas.train.metrics import read_jsonl
 
@@ -160,7 +160,7 @@ def _report(config: Config, ranks: int, workdir: Path) -> dict:
         "sparsity": last["sparsity"],
         "dropped": last["dropped"],
         "world_size": ranks,
-        "checkpoint": str(find_checkpoint(config, ranks).path),
+        "checkpoint": str(find_checkpoint(config).path),
         "run_dir": str(run_dir),
         "curve": str(picture),
     }

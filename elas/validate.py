@@ -25,7 +25,7 @@ def validate(config: Config, world_size: int) -> None:
     Raises:
         ConfigError: the first rule broken.
     """
-    for rule in (_ranges, _schedule, _optimizer, _shape, _low_rank, _sparsity, _parallel, _zero, _batches, _not_yet):
+    for rule in (_ranges, _schedule, _optimizer, _shape, _low_rank, _sparsity, _parallel, _zero, _batches, _run_dir):
         rule(config)
     _world(config, world_size)
 
@@ -42,9 +42,13 @@ _RANGES = {
     "0 or more": (
         lambda value: 0 <= value <= _WHOLE_LIMIT,
         "schedule.warmup_steps sparsity.dense_steps optimizer.clip_grad optimizer.weight_decay checkpoint.keep "
-        "checkpoint.every_steps train.eval_every train.eval_batches log.sparsity_tokens train.seed",
+        "checkpoint.every_steps checkpoint.keep_every train.eval_every train.eval_batches log.sparsity_tokens "
+        "train.seed",
     ),
-    "more than 0": (lambda value: value > 0, "optimizer.eps model.norm_eps model.init_std sparsity.scale"),
+    "more than 0": (
+        lambda value: value > 0,
+        "optimizer.eps model.norm_eps model.init_std sparsity.scale train.stop_after_minutes",
+    ),
     "more than 0, and 1000 at most": (lambda value: 0 < value <= 1000, "optimizer.lr"),
     "0 or more, and below 1": (lambda value: 0 <= value < 1, "optimizer.beta1 optimizer.beta2"),
     "a value from 0 to 1": (lambda value: 0 <= value <= 1, "schedule.min_lr_ratio"),
@@ -243,9 +247,7 @@ def _world(config: Config, world_size: int) -> None:
         raise ConfigError("train.global_batch_size", train.global_batch_size, why, fix)
 
 
-def _not_yet(config: Config) -> None:
-    if config.checkpoint.async_save:
-        raise ConfigError("checkpoint.async_save", True, "not in this version", "set it to false")
+def _run_dir(config: Config) -> None:
     run_dir = Path(config.train.run_dir)
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError("train.run_dir", config.train.run_dir, "is a file", "give a folder")

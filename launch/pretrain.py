@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
         return 0
     srun_environment()
     rank, world = rank_and_world()
-    from elas.checkpoint.local import find_checkpoint
+    from elas.checkpoint.resume import find_checkpoint
     from elas.data.corpus import check_corpus
     from elas.train import run_dir
     from elas.train.deepspeed_config import choose_zero_stage
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
     choose_zero_stage(config, world)
     validate(config, world)
     check_corpus(config)
-    resume = find_checkpoint(config, world)
+    resume = find_checkpoint(config)
     facts = {"world_size": world, "run_dir": config.train.run_dir}
     done = run_dir.finished(config, resume)
     if done is not None:

@@ -10,6 +10,7 @@ import random
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 from elas.checkpoint.tensors import PartOfTensor, Place
@@ -19,6 +20,7 @@ from elas.train.engine import Engine
 from elas.train.fragments import base_state, fragments, publish
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+RANDOM_BYTES = 65536
 
 
 def parameters_by_name(engine: Engine) -> dict[str, torch.nn.Parameter]:
@@ -97,8 +99,20 @@ def finish_loading(engine: Engine, step: int) -> None:
     publish(engine)
 
 
+def layout_facts(engine: Engine) -> dict[str, int | bool]:
+    """The layout, as manifests tell it."""
+    layout = engine.layout
+    sizes = {"world_size": layout.world, "tensor": layout.tp, "pipeline": layout.pp, "virtual_pipeline": layout.vpp}
+    return sizes | {"sequence": layout.sequence_parallel, "data": layout.dp, "zero": engine.stage}
+
+
+def random_name() -> str:
+    """Name of this rank's random streams among the tensors."""
+    return f"random.{dist.get_rank():05d}"
+
+
 def capture_random() -> torch.Tensor:
-    """This rank's random streams, as the bytes of a JSON text, uint8 `[n]`."""
+    """This rank's random streams, as a JSON text filled up with blanks, uint8 `[65536]`."""
     version, words, gauss = random.getstate()
     numpy_state = np.random.get_state(legacy=False)
     numpy_state["state"] = {"key": numpy_state["state"]["key"].tolist(), "pos": numpy_state["state"]["pos"]}
@@ -109,7 +123,8 @@ def capture_random() -> torch.Tensor:
         "cuda": _text(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None,
         "megatron": {name: _text(state) for name, state in get_cuda_rng_tracker().get_states().items()},
     }
-    return torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+    text = json.dumps(facts).encode()
+    return torch.frombuffer(bytearray(text.ljust(RANDOM_BYTES)), dtype=torch.uint8)
 
 
 def restore_random(tensor: torch.Tensor) -> None:

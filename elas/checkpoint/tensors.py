@@ -1,8 +1,8 @@
 """What a rank holds of a whole tensor, as torch.distributed.checkpoint wants to see it: a few rectangles, in place.
 
-ZeRO cuts the flattened tensor-parallel shard of a parameter, so a rank holds a stretch of it: part of a row, whole rows,
-part of a row. Each is a rectangle of the whole tensor, and a view into ZeRO's own buffer. Written by one layout, it
-reads into the rectangles of any other.
+ZeRO cuts the flattened tensor-parallel shard of a parameter, so a rank holds a stretch of it: part of a row, whole
+rows, part of a row. Each is a rectangle of the whole tensor, and a view into ZeRO's own buffer. Written by one layout,
+it reads into the rectangles of any other.
 """
 
 from collections.abc import Iterator
@@ -69,7 +69,8 @@ class PartOfTensor(torch.Tensor):
     parts: dict[tuple[int, ...], torch.Tensor]
 
     @staticmethod
-    def __new__(cls, full_shape: tuple[int, ...], dtype: torch.dtype, parts: dict[tuple[int, ...], torch.Tensor]):
+    def __new__(cls, full_shape: tuple[int, ...], dtype: torch.dtype, parts: dict):
+        """A wrapper without memory of its own."""
         made = torch.Tensor._make_wrapper_subclass(cls, full_shape, dtype=dtype)
         made.parts = parts
         return made

@@ -161,6 +161,8 @@ class TrainConfig:
     """Seed of the initialisation and the data order."""
     run_dir: str = "runs/elas"
     """Folder for metrics, curves and checkpoints."""
+    stop_after_minutes: float | None = None
+    """Finish the step, save and end after so much time, as on SIGTERM; null for no limit."""
     eval_every: int = 500
     """Steps between validations; 0 validates only at the start and at the end."""
     eval_batches: int = 16
@@ -175,8 +177,10 @@ class CheckpointConfig:
     """Steps between saves; the last step always saves; 0 saves only then."""
     keep: int = 2
     """Newest checkpoints kept; 0 keeps all."""
+    keep_every: int = 0
+    """Checkpoints at multiples of so many steps are kept for ever; 0 keeps none for that."""
     async_save: bool = False
-    """Save in the background (not in this version)."""
+    """Save in the background while training goes on; takes a copy of each rank's part in host memory."""
     resume: str = "auto"
     """auto: the newest whole checkpoint of run_dir if there is one; none: start afresh; or a checkpoint's path."""
 

@@ -6,8 +6,9 @@ import time
 import torch
 import torch.distributed as dist
 
-from elas.checkpoint import local, state
-from elas.checkpoint.local import Checkpoint
+from elas.checkpoint.folder import Checkpoint
+from elas.checkpoint.resume import first_whole, restore
+from elas.checkpoint.saver import Saver
 from elas.config import Config
 from elas.data.batches import Datasets, build_datasets, micro_batches
 from elas.model import observe
@@ -20,6 +21,7 @@ from elas.train.engine import Engine
 from elas.train.exact import LoroCycle
 from elas.train.metrics import Metrics
 from elas.train.result import RunResult
+from elas.train.signals import StopRequest, clear_markers, write_marker
 
 
 def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
@@ -28,7 +30,7 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
     Args:
         config: validated, its data checked.
         layout: where this rank stands; process groups exist.
-        resume: checkpoint to go on from, from `elas.checkpoint.local.find_checkpoint`.
+        resume: checkpoint to go on from, from `elas.checkpoint.resume.find_checkpoint`.
 
     Returns:
         The same facts on every rank.
@@ -36,19 +38,26 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
     Raises:
         FloatingPointError: the loss, the gradient norm or the weights stopped being finite; the last checkpoint is
             from before.
-        ConfigError: a file of the checkpoint is damaged.
+        ConfigError: the checkpoint that was asked for is damaged, or all of the run's are.
+        Failure: a checkpoint could not be written.
     """
+    stop = StopRequest(config.train.stop_after_minutes)
     datasets = build_datasets(config)
+    if resume:
+        resume = first_whole(resume, config)
     engine = Engine(config, layout)
     step = resume.step if resume else 0
     if resume:
-        state.restore(engine, local.load(resume))
-    identity = local.identity(config, layout.world)
+        restore(engine, resume)
+    if layout.rank == 0:
+        clear_markers(config)
     metrics = Metrics(config, last_step=step, writes=layout.rank == 0)
     _announce(config, layout, engine, resume, metrics)
     if step == 0:
         _validate(config, layout, engine, datasets, metrics, step)
-    loss, checkpoint = None, str(resume.path) if resume else None
+    loss, stopped = None, ""
+    saver = Saver(config, engine)
+    saver.last = resume.path if resume else None
     valid_loss = None
     batches = micro_batches(datasets.train, config, layout, consumed=step * config.train.global_batch_size)
     clock = _Clock(step)
@@ -64,23 +73,38 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
             cycle.begin(step)
         loss, norm = engine.step(batches)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise _diverged(step, f"loss {loss}, gradient norm {norm}", checkpoint)
+            raise _diverged(step, f"loss {loss}, gradient norm {norm}", saver)
         exact = cycle.end(step, lr) if cycle else None
         if logged:
             more = (exact.metrics() if exact else {}) | _drawn(config, datasets, step)
             _log(config, engine, metrics, clock, step, loss=loss, grad_norm=norm, lr=lr, **more)
         if _validates(config, step):  # before saving: what cannot be evaluated is not worth keeping
-            valid_loss = _validate(config, layout, engine, datasets, metrics, step, checkpoint)
+            valid_loss = _validate(config, layout, engine, datasets, metrics, step, saver)
             clock.restart(step)
-        if _saves(config, step):
+        stopped, writing = stop.agree(saver.under_way and not saver.ready)
+        if saver.under_way and not writing:
+            saver.finish()
+        if stopped or _saves(config, step):
             if not engine.is_finite():
-                raise _diverged(step, "weights that are not finite after the update", checkpoint)
-            checkpoint = str(_save(config, engine, identity, step))
+                raise _diverged(step, "weights that are not finite after the update", saver)
+            saver.save(
+                step, step * _tokens_per_step(config), {"consumed_samples": step * config.train.global_batch_size}
+            )
             clock.restart(step)
-    if valid_loss is None:  # resumed at its last step
-        valid_loss = _validate(config, layout, engine, datasets, metrics, step, checkpoint)
+        if stopped and step < config.train.steps:
+            break
+    saver.finish()
+    stopped = stopped if step < config.train.steps else ""
+    if valid_loss is None and not stopped:  # resumed at its last step
+        valid_loss = _validate(config, layout, engine, datasets, metrics, step, saver)
+    if stopped:
+        metrics.say(f"stopped after step {step} ({stopped}); the same command goes on from there")
     metrics.close()
-    return RunResult(step, step * _tokens_per_step(config), loss, valid_loss, checkpoint)
+    stop.close()
+    result = RunResult(step, step * _tokens_per_step(config), loss, valid_loss, str(saver.last), stopped)
+    if layout.rank == 0:
+        write_marker(config, {"step": step, "checkpoint": result.checkpoint}, stopped)
+    return result
 
 
 def _drawn(config: Config, datasets: Datasets, step: int) -> dict:
@@ -89,9 +113,10 @@ def _drawn(config: Config, datasets: Datasets, step: int) -> dict:
     return {"sources": drawn} if drawn else {}
 
 
-def _diverged(step: int, what: str, checkpoint: str | None) -> FloatingPointError:
+def _diverged(step: int, what: str, saver: Saver | None) -> FloatingPointError:
     """What to raise when numbers blew up."""
-    kept = f"the last checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written"
+    last = saver and (saver.finish() or saver.last)
+    kept = f"the last checkpoint is {last}" if last else "no checkpoint was written"
     return FloatingPointError(f"step {step}: {what}; lower optimizer.lr or raise schedule.warmup_steps; {kept}")
 
 
@@ -155,7 +180,7 @@ def _validate(
     datasets: Datasets,
     metrics: Metrics,
     step: int,
-    checkpoint: str | None = None,
+    saver: Saver | None = None,
 ) -> float | None:
     """Mean loss over the validation batches, with 2:4 as a trained model runs it: on, but for the dense first steps."""
     if datasets.valid is None:
@@ -166,7 +191,7 @@ def _validate(
     losses = [engine.evaluate(batches) for _ in range(config.train.eval_batches)]
     loss = sum(losses) / len(losses)
     if not math.isfinite(loss):
-        raise _diverged(step, f"validation loss {loss}", checkpoint)
+        raise _diverged(step, f"validation loss {loss}", saver)
     perplexity = math.exp(min(loss, 80.0))
     tokens = len(losses) * _tokens_per_step(config)
     metrics.log("validation", {"step": step, "loss": loss, "ppl": perplexity, "tokens": tokens})
@@ -182,10 +207,3 @@ def _validates(config: Config, step: int) -> bool:
 def _saves(config: Config, step: int) -> bool:
     every = config.checkpoint.every_steps
     return step == config.train.steps or bool(every and step % every == 0)
-
-
-def _save(config: Config, engine: Engine, identity: dict, step: int):
-    consumed = step * config.train.global_batch_size
-    return local.save(
-        config, state.capture(engine), identity, step=step, consumed=consumed, tokens=step * _tokens_per_step(config)
-    )

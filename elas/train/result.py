@@ -15,3 +15,5 @@ class RunResult:
     """Mean loss on the validation batches at the end; None without validation."""
     checkpoint: str | None
     """Folder of the last checkpoint."""
+    stopped: str = ""
+    """Why it stopped before train.steps, empty at its end."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from elas.checkpoint.local import Checkpoint
+from elas.checkpoint.folder import Checkpoint
 from elas.config import Config
 from elas.errors import ConfigError
 from elas.train.metrics import read_jsonl

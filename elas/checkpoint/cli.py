@@ -1,0 +1,135 @@
+"""`elas checkpoint`: what checkpoints there are, whether they are whole, what is in one."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from elas.bench import show
+from elas.checkpoint.folder import Checkpoint, checkpoints_in, damaged_files, read_checkpoint
+from elas.cli import Parser, write_json
+from elas.errors import UserError
+
+
+def usage() -> str:
+    """The text of `elas checkpoint --help`."""
+    lines = ["usage: elas checkpoint COMMAND PATH", "", "commands:"]
+    lines += [f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items()]
+    lines += ["", "PATH is a run's folder or one checkpoint.", "", "example:", "  elas checkpoint verify runs/60m", ""]
+    return "\n".join([*lines, "`elas checkpoint COMMAND --help` says more."])
+
+
+def main(argv: list[str]) -> int:
+    """Run `elas checkpoint ARGV…`; returns the exit status, raises `UserError` for mistakes."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] not in COMMANDS:
+        near = get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see elas checkpoint --help"
+        raise UserError(f"elas checkpoint: unknown command {argv[0]!r}; {hint}")
+    return COMMANDS[argv[0]][0](argv[1:])
+
+
+def list_(argv: list[str]) -> int:
+    """`elas checkpoint list`: all checkpoints of a run, by manifests and sizes."""
+    options = _parser("list", "List the checkpoints of a run.").parse_args(argv)
+    rows = [_row(path, read_checkpoint(path)) for path in _folders(options.path)]
+    write_json(options.json, {"checkpoints": rows})
+    cells = [
+        [row["path"], _number(row["step"]), _number(row["tokens"]), _size(row["bytes"]), row["layout"], row["why"]]
+        for row in rows
+    ]
+    print(show.table(["checkpoint", "step", "tokens", "size", "written on", ""], cells, left=1))
+    return 0
+
+
+def verify(argv: list[str]) -> int:
+    """`elas checkpoint verify`: read every byte, compare with the checksums; 1 if something is wrong."""
+    options = _parser("verify", "Check every byte of checkpoints against their checksums.").parse_args(argv)
+    bad, files = [], 0
+    for path in _folders(options.path):
+        found = read_checkpoint(path)
+        problems = [found] if isinstance(found, str) else damaged_files(found)
+        files += 0 if isinstance(found, str) else len(found.manifest["files"])
+        bad += [{"checkpoint": str(path), "why": problem} for problem in problems]
+        print(f"{'BAD' if problems else 'ok '}  {path}", *(f"     {problem}" for problem in problems), sep="\n")
+    write_json(options.json, {"ok": not bad, "files": files, "bad": bad})
+    return 1 if bad else 0
+
+
+def info(argv: list[str]) -> int:
+    """`elas checkpoint info`: what a checkpoint holds (of a run: its newest whole one)."""
+    options = _parser("info", "Show what a checkpoint holds.").parse_args(argv)
+    found = next((f for f in map(read_checkpoint, _folders(options.path)) if isinstance(f, Checkpoint)), None)
+    if found is None:
+        raise UserError(f"{options.path}: no whole checkpoint there; elas checkpoint list says what is wrong")
+    manifest = found.manifest
+    tensors = _tensors(found)
+    facts = {"path": str(found.path), "step": found.step, "tokens": manifest["tokens"],
+             "consumed_samples": manifest["consumed_samples"], "optimizer_step": manifest["optimizer_step"],
+             "layout": manifest["layout"], "versions": manifest["versions"], "files": manifest["files"],
+             "parameters": sum(row["numel"] for row in tensors), "tensors": tensors,
+             "config": manifest["config"]}  # fmt: skip
+    write_json(options.json, facts)
+    told = {**facts, "files": f"{len(manifest['files'])}, {_size(sum(f['bytes'] for f in manifest['files'].values()))}"}
+    told |= {key: ", ".join(f"{k} {v}" for k, v in facts[key].items()) for key in ("layout", "versions")}
+    told |= {"tensors": f"{len(tensors)} weights, with their two moments"}
+    for key in ("path", "step", "tokens", "consumed_samples", "parameters", "layout", "versions", "files", "tensors"):
+        value = told[key]
+        print(f"{key.replace('_', ' '):<18}{value if isinstance(value, str) else f'{value:,}'}")
+    return 0
+
+
+COMMANDS = {
+    "list": (list_, "all checkpoints of a run, and which count"),
+    "verify": (verify, "read every byte and compare with the checksums"),
+    "info": (info, "step, layout, versions, parameters of one"),
+}
+
+
+def _parser(name: str, what: str) -> Parser:
+    parser = Parser(f"elas checkpoint {name}", what, f"elas checkpoint {name} runs/60m")
+    parser.add_argument("path", type=Path, metavar="PATH", help="a run's folder, or one checkpoint")
+    return parser
+
+
+def _folders(path: Path) -> list[Path]:
+    """The checkpoint at a path, or those of a run, the newest first."""
+    if path.name.startswith("step_") and path.is_dir():
+        return [path]
+    for folder in (path / "checkpoints", path):
+        if found := list(checkpoints_in(folder)):
+            return found
+    raise UserError(f"{path}: no checkpoint there; give a run's folder, or a folder step_…")
+
+
+def _row(path: Path, found: Checkpoint | str) -> dict:
+    if isinstance(found, str):
+        return {"path": str(path), "step": None, "tokens": None, "bytes": None, "layout": "", "why": found}
+    manifest, layout = found.manifest, found.manifest["layout"]
+    told = f"TP {layout['tensor']} × PP {layout['pipeline']} × DP {layout['data']}, ZeRO {layout['zero']}"
+    size = sum(facts["bytes"] for facts in manifest["files"].values())
+    return {"path": str(path), "step": found.step, "tokens": manifest["tokens"], "bytes": size, "layout": told,
+            "why": ""}  # fmt: skip
+
+
+def _tensors(found: Checkpoint) -> list[dict]:
+    """Name, shape and size of every weight."""
+    import pickle
+
+    from elas.checkpoint.storage import read_index
+
+    try:
+        index = read_index(found.path)
+    except (OSError, pickle.UnpicklingError, EOFError, AttributeError) as error:
+        raise UserError(f"{found.path}: its index cannot be read ({error}); see elas checkpoint verify") from error
+    weights = {name.removeprefix("weight."): entry.size for name, entry in index.state_dict_metadata.items()
+               if name.startswith("weight.")}  # fmt: skip
+    return [{"name": name, "shape": list(size), "numel": size.numel()} for name, size in sorted(weights.items())]
+
+
+def _number(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def _size(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,209 @@
+"""Saving, in the foreground or beside training; every rank writes its part, and a checkpoint counts for all or none."""
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from elas.checkpoint import state, storage
+from elas.checkpoint.folder import file_facts, prune, put_in_place
+from elas.checkpoint.resume import checkpoints_dir, identity, versions
+from elas.checkpoint.tensors import PartOfTensor
+from elas.config import Config
+from elas.errors import Failure
+from elas.train.engine import Engine
+
+
+class Saver:
+    """Writes the checkpoints of a run; every rank has one, and calls its methods at the same steps.
+
+    With `checkpoint.async_save`, `save` copies this rank's part and returns while a thread writes it; `finish` puts the
+    checkpoint in place once all ranks are `ready`. Only one is under way at a time.
+
+    Args:
+        config: the run's.
+        engine: what is saved.
+
+    Attributes:
+        blocked_s: seconds that the last `save` kept training waiting.
+        last: folder of the last checkpoint that is in place.
+    """
+
+    def __init__(self, config: Config, engine: Engine):
+        self.config, self.engine = config, engine
+        self.identity = identity(config)
+        self.blocked_s = 0.0
+        self.last: Path | None = None
+        self._plan: storage.Plan | None = None
+        self._copies: storage.Tensors | None = None
+        self._writing: _Writing | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether this rank has written its part of a checkpoint that is not in place yet."""
+        return self._writing is not None and self._writing.done
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a checkpoint is being written; the same on every rank."""
+        return self._writing is not None
+
+    def save(self, step: int, tokens: int, facts: dict | None = None) -> None:
+        """Save the state after `step`; waits for the checkpoint before it, if that is still being written.
+
+        Args:
+            step: optimizer steps taken.
+            tokens: tokens trained on.
+            facts: more for the manifest, such as `consumed_samples`.
+
+        Raises:
+            Failure: it could not be written, the same on every rank; what was there before stays.
+        """
+        start = time.perf_counter()
+        self.finish()
+        target = checkpoints_dir(self.config) / f"step_{step:08d}"
+        partial = target.with_name(target.name + ".partial")
+        manifest = self._manifest(step, tokens, facts or {})
+        self._begin(partial)
+        tensors = state.capture(self.engine) | {state.random_name(): state.capture_random()}
+        if self._plan is None:
+            self._plan = storage.make_plan(tensors)
+        if self.config.checkpoint.async_save:
+            tensors = self._copy(tensors)
+        self._writing = _Writing(partial, target, manifest, self._plan, tensors)
+        if self.config.checkpoint.async_save:
+            self._writing.start()
+        else:
+            self._writing.run()
+            self.finish()
+        self.blocked_s = time.perf_counter() - start
+
+    def finish(self) -> Path | None:
+        """Wait for what is being written, and put it in place; every rank calls it.
+
+        Returns:
+            Its folder; None when nothing was under way.
+
+        Raises:
+            Failure: a rank could not write; the same on every rank.
+        """
+        if self._writing is None:
+            return None
+        writing, self._writing = self._writing, None
+        results = writing.wait()
+        everybody: list = [None] * dist.get_world_size()
+        dist.all_gather_object(everybody, (results, writing.problem))
+        problems = [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(everybody) if problem]
+        problem = [None]
+        if dist.get_rank() == 0:
+            problem = ["; ".join(problems) or self._put_in_place(writing, [results for results, _ in everybody])]
+        dist.broadcast_object_list(problem, src=0)
+        if problem[0]:
+            kept = f"the last whole one is {self.last}" if self.last else "there is none before it"
+            raise Failure(f"checkpoint {writing.target.name} could not be written ({problem[0]}); {kept}")
+        self.last = writing.target
+        return writing.target
+
+    def _put_in_place(self, writing: "_Writing", results: list) -> str | None:
+        """Index, manifest, name; a text says what went wrong."""
+        files = {name: facts for of_rank, _ in results for name, facts in of_rank.items()}
+        try:
+            storage.write_index(writing.partial, self._plan, [written for _, written in results])
+            files[storage.INDEX] = file_facts(writing.partial / storage.INDEX)
+            for name, facts in files.items():
+                if not (writing.partial / name).is_file():
+                    return f"rank 0 does not see {name}: train.run_dir must lie on a file system that all hosts share"
+                if (writing.partial / name).stat().st_size != facts["bytes"]:
+                    return f"{name} is cut short"
+            put_in_place(writing.partial, writing.target, writing.manifest | {"files": files})
+            prune(writing.target.parent, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
+        except OSError as error:
+            return f"rank 0: {error.strerror or error}"
+        return None
+
+    def _begin(self, partial: Path) -> None:
+        """Make the folder, on rank 0; an error there is one everywhere."""
+        problem = [None]
+        if dist.get_rank() == 0:
+            try:
+                for stale in partial.parent.glob("*.partial"):
+                    shutil.rmtree(stale)
+                partial.mkdir(parents=True)
+            except OSError as error:
+                problem = [f"{partial} cannot be made ({error.strerror})"]
+        dist.broadcast_object_list(problem, src=0)
+        if problem[0]:
+            raise Failure(problem[0])
+
+    def _manifest(self, step: int, tokens: int, facts: dict) -> dict:
+        return {
+            "step": step,
+            "tokens": tokens,
+            "optimizer_step": state.step_count(self.engine),
+            **facts,
+            "identity": self.identity,
+            "layout": state.layout_facts(self.engine),
+            "versions": versions(),
+            "config": self.config.to_dict(),
+        }
+
+    def _copy(self, tensors: storage.Tensors) -> storage.Tensors:
+        """Copies in host memory, which stay allocated from one save to the next."""
+        if self._copies is None:
+            self._copies = {
+                name: tensor.copied() if isinstance(tensor, PartOfTensor) else tensor.clone()
+                for name, tensor in tensors.items()
+            }
+            return self._copies
+        for name, tensor in tensors.items():
+            copy = self._copies[name]
+            if isinstance(tensor, PartOfTensor):
+                for offsets, part in tensor.parts.items():
+                    copy.parts[offsets].copy_(part, non_blocking=True)
+            else:
+                copy.copy_(tensor)
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
+        return self._copies
+
+
+class _Writing:
+    """One rank's part of one checkpoint, on its way to the disk."""
+
+    def __init__(self, partial: Path, target: Path, manifest: dict, plan: storage.Plan, tensors: storage.Tensors):
+        self.partial, self.target, self.manifest = partial, target, manifest
+        self.problem: str | None = None
+        self._plan, self._tensors = plan, tensors
+        self._results: tuple[dict, list] = ({}, [])
+        self._thread = threading.Thread(target=self.run, name="checkpoint", daemon=True)
+        self._started = False
+
+    def start(self) -> None:
+        """Write in a thread of its own."""
+        self._started = True
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def run(self) -> None:
+        """Write, and note every file's size and checksum."""
+        try:
+            written = storage.write(self.partial, self._plan, self._tensors)
+            names = sorted({result.storage_data.relative_path for result in written})
+            self._results = {name: file_facts(self.partial / name) for name in names}, written
+        except OSError as error:
+            self.problem = error.strerror or str(error)
+        except Exception as error:  # of a thread: to be raised where everybody hears of it
+            self.problem = f"{type(error).__name__}: {error}"
+        self._tensors = None
+
+    def wait(self) -> tuple[dict, list]:
+        """Files and DCP's results, once it is written."""
+        if self._started:
+            self._thread.join()
+        return self._results
