@@ -1,0 +1,62 @@
+"""What the resharding tests run on each rank: train and save on one layout, load on another and go on."""
+
+from pathlib import Path
+
+import torch
+from parity_run import SMALL, _step
+
+STEPS = 5  # before the checkpoint: past the first steps without 2:4, and LORO's exact step at 4
+
+
+def _engine(overrides: dict, run_dir: str):
+    from elas import parallel
+    from elas.config import load_config
+    from elas.model.activation import set_sparse
+    from elas.train.engine import Engine
+    from elas.train.exact import LoroCycle
+
+    config = load_config(None, {**SMALL, **overrides, "train.run_dir": run_dir})
+    layout = parallel.initialize(config.parallel, seed=config.train.seed)
+    engine = Engine(config, layout)
+    cycle = LoroCycle(engine, config.optimizer) if config.optimizer.kind == "loro" else None
+    return config, engine, lambda step: _step(engine, step, set_sparse, cycle)
+
+
+def save(overrides: dict, run_dir: str) -> float:
+    """Train `STEPS` steps, save, and take one more; its loss."""
+    from elas.checkpoint.saver import Saver
+
+    config, engine, step = _engine(overrides, run_dir)
+    for number in range(STEPS):
+        step(number)
+    saver = Saver(config, engine)
+    saver.save(STEPS, tokens=0, facts={"consumed_samples": 0})
+    if not config.checkpoint.async_save:
+        return step(STEPS)[0]
+    loss = step(STEPS)[0]  # changes everything in place while it is being written
+    saver.finish()
+    return loss
+
+
+def load(overrides: dict, source: str, run_dir: str) -> float:
+    """Load what `save` left in `source`, save it again from this layout, and take the next step; its loss."""
+    from elas.checkpoint.resume import find_checkpoint, first_whole, restore
+    from elas.checkpoint.saver import Saver
+
+    config, engine, step = _engine({**overrides, "train.seed": 77}, run_dir)  # other weights before it is loaded
+    config.train.seed = SMALL["train.seed"]
+    config.checkpoint.resume = str(Path(source) / "checkpoints" / f"step_{STEPS:08d}")
+    restore(engine, first_whole(find_checkpoint(config), config))
+    Saver(config, engine).save(STEPS, tokens=0, facts={"consumed_samples": 0})
+    return step(STEPS)[0]
+
+
+def tensors(run_dir: str) -> dict[str, torch.Tensor]:
+    """All tensors of the checkpoint in a run's folder, whole, but for the random streams."""
+    from elas.checkpoint import storage
+
+    folder = Path(run_dir) / "checkpoints" / f"step_{STEPS:08d}"
+    index = storage.read_index(folder).state_dict_metadata
+    whole = {name: torch.zeros(entry.size) for name, entry in index.items() if not name.startswith("random.")}
+    storage.read(folder, whole)
+    return whole

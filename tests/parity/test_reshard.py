@@ -1,0 +1,105 @@
+"""A checkpoint is the model, not the layout: written by any, read by any other, to the last bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import reshard_run
+import torch
+from ranks import run_ranks
+
+pytestmark = pytest.mark.timeout(300)
+
+LAYOUTS = {
+    "one": (1, {"parallel.zero": 0}),
+    "dp2-zero1": (2, {"parallel.zero": 1}),
+    "dp2-zero2": (2, {"parallel.zero": 2}),
+    "dp2-zero3": (2, {"parallel.zero": 3}),
+    "dp4-zero3": (4, {"parallel.zero": 3}),
+    "dp4-zero0": (4, {"parallel.zero": 0}),
+    "tp2-zero1": (2, {"parallel.tensor": 2, "parallel.zero": 1}),
+    "tp2-sp-zero1": (4, {"parallel.tensor": 2, "parallel.sequence": True, "parallel.zero": 1}),
+    "tp2-zero3": (4, {"parallel.tensor": 2, "parallel.zero": 3}),
+    "tp4": (4, {"parallel.tensor": 4, "parallel.zero": 0}),
+    "pp2-zero1": (4, {"parallel.pipeline": 2, "parallel.zero": 1}),
+    "pp2-interleaved": (2, {"parallel.pipeline": 2, "parallel.virtual_pipeline": 2, "parallel.zero": 0}),
+    "tp2-pp2-zero1": (4, {"parallel.tensor": 2, "parallel.pipeline": 2, "parallel.zero": 1}),
+}
+PAIRS = [
+    ("tp2-pp2-zero1", "dp4-zero3"),
+    ("dp2-zero3", "tp2-sp-zero1"),
+    ("pp2-interleaved", "tp4"),
+    ("one", "dp2-zero1"),
+    ("one", "dp4-zero3"),
+    ("one", "tp4"),
+    ("one", "tp2-pp2-zero1"),
+    ("one", "pp2-interleaved"),
+    ("one", "dp2-zero2"),
+    ("tp2-zero3", "pp2-zero1"),
+    ("dp4-zero0", "tp2-zero1"),
+    ("dp2-zero2", "tp2-zero3"),
+]
+MODELS = {
+    "loro": {"optimizer.kind": "loro", "optimizer.exact_every": 4},
+    "full-swiglu": {"low_rank.kind": "none", "model.activation": "swiglu", "sparsity.kind": "none"},
+    "tied-grouped": {"model.tie_embeddings": True, "model.num_query_groups": 2},
+    "bf16": {"train.dtype": "bfloat16"},
+}
+WITH_MODELS = [
+    ("loro", "tp2-pp2-zero1", "dp2-zero3"),
+    ("loro", "dp2-zero3", "one"),
+    ("full-swiglu", "tp2-zero1", "dp4-zero3"),
+    ("full-swiglu", "dp2-zero3", "tp4"),
+    ("tied-grouped", "pp2-zero1", "tp2-zero1"),
+    ("tied-grouped", "dp2-zero2", "tp2-pp2-zero1"),
+    ("bf16", "dp2-zero2", "tp2-pp2-zero1"),
+    ("bf16", "one", "dp2-zero3"),
+    ("bf16", "tp2-zero3", "dp2-zero1"),
+]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Trains and saves on a layout, once; gives the run's folder and the loss of the step after."""
+    done: dict = {}
+
+    def save(layout: str, model: dict) -> tuple[str, float]:
+        key = layout, json.dumps(model)
+        if key not in done:
+            folder = str(tmp_path_factory.mktemp(layout))
+            world, overrides = LAYOUTS[layout]
+            done[key] = folder, run_ranks(world, reshard_run.save, {**overrides, **model}, folder)[0]
+        return done[key]
+
+    return save
+
+
+def check(saved, source: str, target: str, model: dict, folder: Path, tolerance: float) -> None:
+    run_dir, want = saved(source, model)
+    world, overrides = LAYOUTS[target]
+    losses = run_ranks(world, reshard_run.load, {**overrides, **model}, run_dir, str(folder))
+    assert losses[0] == pytest.approx(want, rel=tolerance)
+    before, after = reshard_run.tensors(run_dir), reshard_run.tensors(str(folder))
+    assert set(before) == set(after) and len(before) % 3 == 0
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+    assert any(tensor.any() for name, tensor in before.items() if name.startswith("exp_avg_sq."))
+
+
+@pytest.mark.parametrize("source, target", [*PAIRS, *(pair[::-1] for pair in PAIRS)])
+def test_any_layout_reads_what_any_wrote(saved, tmp_path, source, target):
+    check(saved, source, target, {}, tmp_path, 1e-6)
+
+
+@pytest.mark.parametrize("model, source, target", WITH_MODELS)
+def test_other_models(saved, tmp_path, model, source, target):
+    check(saved, source, target, MODELS[model], tmp_path, 2e-4 if model == "bf16" else 1e-6)
+
+
+def test_a_save_beside_training_holds_the_state_it_was_called_in(saved, tmp_path):
+    run_dir, want = saved("tp2-zero3", {})
+    world, overrides = LAYOUTS["tp2-zero3"]
+    loss = run_ranks(world, reshard_run.save, {**overrides, "checkpoint.async_save": True}, str(tmp_path))[0]
+    assert loss == want
+    for name, tensor in reshard_run.tensors(run_dir).items():
+        assert torch.equal(tensor, reshard_run.tensors(str(tmp_path))[name]), name
