@@ -6,7 +6,7 @@ from pathlib import Path
 
 from elas.cli import Parser, write_json
 from elas.data_prep.sources import Corpus
-from elas.errors import UserError
+from elas.errors import ConfigError, UserError
 
 
 def usage() -> str:
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
 
 def tokenizer(argv: list[str]) -> int:
     """`elas prep tokenizer`: train SentencePiece on a sample of the input."""
+    from elas.data_prep.tokenizer import MODEL_NAME
     from elas.data_prep.tokenizer_training import DEFAULT_SAMPLE_BYTES, train_tokenizer
 
     parser = Parser("elas prep tokenizer", "Train a SentencePiece tokenizer.", EXAMPLES["tokenizer"])
@@ -42,7 +43,11 @@ def tokenizer(argv: list[str]) -> int:
     parser.add_argument(
         "--valid-fraction", type=float, default=0.0, metavar="F", help="leave out what tokenize holds out"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer that is there")
     args = parser.parse_args(argv)
+    if (args.output / MODEL_NAME).exists() and not args.overwrite:
+        why = "holds a tokenizer, which token files may have been made with"
+        raise ConfigError("--output", str(args.output), why, "give another folder, or --overwrite")
     facts = train_tokenizer(
         _corpus(args),
         args.output,

@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,6 +50,8 @@ def check_executor(kind: str, partition: str | None = None) -> None:
         _check_slurm(partition)
     if kind == "ray" and importlib.util.find_spec("ray") is None:
         raise UserError("--executor ray: Ray is not installed; pip install 'elas[ray]', or use local")
+    if kind == "ray":
+        _check_ray_address(os.environ.get("RAY_ADDRESS"))
 
 
 def _check_slurm(partition: str | None) -> None:
@@ -66,6 +69,19 @@ def _check_slurm(partition: str | None) -> None:
     names = sorted(set(listed.stdout.split()))
     if partition not in names:
         raise UserError(f"--slurm-partition {partition}: there is none; there are {', '.join(names)}")
+
+
+def _check_ray_address(address: str | None) -> None:
+    """Raise `UserError` unless something listens where `RAY_ADDRESS` says; Ray itself tries for minutes."""
+    if address in (None, "auto", "local"):
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and colon and port.isdecimal()):
+        raise UserError(f"RAY_ADDRESS={address}: no address; give HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"RAY_ADDRESS={address}: nothing answers there ({error}); start Ray, or unset it") from None
 
 
 class LocalExecutor(LocalPipelineExecutor):

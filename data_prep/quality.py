@@ -31,7 +31,10 @@ def parse_filter(text: str) -> list:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"--filter {text}: {pair!r} is no argument; write NAME:key=value,key=value")
-        arguments[key.strip()] = yaml.safe_load(value)
+        try:
+            arguments[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--filter {text}: {value!r} is no value; put text in quotes, {key}='\"…\"'") from None
     takes = [key for key in inspect.signature(known[name]).parameters if key != "exclusion_writer"]
     for key in arguments:
         if key not in takes:

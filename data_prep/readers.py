@@ -171,7 +171,7 @@ def _read_csv(path: str, field: str, piece: tuple[int, int], skip: Skip) -> Iter
             if not row:
                 continue
             if len(row) != len(header):
-                skip(f"{len(row)} columns instead of {len(header)}", rows.line_num)
+                skip(f"wrong number of columns ({len(row)} instead of {len(header)})", rows.line_num)
             elif not _encodable(row[column]):
                 skip("not UTF-8", rows.line_num)
             else:

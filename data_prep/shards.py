@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from elas.data_prep.sources import kind_of
+
 SIDES = ("train", "valid")
 DOCUMENT = np.dtype([("tokens", "<u4"), ("bytes", "<u4"), ("file", "<u4"), ("digest", "<u8", 2)])
 """Of a document: its tokens, UTF-8 bytes, index of its file, and a digest of its text (0 unless duplicates matter)."""
@@ -53,7 +55,7 @@ class PartWriter:
 
     def skip(self, file: int, begin: int, number: int | None, reason: str) -> None:
         """Note an input that is no document."""
-        self.reasons[reason] += 1
+        self.reasons[kind_of(reason)] += 1
         row = {"file": file, "begin": begin, "line": number, "reason": reason}
         self._files["skipped.jsonl"].write(json.dumps(row).encode() + b"\n")
 

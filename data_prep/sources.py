@@ -69,11 +69,24 @@ class SourceFile:
     size: int = 0
     mtime_ns: int = 0
 
+    def check_unchanged(self) -> None:
+        """Raise `UserError` if the file is not the one that was looked at when the work was planned."""
+        if not self.mtime_ns:
+            return
+        try:
+            now = os.stat(self.path)
+            same = (now.st_size, now.st_mtime_ns) == (self.size, self.mtime_ns)
+        except OSError:
+            same = False
+        if not same:
+            fix = "put it back as it was (size and time of change), or start afresh with --overwrite"
+            raise UserError(f"--input {self.path}: changed while it was being read; {fix}")
+
 
 class SkipLog:
-    """Counts what was left out, by reason, and names the first few on stderr."""
+    """Counts what was left out, by reason, and names the first few of each on stderr."""
 
-    NAMED = 5
+    NAMED = 3
 
     def __init__(self):
         self.reasons: Counter[str] = Counter()
@@ -85,11 +98,17 @@ class SkipLog:
 
     def add(self, reason: str, name: str) -> None:
         """Count one input left out for `reason`."""
-        self.reasons[reason] += 1
-        if self.total <= self.NAMED:
+        kind = kind_of(reason)
+        self.reasons[kind] += 1
+        if self.reasons[kind] <= self.NAMED:
             print(f"warning: skipped {name}: {reason}", file=sys.stderr)
-        elif self.total == self.NAMED + 1:
-            print("warning: more inputs skipped; from here on they are only counted", file=sys.stderr)
+        elif self.reasons[kind] == self.NAMED + 1:
+            print(f"warning: more inputs skipped for the same reason, only counted now: {kind}", file=sys.stderr)
+
+
+def kind_of(reason: str) -> str:
+    """A reason without its particulars, to count by."""
+    return reason.split(" (")[0]
 
 
 class Corpus:
@@ -194,7 +213,8 @@ class Corpus:
         name = path.name
         for suffix in COMPRESSED:
             name = name.removesuffix(suffix)
-        return next((kind for suffix, kind in self.kinds.items() if name.endswith(suffix)), None)
+        kind = next((kind for suffix, kind in self.kinds.items() if name.endswith(suffix)), None)
+        return None if kind == "parquet" and name != path.name else kind
 
     def _file(self, name: str, path: Path, given: str) -> SourceFile:
         size = mtime = 0
@@ -215,9 +235,13 @@ class Corpus:
                 raise UserError(f"--input {given}: no file ends in any of {kinds}; name others with --suffix")
             return found
         if path.is_file():
+            if ".parquet" in path.suffixes[:-1]:
+                raise UserError(f"--input {given}: Parquet cannot be read through {path.suffix}; decompress it first")
             if self._kind(path) is None:
                 raise UserError(f"--input {given}: unknown kind of file; to read it as text add --suffix {path.suffix}")
             return [(path.name, path)]
+        if path.exists():
+            raise UserError(f"--input {given}: is no regular file, and may be read only once; copy it to one")
         if glob.has_magic(given):
             return self._expand_glob(given)
         raise UserError(f"--input {given}: no such file or folder; give a path, a glob, `stdlib` or hf://DATASET")
@@ -240,14 +264,18 @@ class Corpus:
         def stop(error: OSError):
             raise UserError(f"--input {error.filename}: {error.strerror}; make it readable or give other inputs")
 
-        found = []
-        for folder, subfolders, names in os.walk(root, onerror=stop):
+        found, seen = [], {os.path.realpath(root)}
+        for folder, subfolders, names in os.walk(root, onerror=stop, followlinks=not left_out):
             passed = {s for s in subfolders if s.startswith(".") or s == "__pycache__" or s in left_out}
             ignored.update(f"{s}/" for s in passed)
-            subfolders[:] = [s for s in subfolders if s not in passed]
+            real = {s: os.path.realpath(Path(folder, s)) for s in sorted(subfolders) if s not in passed}
+            subfolders[:] = [s for s, target in real.items() if target not in seen]  # a link may lead back here
+            seen.update(real.values())
             for name in names:
                 path = Path(folder, name)
-                if self._kind(path) and name.endswith(only):
+                if path.exists() and not path.is_file():
+                    ignored["no regular file"] += 1
+                elif self._kind(path) and name.endswith(only):
                     found.append((path.relative_to(root).as_posix(), path))
                 else:
                     ignored[path.suffix or name] += 1

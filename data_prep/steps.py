@@ -54,8 +54,11 @@ class ReadTask(PipelineStep):
                 if self.part is not None:
                     self.part.skip(*where, number, reason)
 
+            file.check_unchanged()
             for number, text in read_piece(file.path, file.kind, plan.settings.field, (begin, end), skip):
-                yield Document(text, place(file, number), metadata={"file": index})
+                line = None if file.kind == "text" else number
+                yield Document(text, place(file, number), metadata={"file": index, "begin": begin, "line": line})
+            file.check_unchanged()
 
 
 class WriteTask(PipelineStep):
@@ -92,7 +95,7 @@ class WriteTask(PipelineStep):
         for document in data:
             size = len(document.text)
             if not size or document.text.isspace():
-                part.skip(document.metadata["file"], 0, None, "empty")
+                part.skip(*(document.metadata[key] for key in ("file", "begin", "line")), "empty")
             elif settings.min_chars is not None and size < settings.min_chars:
                 part.reasons["too few characters"] += 1
             elif settings.max_chars is not None and size > settings.max_chars:

@@ -158,7 +158,10 @@ def finish(plan: Plan) -> dict:
 
 def merge_work(output_prefix: str | Path) -> dict:
     """`finish` what lies in `output_prefix.work`: the last job of a tokenisation under SLURM."""
-    plan = load_plan(work_folder(Path(output_prefix).absolute()))
+    work = work_folder(Path(output_prefix).absolute())
+    if not work.exists() and read_manifest(str(output_prefix)):
+        raise UserError(f"{output_prefix}: is complete; nothing to do")
+    plan = load_plan(work)
     with _telling_of_full_disks(plan):
         return finish(plan)
 
@@ -225,6 +228,13 @@ def _finished(plan: Plan) -> dict | None:
     if not all(manifest.get("plan") == plan.identity for manifest in manifests):
         why = "holds another corpus, or one from other inputs or settings"
         raise ConfigError("--output", there[0], why, "give --overwrite to replace it, or another prefix")
+    for manifest, prefix in zip(manifests, plan.outputs):
+        for name, said in manifest.get("files", {}).items():
+            file = Path(prefix).parent / name
+            if not file.is_file() or file.stat().st_size != said["bytes"]:
+                why = f"{name} is missing or cut short"
+                raise ConfigError("--output", prefix, why, "give --overwrite to make it again, or another prefix")
+    shutil.rmtree(plan.work, ignore_errors=True)  # ended in the middle of removing it
     facts = {key: manifests[0][key] for key in ("skipped", "skip_reasons", "dtype", "vocab_size", "tokenizer_sha256")}
     for manifest, prefix in zip(manifests, ("", "valid_")):
         facts |= {prefix + key: manifest[key] for key in ("documents", "tokens", "bytes_in")}

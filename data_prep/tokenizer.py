@@ -148,7 +148,10 @@ class HFTokenizer:
             return [
                 self._hf.encode(t, add_special_tokens=False, split_special_tokens=True, verbose=False) for t in texts
             ]
-        return [encoded.ids for encoded in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
+        try:
+            return [encoded.ids for encoded in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
+        except Exception as error:  # the library raises no class of its own
+            raise UserError(f"tokenizer {self.path}: cannot encode every text: {error}") from error
 
     def id_of(self, token: str) -> int | None:
         """Id of a token; None where there is none."""

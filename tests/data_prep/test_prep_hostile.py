@@ -42,12 +42,12 @@ def test_every_bad_line_is_listed_with_file_line_and_reason(tokenizer_folder, tm
     (folder / "latin.txt").write_bytes(b"caf\xe9")
     facts, skipped = tokenize(tokenizer_folder, folder, tmp_path / "all", "--workers", "2")
     found = {(row["file"], row["line"]): row["reason"] for row in skipped}
-    bad = {line: reason for (file, line), reason in found.items() if file == "bad.jsonl" and line}
+    bad = {line: reason for (file, line), reason in found.items() if file == "bad.jsonl" and line != 5}
     assert bad == {
         2: "malformed JSON", 3: "no field 'text'", 4: "field 'text' is no text", 6: "not UTF-8",
         7: "half a surrogate pair", 8: "not a record",
     }  # fmt: skip
-    assert found["bad.jsonl", None] == "empty"
+    assert found["bad.jsonl", 5] == "empty"
     assert found["empty.jsonl", None] == "holds no document"
     assert found["latin.txt", None] == "not UTF-8"
     assert "unreadable (No such file" in found["gone.jsonl", None]
@@ -170,3 +170,73 @@ def test_help_of_every_command(capsys):
             [sys.executable, "-m", "elas.cli", "prep", name, "--help"], capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0 and f"elas prep {name} data/train" in done.stdout.split("example:")[1]
+
+
+@pytest.mark.parametrize("change", ["emptied", "removed", "rewritten"])
+def test_an_input_that_changes_while_it_is_read_ends_the_run_by_name(tokenizer_folder, tmp_path, monkeypatch, change):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(50)))
+    corpus, last = Corpus([folder]), folder / "b.jsonl"
+    if change == "removed":
+        last.unlink()
+    else:
+        last.write_text("" if change == "emptied" else last.read_text().replace("b", "c"))
+        os.utime(last, ns=(1, 1))
+    with pytest.raises(UserError, match=r"b\.jsonl: changed while it was being read"):
+        tokenize_corpus(corpus, tokenizer_folder, tmp_path / "out" / "all", Options(workers=1, task_bytes=500))
+    assert not (tmp_path / "out" / "all.bin").exists()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:10])])
+def test_finished_work_whose_files_are_gone_is_not_called_complete(tokenizer_folder, tmp_path, write_jsonl, damage):
+    corpus = Corpus([write_jsonl([{"text": "some text"}] * 9)])
+    tokenize_corpus(corpus, tokenizer_folder, tmp_path / "all")
+    assert tokenize_corpus(corpus, tokenizer_folder, tmp_path / "all")["already_done"]
+    damage(tmp_path / "all.bin")
+    with pytest.raises(UserError, match=r"all\.bin is missing or cut short; give --overwrite"):
+        tokenize_corpus(corpus, tokenizer_folder, tmp_path / "all")
+    tokenize_corpus(corpus, tokenizer_folder, tmp_path / "all", Options(overwrite=True))
+
+
+def test_links_are_followed_once_and_pipes_are_passed_over(tmp_path, write_jsonl):
+    (tmp_path / "other").mkdir()
+    write_jsonl([{"text": "one"}], "other/a.jsonl")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "more").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "back").symlink_to(folder)
+    os.mkfifo(folder / "pipe.jsonl")
+    corpus = Corpus([folder])
+    assert [file.name for file in corpus.files] == ["more/a.jsonl"] and corpus.ignored["no regular file"] == 1
+    with pytest.raises(UserError, match="is no regular file"):
+        Corpus([folder / "pipe.jsonl"])
+    (folder / "b.parquet.zst").write_bytes(b"")
+    assert len(Corpus([folder]).files) == 1
+    with pytest.raises(UserError, match="decompress it first"):
+        Corpus([folder / "b.parquet.zst"])
+
+
+def test_a_cut_file_is_named_among_many_empty_documents(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"other": 1}\n' * 50)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 9999)[:50])
+    assert list(Corpus([tmp_path])) is not None
+    told = capsys.readouterr().err
+    assert "b.jsonl.gz" in told and "only counted now" in told and len(told.splitlines()) < 12
+
+
+def test_a_tokenizer_is_not_replaced_by_chance(tokenizer_folder, tmp_path, sources, capsys):
+    argv = ["prep", "tokenizer", "--input", *sources, "--vocab-size", "400", "--output", str(tmp_path)]
+    assert exit_status(run, argv) == 0
+    assert exit_status(run, argv) == 2 and "--overwrite" in capsys.readouterr().err
+    assert exit_status(run, [*argv, "--overwrite"]) == 0
+
+
+def test_a_ray_that_is_not_there_is_told_at_once(tokenizer_folder, tmp_path, write_jsonl, monkeypatch):
+    pytest.importorskip("ray")
+    corpus = Corpus([write_jsonl([{"text": "x"}])])
+    for address, told in (("garbage", "no address"), ("127.0.0.1:9", "nothing answers there")):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(UserError, match=told):
+            tokenize_corpus(corpus, tokenizer_folder, tmp_path / "all", Options(executor="ray"))
