@@ -37,7 +37,7 @@ _RANGES = {
         "model.hidden_size model.num_layers model.num_attention_heads model.vocab_size model.seq_length low_rank.rank "
         "model.num_query_groups model.ffn_hidden_size model.max_position_embeddings model.rotary_base parallel.tensor "
         "parallel.pipeline parallel.virtual_pipeline train.steps train.micro_batch_size train.global_batch_size "
-        "log.every_steps schedule.decay_steps optimizer.exact_every",
+        "log.every_steps train.max_bad_steps schedule.decay_steps optimizer.exact_every",
     ),
     "0 or more": (
         lambda value: 0 <= value <= _WHOLE_LIMIT,

@@ -161,6 +161,8 @@ class TrainConfig:
     """Seed of the initialisation and the data order."""
     run_dir: str = "runs/elas"
     """Folder for metrics, curves and checkpoints."""
+    max_bad_steps: int = 10
+    """Steps whose loss or gradient is not finite are skipped; so many in a row end the run."""
     stop_after_minutes: float | None = None
     """Finish the step, save and end after so much time, as on SIGTERM; null for no limit."""
     eval_every: int = 500

@@ -1,8 +1,28 @@
 """AdamW with decoupled weight decay on matrices only."""
 
+from collections.abc import Callable
+
 import torch
 
 from elas.config import OptimizerConfig
+
+
+class Guarded:
+    """A mix-in for optimizers: `step` does nothing while `blocked()`.
+
+    Attributes:
+        blocked: asked before every step; gradients that are not finite must not reach weights or moments.
+    """
+
+    blocked: Callable[[], bool] = staticmethod(lambda: False)
+
+    def step(self, closure=None):
+        """One step, unless it is blocked."""
+        return None if self.blocked() else super().step(closure)
+
+
+class AdamW(Guarded, torch.optim.AdamW):
+    """torch's, guarded."""
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
@@ -29,5 +49,5 @@ def build_adamw(model: torch.nn.Module, config: OptimizerConfig, *, offload: boo
     if offload:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
-    return torch.optim.AdamW(groups, fused=True, **settings)
+        return type("CPUAdamW", (Guarded, DeepSpeedCPUAdam), {})(groups, adamw_mode=True, **settings)
+    return AdamW(groups, fused=True, **settings)

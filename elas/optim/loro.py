@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 
 from elas.config import Config
-from elas.optim.adamw import parameter_groups
+from elas.optim.adamw import Guarded, parameter_groups
 
 FACTOR = "factor_"
 
@@ -42,7 +42,7 @@ def loro_groups(model: torch.nn.Module, weight_decay: float, scale: float) -> li
     return [group for group in groups if group["params"]]
 
 
-class Loro(torch.optim.Optimizer):
+class Loro(Guarded, torch.optim.Optimizer):
     """The approximate steps, and the moments of all.
 
     Args:
@@ -62,6 +62,8 @@ class Loro(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         """One approximate step of every parameter that has a gradient."""
+        if self.blocked():
+            return None
         loss = None if closure is None else closure()
         for group in self.param_groups:
             stay = self.moments_only and group["factor"]

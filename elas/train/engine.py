@@ -15,6 +15,7 @@ The chunks stand in a `ModuleList` of their own: DeepSpeed hooks the forward of 
 import contextlib
 import io
 import logging
+import math
 from collections.abc import Iterator
 
 import torch
@@ -115,10 +116,12 @@ class Engine:
             # To allocate its state, DeepSpeed's unfused optimizer took a step with zero gradients. Left in, that step
             # counts in Adam's bias correction from then on: the drift of bf16 at ZeRO 0.
             self.deepspeed.optimizer.optimizer.state.clear()
+        self.base_optimizer.blocked = self._gradients_are_bad
         if config.optimizer.kind == "loro":
             refresh(self.base_optimizer.state.values())  # of the step that ZeRO takes to allocate its state
 
         self._accumulation = None
+        self._last: list[Batch] = []
         if self.uses_schedule and config.train.dtype == "bfloat16" and self.micro_batches > 1:
             self._accumulation = grads.Fp32Accumulation(self.chunks)
 
@@ -142,13 +145,28 @@ class Engine:
             batches: yields this data-parallel rank's micro-batches in order.
 
         Returns:
-            Mean loss over the global batch and the gradient norm before clipping; the same on every rank.
+            Mean loss over the global batch and the gradient norm before clipping; the same on every rank. Where the
+            norm is not finite, nothing was updated.
         """
-        micro = [next(batches) for _ in range(self.micro_batches)]
+        micro = self._last = [next(batches) for _ in range(self.micro_batches)]
         counted = self._counted(micro)
         losses = self._pass_schedule(micro, counted) if self.uses_schedule else self._pass_deepspeed(micro, counted)
         norm = self._update() if self.uses_schedule else float(self.deepspeed.get_global_grad_norm())
-        return self._mean_loss(losses), norm
+        return self._mean_loss(losses), norm if norm >= 0 else math.nan  # DeepSpeed's norm of such gradients is −1
+
+    def pass_again(self) -> None:
+        """Forward and backward on the batch of the last step, without an update; leaves gradients behind."""
+        counted = self._counted(self._last)
+        if self.uses_schedule:
+            self._pass_schedule(self._last, counted)
+            return
+        for tokens, labels in self._last:
+            self.deepspeed.backward(self.deepspeed(tokens, labels, counted))
+
+    def _gradients_are_bad(self) -> bool:
+        """Whether DeepSpeed's norm of the gradients of this step is no number; it knows before it updates anything."""
+        norm = getattr(self.deepspeed.optimizer, "_global_grad_norm", None)
+        return norm is not None and not 0 <= float(norm) < math.inf
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[Batch]) -> float:
@@ -221,6 +239,10 @@ class Engine:
         if self.stage == 0:
             grads.average_over_data_parallel(self.chunks)
             norm = grads.grad_norm(self.chunks)
+            if not torch.isfinite(norm):
+                for chunk in self.chunks:
+                    chunk.zero_grad(set_to_none=True)
+                return math.nan
             if self.config.train.dtype == "float32":  # in bf16 DeepSpeed clips the fp32 copies
                 grads.clip(self.chunks, norm, self.config.optimizer.clip_grad)
             self.deepspeed.step()

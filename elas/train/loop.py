@@ -17,6 +17,7 @@ from elas.model.provider import count_parameters
 from elas.optim.schedule import learning_rate
 from elas.parallel import Layout
 from elas.report import describe
+from elas.train.culprit import name_bad_layer
 from elas.train.engine import Engine
 from elas.train.exact import LoroCycle
 from elas.train.metrics import Metrics
@@ -56,7 +57,7 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
     if step == 0:
         _validate(config, layout, engine, datasets, metrics, step)
     loss, stopped = None, ""
-    saver = Saver(config, engine)
+    bad, saver = _BadSteps(), Saver(config, engine)
     saver.last = resume.path if resume else None
     valid_loss = None
     batches = micro_batches(datasets.train, config, layout, consumed=step * config.train.global_batch_size)
@@ -72,11 +73,14 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
         if cycle:
             cycle.begin(step)
         loss, norm = engine.step(batches)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise _diverged(step, f"loss {loss}, gradient norm {norm}", saver)
-        exact = cycle.end(step, lr) if cycle else None
-        if logged:
-            more = (exact.metrics() if exact else {}) | _drawn(config, datasets, step)
+        if bad.note(step, loss, norm):
+            metrics.say(f"step {step:>6} skipped: loss {loss}, gradient norm {norm} ({bad.in_a_row} in a row)")
+            if bad.in_a_row == config.train.max_bad_steps or math.isfinite(norm):  # else weights have moved
+                what = f"loss {loss}, gradient norm {norm}, {bad.in_a_row} bad steps in a row"
+                raise _diverged(step, f"{what}; it begins in {name_bad_layer(engine)}", saver)
+        exact = cycle.end(step, lr) if cycle and not bad.in_a_row else None
+        if logged and not bad.in_a_row:
+            more = (exact.metrics() if exact else {}) | _drawn(config, datasets, step) | bad.metrics()
             _log(config, engine, metrics, clock, step, loss=loss, grad_norm=norm, lr=lr, **more)
         if _validates(config, step):  # before saving: what cannot be evaluated is not worth keeping
             valid_loss = _validate(config, layout, engine, datasets, metrics, step, saver)
@@ -87,9 +91,8 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
         if stopped or _saves(config, step):
             if not engine.is_finite():
                 raise _diverged(step, "weights that are not finite after the update", saver)
-            saver.save(
-                step, step * _tokens_per_step(config), {"consumed_samples": step * config.train.global_batch_size}
-            )
+            facts = {"consumed_samples": step * config.train.global_batch_size, **bad.metrics()}
+            saver.save(step, step * _tokens_per_step(config), facts)
             clock.restart(step)
         if stopped and step < config.train.steps:
             break
@@ -118,6 +121,24 @@ def _diverged(step: int, what: str, saver: Saver | None) -> FloatingPointError:
     last = saver and (saver.finish() or saver.last)
     kept = f"the last checkpoint is {last}" if last else "no checkpoint was written"
     return FloatingPointError(f"step {step}: {what}; lower optimizer.lr or raise schedule.warmup_steps; {kept}")
+
+
+class _BadSteps:
+    """Steps that were skipped because their loss or gradient norm was no finite number."""
+
+    def __init__(self):
+        self.in_a_row = self.in_all = 0
+
+    def note(self, step: int, loss: float, norm: float) -> bool:
+        """Count a step, the same on every rank; whether it was bad."""
+        bad = not (math.isfinite(loss) and math.isfinite(norm))
+        self.in_a_row = self.in_a_row + 1 if bad else 0
+        self.in_all += bad
+        return bad
+
+    def metrics(self) -> dict[str, int]:
+        """For metrics.jsonl, once there is one."""
+        return {"skipped_steps": self.in_all} if self.in_all else {}
 
 
 class _Clock:
