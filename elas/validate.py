@@ -47,7 +47,7 @@ _RANGES = {
     ),
     "more than 0": (
         lambda value: value > 0,
-        "optimizer.eps model.norm_eps model.init_std sparsity.scale train.stop_after_minutes",
+        "optimizer.eps model.norm_eps model.init_std sparsity.scale train.stop_after_minutes train.timeout_seconds",
     ),
     "more than 0, and 1000 at most": (lambda value: 0 < value <= 1000, "optimizer.lr"),
     "0 or more, and below 1": (lambda value: 0 <= value < 1, "optimizer.beta1 optimizer.beta2"),

@@ -163,6 +163,8 @@ class TrainConfig:
     """Folder for metrics, curves and checkpoints."""
     max_bad_steps: int = 10
     """Steps whose loss or gradient is not finite are skipped; so many in a row end the run."""
+    timeout_seconds: float | None = 600.0
+    """The run ends, naming the rank, when one gives no sign of life or none makes progress for so long; null: never."""
     stop_after_minutes: float | None = None
     """Finish the step, save and end after so much time, as on SIGTERM; null for no limit."""
     eval_every: int = 500

@@ -16,7 +16,7 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -78,6 +78,7 @@ class Engine:
         stage: ZeRO stage.
         deepspeed: DeepSpeed's engine.
         base_optimizer: what DeepSpeed steps: AdamW or LORO.
+        mark: told what comes next, by name.
     """
 
     def __init__(self, config: Config, layout: Layout):
@@ -122,6 +123,7 @@ class Engine:
 
         self._accumulation = None
         self._last: list[Batch] = []
+        self.mark: Callable[[str], None] = lambda operation: None
         if self.uses_schedule and config.train.dtype == "bfloat16" and self.micro_batches > 1:
             self._accumulation = grads.Fp32Accumulation(self.chunks)
 
@@ -148,7 +150,9 @@ class Engine:
             Mean loss over the global batch and the gradient norm before clipping; the same on every rank. Where the
             norm is not finite, nothing was updated.
         """
+        self.mark("reading the batch")
         micro = self._last = [next(batches) for _ in range(self.micro_batches)]
+        self.mark("forward and backward")
         counted = self._counted(micro)
         losses = self._pass_schedule(micro, counted) if self.uses_schedule else self._pass_deepspeed(micro, counted)
         norm = self._update() if self.uses_schedule else float(self.deepspeed.get_global_grad_norm())
@@ -171,6 +175,7 @@ class Engine:
     @torch.no_grad()
     def evaluate(self, batches: Iterator[Batch]) -> float:
         """Mean loss over one global batch, without gradients; the same on every rank."""
+        self.mark("validation")
         micro = [next(batches) for _ in range(self.micro_batches)]
         counted = self._counted(micro)
         if self.uses_schedule:
@@ -232,6 +237,7 @@ class Engine:
         return losses
 
     def _update(self) -> float:
+        self.mark("reducing gradients and updating")
         if self._accumulation is not None:
             self._accumulation.hand_over()
         grads.sum_sequence_partial(self.chunks)

@@ -23,6 +23,7 @@ from elas.train.exact import LoroCycle
 from elas.train.metrics import Metrics
 from elas.train.result import RunResult
 from elas.train.signals import StopRequest, clear_markers, write_marker
+from elas.train.watchdog import Watchdog
 
 
 def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
@@ -42,11 +43,17 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
         ConfigError: the checkpoint that was asked for is damaged, or all of the run's are.
         Failure: a checkpoint could not be written.
     """
+    with Watchdog(config) as watchdog:
+        return _run(config, layout, resume, watchdog)
+
+
+def _run(config: Config, layout: Layout, resume: Checkpoint | None, watchdog: Watchdog) -> RunResult:
     stop = StopRequest(config.train.stop_after_minutes)
     datasets = build_datasets(config)
     if resume:
         resume = first_whole(resume, config)
     engine = Engine(config, layout)
+    engine.mark = lambda operation: watchdog.mark(step, operation)
     step = resume.step if resume else 0
     if resume:
         restore(engine, resume)
@@ -78,6 +85,8 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
             if bad.in_a_row == config.train.max_bad_steps or math.isfinite(norm):  # else weights have moved
                 what = f"loss {loss}, gradient norm {norm}, {bad.in_a_row} bad steps in a row"
                 raise _diverged(step, f"{what}; it begins in {name_bad_layer(engine)}", saver)
+        if cycle and cycle.due(step):
+            engine.mark("the exact step")
         exact = cycle.end(step, lr) if cycle and not bad.in_a_row else None
         if logged and not bad.in_a_row:
             more = (exact.metrics() if exact else {}) | _drawn(config, datasets, step) | bad.metrics()
@@ -91,6 +100,7 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
         if stopped or _saves(config, step):
             if not engine.is_finite():
                 raise _diverged(step, "weights that are not finite after the update", saver)
+            engine.mark("saving")
             facts = {"consumed_samples": step * config.train.global_batch_size, **bad.metrics()}
             saver.save(step, step * _tokens_per_step(config), facts)
             clock.restart(step)

@@ -1,0 +1,56 @@
+"""A rank that is killed, stopped or stuck: all others end in time and say which it was."""
+
+import os
+import signal
+import time
+
+import pytest
+import watched
+from corpora import SMALL, write_corpus
+from ranks import run_ranks
+from training_processes import start, wait_for_step
+
+from elas.extensions import prebuild_deepspeed
+
+pytestmark = pytest.mark.timeout(300)
+TIMEOUT = 6.0
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> dict:
+    prebuild_deepspeed()
+    corpus = write_corpus(tmp_path_factory.mktemp("corpus") / "text")
+    settings = {**SMALL, "data.train": corpus, "data.split": "90,10,0", "train.steps": 100000}
+    return {**settings, "checkpoint.every_steps": 0, "train.timeout_seconds": TIMEOUT}
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL], ids=["stopped", "killed"])
+def test_the_others_end_and_name_it(settings, tmp_path, victim, number):
+    ranks = start({**settings, "train.run_dir": tmp_path})
+    try:
+        wait_for_step(tmp_path, 3, ranks)
+        since = time.monotonic()
+        os.kill(ranks[victim].pid, number)
+        output = ranks[1 - victim].communicate(timeout=60)[0]
+        took = time.monotonic() - since
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    assert ranks[1 - victim].returncode == 1
+    assert took < 2 * TIMEOUT + 5
+    (line,) = [line for line in output.splitlines() if line.startswith("error:")]
+    assert line.startswith(f"error: rank {victim} ") and "step" in line
+    assert "Traceback" not in output
+    stacks = tmp_path / "stacks" / f"rank_{1 - victim:05d}.txt"
+    assert "thread" in stacks.read_text().lower() and f"rank {victim} " in stacks.read_text()
+
+
+def test_one_that_is_stuck_while_the_others_wait(tmp_path):
+    results = run_ranks(2, watched.one_stands_still, str(tmp_path), 1.5)
+    assert [ended for ended, _ in results] == [[1], [1]]
+    assert all(took < 4 for _, took in results)
+    for rank in range(2):
+        told = (tmp_path / "stacks" / f"rank_{rank:05d}.txt").read_text()
+        assert told.startswith("rank 1 has made no progress for 1.5 s (at step 1, forward and backward)")

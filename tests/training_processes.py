@@ -1,0 +1,58 @@
+"""Training runs as processes of their own, without a launcher, so that each rank can be dealt with by its id."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from corpora import arguments
+
+from elas.launch import pretrain
+
+
+def start(settings: dict, ranks: int = 2) -> list[subprocess.Popen]:
+    """Start ranks without a launcher, so that each can be killed by its own id."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, pretrain.__file__, *arguments(settings)],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+
+
+def finish(ranks: list[subprocess.Popen]) -> str:
+    """Wait for every rank; each must end well. Returns rank 0's output."""
+    outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * len(ranks), "\n".join(outputs)
+    return outputs[0]
+
+
+def rows(run_dir: Path, name: str = "metrics") -> list[dict]:
+    path = run_dir / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def curve(run_dir: Path) -> list[tuple]:
+    return [(row["step"], row["loss"], row["grad_norm"], row["lr"], row["sparsity"]) for row in rows(run_dir)]
+
+
+def wait_for_step(run_dir: Path, step: int, ranks: list[subprocess.Popen]) -> None:
+    """Return when a run has logged a step; fails when a rank ends before."""
+    deadline = time.monotonic() + 200
+    while not any(row["step"] >= step for row in rows(run_dir)):
+        assert time.monotonic() < deadline
+        ended = [rank for rank in ranks if rank.poll() is not None]
+        assert not ended, ended[0].communicate()[0]
+        time.sleep(0.01)
