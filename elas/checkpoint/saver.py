@@ -170,6 +170,16 @@ class Saver:
         return self._copies
 
 
+def _why(error: BaseException) -> str:
+    """The system's own words for an error, where it is one of the system's; torch's writer hides them."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 class _Writing:
     """One rank's part of one checkpoint, on its way to the disk."""
 
@@ -196,10 +206,8 @@ class _Writing:
             written = storage.write(self.partial, self._plan, self._tensors)
             names = sorted({result.storage_data.relative_path for result in written})
             self._results = {name: file_facts(self.partial / name) for name in names}, written
-        except OSError as error:
-            self.problem = error.strerror or str(error)
         except Exception as error:  # of a thread: to be raised where everybody hears of it
-            self.problem = f"{type(error).__name__}: {error}"
+            self.problem = _why(error)
         self._tensors = None
 
     def wait(self) -> tuple[dict, list]:

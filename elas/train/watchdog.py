@@ -20,6 +20,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from elas.config import Config
+from elas.errors import Failure
 
 _LONGEST_INTERVAL, _SHORTEST_INTERVAL = 5.0, 0.2  # seconds between signs of life
 _MISSED = 4
@@ -188,7 +189,9 @@ class Watchdog:
 
     def _say_farewell(self, error: BaseException) -> None:
         """Leave the reason for the others, who will only see a lost connection."""
-        if getattr(error, "on_every_rank", False) or isinstance(error, (FloatingPointError, KeyboardInterrupt)):
+        if getattr(error, "on_every_rank", False) or isinstance(
+            error, (FloatingPointError, Failure, KeyboardInterrupt)
+        ):
             return  # they find the same
         step, operation, _ = self._now
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
