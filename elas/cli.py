@@ -23,7 +23,7 @@ COMMANDS = {
     "train": ("elas.launch.pretrain", "one training run; several ranks when started by a launcher"),
     "checkpoint": ("elas.checkpoint.cli", "what a run saved: `checkpoint list`, `verify`, `info`"),
     "build": ("elas.build", "compile ahead of time what runs on this machine will need"),
-    "bench": ("elas.bench.cli", "what things cost: `bench ffn`, `bench step`, `bench comm`, `bench prep`"),
+    "bench": ("elas.bench.cli", "what things cost: `bench ffn`, `step`, `comm`, `checkpoint`, `prep`"),
     "prep": ("elas.data_prep.cli", "prepare data: `prep tokenizer`, `tokenize`, `verify`, `info`"),
 }
 

@@ -10,5 +10,6 @@ reports the speed of a variant whose results are wrong.
 - ffn.py, ffn_variants.py: the feed-forward layer.
 - step.py, step_peer.py: the training step, and the peer from transformers.
 - comm.py, comm_layers.py: what crosses the tensor-parallel group.
+- checkpoint.py: saving and loading.
 - prep.py, prep_peers.py: tokenisation, and the bare libraries.
 """

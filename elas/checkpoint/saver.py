@@ -51,6 +51,14 @@ class Saver:
         """Whether a checkpoint is being written; the same on every rank."""
         return self._writing is not None
 
+    @property
+    def copy_bytes(self) -> int:
+        """Host memory that asynchronous saves keep allocated."""
+        tensors = (self._copies or {}).values()
+        return sum(
+            sum(part.nbytes for part in t.parts.values()) if isinstance(t, PartOfTensor) else t.nbytes for t in tensors
+        )
+
     def save(self, step: int, tokens: int, facts: dict | None = None) -> None:
         """Save the state after `step`; waits for the checkpoint before it, if that is still being written.
 

@@ -1,0 +1,74 @@
+"""`elas bench checkpoint`: how long a save keeps training waiting, in place and beside it, and what memory it takes."""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from elas.bench import show
+from elas.bench.cli import at_least
+from elas.cli import Parser, write_json
+
+EXAMPLE = "elas bench checkpoint --preset 60m --repeats 5"
+
+
+def main(argv: list[str]) -> int:
+    """`elas bench checkpoint ARGV…`."""
+    parser = Parser("elas bench checkpoint", "Time saving and loading a preset's checkpoint on one rank.", EXAMPLE)
+    parser.add_argument("--preset", default="60m", metavar="NAME", help="configuration; default: 60m")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="saves of each kind; default: 5")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where to write; default: the system's for such")
+    args = parser.parse_args(argv)
+    at_least("--repeats", args.repeats, 1)
+    with tempfile.TemporaryDirectory(prefix="elas-bench-checkpoint-", dir=args.folder) as folder:
+        facts = _measure(args.preset, args.repeats, folder)
+    write_json(args.json, facts)
+    rows = [[row["kind"], f"{row['blocked_s']:.3f}", f"{row['written_s']:.3f}"] for row in facts["rows"]]
+    print(show.table(["save", "training waits, s", "in place after, s"], rows, left=1))
+    print(f"\nasynchronous ÷ synchronous: {facts['ratio']:.3f} (medians of {args.repeats})")
+    print(f"this rank's part: {facts['shard_bytes'] / 1e6:,.0f} MB; copies that an asynchronous save keeps: "
+          f"{facts['copy_bytes'] / 1e6:,.0f} MB; loading: {facts['load_s']:.2f} s")  # fmt: skip
+    return 0
+
+
+def _measure(preset: str, repeats: int, folder: str) -> dict:
+    from elas import parallel
+    from elas.checkpoint import state
+    from elas.checkpoint.resume import find_checkpoint, first_whole, restore
+    from elas.checkpoint.saver import Saver
+    from elas.config import load_config
+    from elas.train.engine import Engine
+
+    small = {"train.micro_batch_size": 1, "train.global_batch_size": 1, "train.run_dir": folder, "checkpoint.keep": 1}
+    config = load_config(preset, small)
+    config.parallel.zero = 1
+    layout = parallel.initialize(config.parallel, seed=config.train.seed)
+    engine = Engine(config, layout)
+    ids = torch.randint(config.model.vocab_size, (1, config.model.seq_length + 1))
+    batch = ids[:, :-1], ids[:, 1:]
+    engine.step(iter([batch] * engine.micro_batches))
+    saver, times = Saver(config, engine), {False: [], True: []}
+    for number in range(2 * repeats + 2):  # the first of each makes plan and copies
+        beside = config.checkpoint.async_save = bool(number % 2)
+        start = time.perf_counter()
+        saver.save(number + 1, tokens=0, facts={"consumed_samples": 0})
+        while saver.under_way and not saver.ready:
+            time.sleep(0.001)
+        saver.finish()
+        if number >= 2:
+            times[beside].append((saver.blocked_s, time.perf_counter() - start))
+    config.checkpoint.resume = "auto"
+    start = time.perf_counter()
+    restore(engine, first_whole(find_checkpoint(config), config))
+    load = time.perf_counter() - start
+    rows = [
+        {"kind": kind, "blocked_s": statistics.median(t[0] for t in times[beside]),
+         "written_s": statistics.median(t[1] for t in times[beside])}
+        for kind, beside in (("synchronous", False), ("asynchronous", True))
+    ]  # fmt: skip
+    shard = sum(part.nbytes for tensor in state.capture(engine).values() for part in tensor.parts.values())
+    parallel.leave()
+    return {"preset": preset, "repeats": repeats, "rows": rows, "ratio": rows[1]["blocked_s"] / rows[0]["blocked_s"],
+            "shard_bytes": shard, "copy_bytes": saver.copy_bytes, "load_s": load}  # fmt: skip
