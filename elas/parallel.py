@@ -6,12 +6,14 @@ once by each process, after the configuration was validated.
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from elas import host
 from elas.config import ParallelConfig
+from elas.errors import Failure
 
 host.prepare()
 
@@ -49,19 +51,20 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def initialize(config: ParallelConfig, *, seed: int, timeout_s: float = 1800.0) -> Layout:
+def initialize(config: ParallelConfig, *, seed: int, timeout_s: float | None = None) -> Layout:
     """Create every process group and seed the model-parallel random streams.
 
     Args:
         config: sizes; `world size / (tensor · pipeline)` ranks are data parallel.
         seed: the run's seed.
-        timeout_s: how long a collective may wait.
+        timeout_s: how long ranks wait for each other, to meet and in a collective; None for half an hour.
 
     Returns:
         This process's place.
-    """
-    from datetime import timedelta
 
+    Raises:
+        Failure: not all ranks came.
+    """
     host.prepare()
     if host.has_cuda():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -70,7 +73,7 @@ def initialize(config: ParallelConfig, *, seed: int, timeout_s: float = 1800.0) 
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
             dist.init_process_group(host.backend(), store=dist.HashStore(), rank=0, world_size=1)
         else:
-            dist.init_process_group(host.backend(), timeout=timedelta(seconds=timeout_s))
+            _meet(timedelta(seconds=timeout_s or 1800.0))
     with host.shared_gloo_groups():
         mpu.initialize_model_parallel(
             tensor_model_parallel_size=config.tensor,
@@ -81,6 +84,16 @@ def initialize(config: ParallelConfig, *, seed: int, timeout_s: float = 1800.0) 
     layout = current_layout(config.sequence)
     host.seed_model_parallel(seed, layout.tp_rank, layout.pp_rank)
     return layout
+
+
+def _meet(timeout: timedelta) -> None:
+    """Join the other ranks where the launcher's variables say."""
+    try:
+        dist.init_process_group(host.backend(), timeout=timeout)
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        why = f"not all {os.environ['WORLD_SIZE']} ranks met at {where} within {timeout.total_seconds():g} s"
+        raise Failure(f"{why} ({error})"[:400]) from error
 
 
 def current_layout(sequence_parallel: bool = False) -> Layout:

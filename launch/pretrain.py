@@ -107,7 +107,7 @@ def main(argv: list[str]) -> int:
     from elas import parallel
     from elas.train.loop import run
 
-    layout = parallel.initialize(config.parallel, seed=config.train.seed)
+    layout = parallel.initialize(config.parallel, seed=config.train.seed, timeout_s=config.train.timeout_seconds)
     result = run(config, layout, resume)
     parallel.leave()
     if rank == 0:

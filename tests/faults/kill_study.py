@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from corpora import SMALL, write_corpus
-from training_processes import curve, finish, rows, start, wait_for_step
+from training_processes import curve, finish, rows, start
 
 TIMEOUT = 10.0
 
@@ -39,9 +39,12 @@ def main() -> int:
         killed = folder / "killed"
         saving = resumed = slowest = 0
         for number in range(options.kills):
+            begun = time.time()
             ranks = start({**settings, "train.run_dir": killed}, options.ranks)
-            done = rows(killed)[-1]["step"] if rows(killed) else 0
-            wait_for_step(killed, max(1, done // 2 + 1), ranks)
+            metrics = killed / "metrics.jsonl"
+            while not (metrics.exists() and metrics.stat().st_mtime > begun):
+                assert all(rank.poll() is None for rank in ranks), ranks[0].communicate()[0]
+                time.sleep(0.01)
             time.sleep(moments.uniform(0, 1.5))
             victim = moments.randrange(options.ranks)
             saving += bool(list(killed.glob("checkpoints/*.partial")))

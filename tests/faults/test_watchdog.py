@@ -54,3 +54,12 @@ def test_one_that_is_stuck_while_the_others_wait(tmp_path):
     for rank in range(2):
         told = (tmp_path / "stacks" / f"rank_{rank:05d}.txt").read_text()
         assert told.startswith("rank 1 has made no progress for 1.5 s (at step 1, forward and backward)")
+
+
+def test_a_rank_that_never_comes(settings, tmp_path):
+    ranks = start({**settings, "train.run_dir": tmp_path, "train.timeout_seconds": 2.0})
+    ranks[1].kill()
+    output = ranks[0].communicate(timeout=60)[0]
+    ranks[1].communicate()
+    assert ranks[0].returncode == 1 and "Traceback" not in output
+    assert "error: not all 2 ranks met at 127.0.0.1:" in output and "within 2 s" in output
