@@ -43,7 +43,7 @@ _RANGES = {
         lambda value: 0 <= value <= _WHOLE_LIMIT,
         "schedule.warmup_steps sparsity.dense_steps optimizer.clip_grad optimizer.weight_decay checkpoint.keep "
         "checkpoint.every_steps checkpoint.keep_every train.eval_every train.eval_batches log.sparsity_tokens "
-        "train.seed",
+        "train.seed train.max_rollbacks",
     ),
     "more than 0": (
         lambda value: value > 0,

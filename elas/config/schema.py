@@ -163,6 +163,12 @@ class TrainConfig:
     """Folder for metrics, curves and checkpoints."""
     max_bad_steps: int = 10
     """Steps whose loss or gradient is not finite are skipped; so many in a row end the run."""
+    on_spike: Literal["stop", "rollback", "ignore"] = "ignore"
+    """When the loss jumps: end the run, go back to the last checkpoint and on with other samples, or nothing."""
+    spike_nats: float = 1.0
+    """A loss so far above the median of the last 50 is a spike."""
+    max_rollbacks: int = 3
+    """Rollbacks of one start of the run, after which a spike ends it."""
     timeout_seconds: float | None = 600.0
     """The run ends, naming the rank, when one gives no sign of life or none makes progress for so long; null: never."""
     stop_after_minutes: float | None = None

@@ -88,17 +88,18 @@ class Datasets:
         return dict(zip(self.sources, drawn.tolist()))
 
 
-def build_datasets(config: Config) -> Datasets:
+def build_datasets(config: Config, beyond: int = 0) -> Datasets:
     """Build the datasets on every rank (rank 0 builds the index files, the others wait and map them).
 
     Args:
         config: validated; `data.*`, batch sizes and seed decide the order of samples, `train.steps` their number.
+        beyond: training samples beyond that number.
 
     Raises:
         ConfigError: a part of the corpus does not make one sample.
     """
     logging.getLogger("megatron.core.datasets").setLevel(logging.WARNING)
-    train_samples = config.train.steps * config.train.global_batch_size
+    train_samples = config.train.steps * config.train.global_batch_size + beyond
     valid_samples = config.train.eval_batches * config.train.global_batch_size
     prefixes, weights = parse_blend("data.train", config.data.train)
     own = config.data.valid is not None

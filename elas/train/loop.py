@@ -6,11 +6,12 @@ import time
 import torch
 import torch.distributed as dist
 
-from elas.checkpoint.folder import Checkpoint
+from elas.checkpoint.folder import Checkpoint, read_checkpoint
 from elas.checkpoint.resume import first_whole, restore
 from elas.checkpoint.saver import Saver
 from elas.config import Config
-from elas.data.batches import Datasets, build_datasets, micro_batches
+from elas.data.batches import build_datasets, micro_batches
+from elas.errors import Failure
 from elas.model import observe
 from elas.model.activation import set_sparse
 from elas.model.provider import count_parameters
@@ -23,6 +24,7 @@ from elas.train.exact import LoroCycle
 from elas.train.metrics import Metrics
 from elas.train.result import RunResult
 from elas.train.signals import StopRequest, clear_markers, write_marker
+from elas.train.troubles import BadSteps, Spikes
 from elas.train.watchdog import Watchdog
 
 
@@ -44,111 +46,171 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
         Failure: a checkpoint could not be written.
     """
     with Watchdog(config) as watchdog:
-        return _run(config, layout, resume, watchdog)
+        return _Run(config, layout, resume, watchdog).train()
 
 
-def _run(config: Config, layout: Layout, resume: Checkpoint | None, watchdog: Watchdog) -> RunResult:
-    stop = StopRequest(config.train.stop_after_minutes)
-    datasets = build_datasets(config)
-    if resume:
-        resume = first_whole(resume, config)
-    engine = Engine(config, layout)
-    engine.mark = lambda operation: watchdog.mark(step, operation)
-    step = resume.step if resume else 0
-    if resume:
-        restore(engine, resume)
-    if layout.rank == 0:
-        clear_markers(config)
-    metrics = Metrics(config, last_step=step, writes=layout.rank == 0)
-    _announce(config, layout, engine, resume, metrics)
-    if step == 0:
-        _validate(config, layout, engine, datasets, metrics, step)
-    loss, stopped = None, ""
-    bad, saver = _BadSteps(), Saver(config, engine)
-    saver.last = resume.path if resume else None
-    valid_loss = None
-    batches = micro_batches(datasets.train, config, layout, consumed=step * config.train.global_batch_size)
-    clock = _Clock(step)
-    cycle = LoroCycle(engine, config.optimizer) if config.optimizer.kind == "loro" else None
-    while step < config.train.steps:
-        step += 1
+class _Run:
+    """A run under way.
+
+    Attributes:
+        step: optimizer steps taken, skipped ones included.
+        consumed: samples consumed; more than `step` global batches after a rollback, which goes on with fresh ones.
+    """
+
+    def __init__(self, config: Config, layout: Layout, resume: Checkpoint | None, watchdog: Watchdog):
+        self.config, self.layout = config, layout
+        self.stop = StopRequest(config.train.stop_after_minutes)
+        if resume:
+            resume = first_whole(resume, config)
+        self.step = resume.step if resume else 0
+        self.consumed = resume.manifest["consumed_samples"] if resume else 0
+        self._open_data()
+        self.engine = Engine(config, layout)
+        self.engine.mark = lambda operation: watchdog.mark(self.step, operation)
+        if resume:
+            restore(self.engine, resume)
+        if layout.rank == 0:
+            clear_markers(config)
+        self.metrics = Metrics(config, last_step=self.step, writes=layout.rank == 0)
+        self.saver = Saver(config, self.engine)
+        self.saver.last = resume.path if resume else None
+        self.cycle = LoroCycle(self.engine, config.optimizer) if config.optimizer.kind == "loro" else None
+        self.bad, self.spikes = BadSteps(), Spikes(config.train.spike_nats)
+        self.loss: float | None = None
+        self.valid_loss: float | None = None
+        self.clock = _Clock(self.step)
+        _announce(config, layout, self.engine, resume, self.metrics)
+
+    def _open_data(self) -> None:
+        """Samples from `consumed` on, and as many more as the run will take."""
+        beyond = self.consumed - self.step * self.config.train.global_batch_size
+        self.datasets = build_datasets(self.config, beyond)
+        self.batches = micro_batches(self.datasets.train, self.config, self.layout, consumed=self.consumed)
+
+    def train(self) -> RunResult:
+        """Go on to the end, or until somebody asks to stop."""
+        config, stopped = self.config, ""
+        if self.step == 0:
+            self._validate()
+        self.clock.restart(self.step)
+        while self.step < config.train.steps and not stopped:
+            self._one_step()
+            if config.train.on_spike != "ignore" and self._spiked():
+                continue
+            if _validates(config, self.step):  # before saving: what cannot be evaluated is not worth keeping
+                self._validate()
+            stopped = self._save_if_due()
+        self.saver.finish()
+        stopped = stopped if self.step < config.train.steps else ""
+        if self.valid_loss is None and not stopped:  # resumed at its last step
+            self._validate()
+        if stopped:
+            self.metrics.say(f"stopped after step {self.step} ({stopped}); the same command goes on from there")
+        self.metrics.close()
+        self.stop.close()
+        tokens, checkpoint = self.step * _tokens_per_step(config), str(self.saver.last)
+        if self.layout.rank == 0:
+            write_marker(config, {"step": self.step, "checkpoint": checkpoint}, stopped)
+        return RunResult(self.step, tokens, self.loss, self.valid_loss, checkpoint, stopped)
+
+    def _one_step(self) -> None:
+        config, engine, cycle = self.config, self.engine, self.cycle
+        self.step += 1
+        step = self.step
         set_sparse(engine.chunks, step > config.sparsity.dense_steps)
-        logged = step % config.log.every_steps == 0 or step in (1, config.train.steps) or (cycle and cycle.due(step))
+        due = bool(cycle and cycle.due(step))
+        logged = step % config.log.every_steps == 0 or step in (1, config.train.steps) or due
         observe.look_next(engine.chunks, config.log.sparsity_tokens if logged else 0)
         lr = learning_rate(step, config.train.steps, config.optimizer, config.schedule)
         engine.set_learning_rate(lr)
         if cycle:
             cycle.begin(step)
-        loss, norm = engine.step(batches)
-        if bad.note(step, loss, norm):
-            metrics.say(f"step {step:>6} skipped: loss {loss}, gradient norm {norm} ({bad.in_a_row} in a row)")
-            if bad.in_a_row == config.train.max_bad_steps or math.isfinite(norm):  # else weights have moved
-                what = f"loss {loss}, gradient norm {norm}, {bad.in_a_row} bad steps in a row"
-                raise _diverged(step, f"{what}; it begins in {name_bad_layer(engine)}", saver)
-        if cycle and cycle.due(step):
+        self.loss, norm = engine.step(self.batches)
+        self.consumed += config.train.global_batch_size
+        if self.bad.note(self.loss, norm):
+            self._skipped(norm)
+            return
+        if due:
             engine.mark("the exact step")
-        exact = cycle.end(step, lr) if cycle and not bad.in_a_row else None
-        if logged and not bad.in_a_row:
-            more = (exact.metrics() if exact else {}) | _drawn(config, datasets, step) | bad.metrics()
-            _log(config, engine, metrics, clock, step, loss=loss, grad_norm=norm, lr=lr, **more)
-        if _validates(config, step):  # before saving: what cannot be evaluated is not worth keeping
-            valid_loss = _validate(config, layout, engine, datasets, metrics, step, saver)
-            clock.restart(step)
-        stopped, writing = stop.agree(saver.under_way and not saver.ready)
+        exact = cycle.end(step, lr) if cycle else None
+        if logged:
+            drawn = self.datasets.samples_by_source(self.consumed)
+            more = (exact.metrics() if exact else {}) | ({"sources": drawn} if drawn else {})
+            more |= self.bad.metrics() | self.spikes.metrics()
+            _log(config, engine, self.metrics, self.clock, step, loss=self.loss, grad_norm=norm, lr=lr, **more)
+
+    def _skipped(self, norm: float) -> None:
+        """Tell of a step without an update; end the run when there are too many."""
+        row = self.bad.in_a_row
+        self.metrics.say(f"step {self.step:>6} skipped: loss {self.loss}, gradient norm {norm} ({row} in a row)")
+        if row == self.config.train.max_bad_steps or math.isfinite(norm):  # else weights have moved
+            what = f"loss {self.loss}, gradient norm {norm}, {row} bad steps in a row"
+            raise self._diverged(f"{what}; it begins in {name_bad_layer(self.engine)}")
+
+    def _spiked(self) -> bool:
+        """Whether the loss jumped, and the run went back to its last checkpoint for it."""
+        if self.bad.in_a_row:
+            return False
+        usual = self.spikes.note(self.loss)
+        if usual is None:
+            return False
+        self.saver.finish()
+        config, last = self.config, self.saver.last
+        what = f"loss {self.loss:.3f}, where {usual:.3f} was usual"
+        if config.train.on_spike == "stop" or last is None or self.spikes.rollbacks == config.train.max_rollbacks:
+            raise self._diverged(f"{what} (train.on_spike={config.train.on_spike})")
+        checkpoint = read_checkpoint(last)
+        if not isinstance(checkpoint, Checkpoint):
+            raise Failure(f"step {self.step}: {what}, but {last} {checkpoint}")
+        self.metrics.say(f"step {self.step:>6}: {what}; back to step {checkpoint.step}, with the samples after these")
+        restore(self.engine, checkpoint)
+        self.spikes.rolled_back()
+        self.step = checkpoint.step
+        self._open_data()
+        self.metrics.drop_after(self.step)
+        self.clock.restart(self.step)
+        return True
+
+    def _save_if_due(self) -> str:
+        """Put in place what was written, and save where it is time; why to stop, if anybody asked."""
+        saver, config = self.saver, self.config
+        stopped, writing = self.stop.agree(saver.under_way and not saver.ready)
         if saver.under_way and not writing:
             saver.finish()
-        if stopped or _saves(config, step):
-            if not engine.is_finite():
-                raise _diverged(step, "weights that are not finite after the update", saver)
-            engine.mark("saving")
-            facts = {"consumed_samples": step * config.train.global_batch_size, **bad.metrics()}
-            saver.save(step, step * _tokens_per_step(config), facts)
-            clock.restart(step)
-        if stopped and step < config.train.steps:
-            break
-    saver.finish()
-    stopped = stopped if step < config.train.steps else ""
-    if valid_loss is None and not stopped:  # resumed at its last step
-        valid_loss = _validate(config, layout, engine, datasets, metrics, step, saver)
-    if stopped:
-        metrics.say(f"stopped after step {step} ({stopped}); the same command goes on from there")
-    metrics.close()
-    stop.close()
-    result = RunResult(step, step * _tokens_per_step(config), loss, valid_loss, str(saver.last), stopped)
-    if layout.rank == 0:
-        write_marker(config, {"step": step, "checkpoint": result.checkpoint}, stopped)
-    return result
+        if stopped or _saves(config, self.step):
+            if not self.engine.is_finite():
+                raise self._diverged("weights that are not finite after the update")
+            self.engine.mark("saving")
+            facts = {"consumed_samples": self.consumed, **self.bad.metrics(), **self.spikes.metrics()}
+            saver.save(self.step, self.step * _tokens_per_step(config), facts)
+            self.clock.restart(self.step)
+        return stopped
 
+    def _validate(self) -> None:
+        """Mean loss over the validation batches, with 2:4 as a trained model runs it: on, but for the first steps."""
+        config, engine = self.config, self.engine
+        if self.datasets.valid is None:
+            return
+        observe.look_next(engine.chunks, 0)
+        set_sparse(engine.chunks, self.step > config.sparsity.dense_steps)
+        batches = micro_batches(self.datasets.valid, config, self.layout)
+        losses = [engine.evaluate(batches) for _ in range(config.train.eval_batches)]
+        loss = self.valid_loss = sum(losses) / len(losses)
+        if not math.isfinite(loss):
+            raise self._diverged(f"validation loss {loss}")
+        perplexity, tokens = math.exp(min(loss, 80.0)), len(losses) * _tokens_per_step(config)
+        self.metrics.log("validation", {"step": self.step, "loss": loss, "ppl": perplexity, "tokens": tokens})
+        told = f"validation loss {loss:.4f}  perplexity {perplexity:,.1f}  ({tokens:,} tokens)"
+        self.metrics.say(f"step {self.step:>6}  {told}")
+        self.clock.restart(self.step)
 
-def _drawn(config: Config, datasets: Datasets, step: int) -> dict:
-    """Samples drawn from each source of a blend so far; nothing without a blend."""
-    drawn = datasets.samples_by_source(step * config.train.global_batch_size)
-    return {"sources": drawn} if drawn else {}
-
-
-def _diverged(step: int, what: str, saver: Saver | None) -> FloatingPointError:
-    """What to raise when numbers blew up."""
-    last = saver and (saver.finish() or saver.last)
-    kept = f"the last checkpoint is {last}" if last else "no checkpoint was written"
-    return FloatingPointError(f"step {step}: {what}; lower optimizer.lr or raise schedule.warmup_steps; {kept}")
-
-
-class _BadSteps:
-    """Steps that were skipped because their loss or gradient norm was no finite number."""
-
-    def __init__(self):
-        self.in_a_row = self.in_all = 0
-
-    def note(self, step: int, loss: float, norm: float) -> bool:
-        """Count a step, the same on every rank; whether it was bad."""
-        bad = not (math.isfinite(loss) and math.isfinite(norm))
-        self.in_a_row = self.in_a_row + 1 if bad else 0
-        self.in_all += bad
-        return bad
-
-    def metrics(self) -> dict[str, int]:
-        """For metrics.jsonl, once there is one."""
-        return {"skipped_steps": self.in_all} if self.in_all else {}
+    def _diverged(self, what: str) -> FloatingPointError:
+        """What to raise when numbers blew up."""
+        last = self.saver.finish() or self.saver.last
+        kept = f"the last checkpoint is {last}" if last else "no checkpoint was written"
+        return FloatingPointError(
+            f"step {self.step}: {what}; lower optimizer.lr or raise schedule.warmup_steps; {kept}"
+        )
 
 
 class _Clock:
@@ -202,32 +264,6 @@ def _log(config: Config, engine: Engine, metrics: Metrics, clock: _Clock, step: 
         row["layers"] = observe.by_layer(counts)
     metrics.log("metrics", row)
     metrics.show(row)
-
-
-def _validate(
-    config: Config,
-    layout: Layout,
-    engine: Engine,
-    datasets: Datasets,
-    metrics: Metrics,
-    step: int,
-    saver: Saver | None = None,
-) -> float | None:
-    """Mean loss over the validation batches, with 2:4 as a trained model runs it: on, but for the dense first steps."""
-    if datasets.valid is None:
-        return None
-    observe.look_next(engine.chunks, 0)
-    set_sparse(engine.chunks, step > config.sparsity.dense_steps)
-    batches = micro_batches(datasets.valid, config, layout)
-    losses = [engine.evaluate(batches) for _ in range(config.train.eval_batches)]
-    loss = sum(losses) / len(losses)
-    if not math.isfinite(loss):
-        raise _diverged(step, f"validation loss {loss}", saver)
-    perplexity = math.exp(min(loss, 80.0))
-    tokens = len(losses) * _tokens_per_step(config)
-    metrics.log("validation", {"step": step, "loss": loss, "ppl": perplexity, "tokens": tokens})
-    metrics.say(f"step {step:>6}  validation loss {loss:.4f}  perplexity {perplexity:,.1f}  ({tokens:,} tokens)")
-    return loss
 
 
 def _validates(config: Config, step: int) -> bool:

@@ -40,6 +40,12 @@ class Metrics:
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
 
+    def drop_after(self, step: int) -> None:
+        """Forget the lines after a step, to which the run went back."""
+        if self.writes:
+            for path in self._paths.values():
+                _drop_after(path, step)
+
     def log(self, name: str, values: dict[str, Any]) -> None:
         """Append a line to `name` (`metrics` or `validation`), with its `step`, and the same to TensorBoard."""
         if not self.writes:
