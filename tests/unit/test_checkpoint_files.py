@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from corpora import write_corpus
 
-from elas.checkpoint.folder import Checkpoint, put_in_place, read_checkpoint
+from elas.checkpoint.folder import Checkpoint, checkpoints_in, prune, put_in_place, read_checkpoint
 from elas.checkpoint.resume import find_checkpoint, identity
 from elas.config import load_config
 from elas.errors import ConfigError
@@ -151,3 +151,15 @@ def test_a_finished_run_is_known_by_its_last_checkpoint_and_validation(config, t
     assert finished(config, found).valid_loss == 2.5
     config.train.eval_batches = 0
     assert finished(config, found) is not None
+
+
+def test_retention_counts_whole_ones_and_keeps_multiples(config):
+    folder = put(config, 10).parent
+    for step in (15, 20, 25):
+        put(config, step)
+    put(config, 30, size=3)  # cut short: kept, and not counted
+    prune(folder, keep=1, keep_every=10)
+    assert sorted(path.name[-2:] for path in checkpoints_in(folder)) == ["10", "20", "25", "30"]
+    assert find_checkpoint(config).step == 25
+    prune(folder, keep=0, keep_every=0)
+    assert len(list(checkpoints_in(folder))) == 4
