@@ -1,6 +1,7 @@
 """Stretches of a flattened shard as rectangles of the whole tensor."""
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def test_parts_of_all_ranks_are_the_whole_and_none_twice(seed):
         place = Place(tuple(shard.shape), tuple(full), dim, rank, stride)
         flat = shard.reshape(-1)
         cuts = sorted({0, flat.numel(), *(random_.randrange(flat.numel() + 1) for _ in range(3))})
-        for begin, end in zip(cuts, cuts[1:]):
+        for begin, end in pairwise(cuts):
             part = PartOfTensor.of(place, flat[begin:end], begin)
             assert tuple(part.shape) == tuple(full) and len(part.parts) <= 3 * stride
             for offsets, values in part.parts.items():
