@@ -1,32 +1,16 @@
 """`elas prep`: train a tokenizer, and turn text into Megatron token files with it."""
 
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 
-from elas.cli import Parser, write_json
+from elas.cli import Parser, run_command, write_json
 from elas.data_prep.sources import Corpus
 from elas.errors import ConfigError, UserError
 
 
-def usage() -> str:
-    """The text of `elas prep --help`."""
-    lines = ["usage: elas prep COMMAND [options]", "", "commands:"]
-    lines += [f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items()]
-    lines += ["", "example:", *(f"  {e}" for e in EXAMPLES.values()), "", "`elas prep COMMAND --help` says more."]
-    return "\n".join(lines)
-
-
 def main(argv: list[str]) -> int:
     """Run `elas prep ARGV…`; returns the exit status, raises `UserError` for mistakes."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if argv[0] not in COMMANDS:
-        near = get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see elas prep --help"
-        raise UserError(f"elas prep: unknown command {argv[0]!r}; {hint}")
-    return COMMANDS[argv[0]][0](argv[1:])
+    return run_command("elas prep", COMMANDS, argv, "example:", *(f"  {e}" for e in EXAMPLES.values()))
 
 
 def tokenizer(argv: list[str]) -> int:

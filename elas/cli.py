@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -86,11 +87,34 @@ def write_json(path: Path | None, facts: dict) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror}); give another path") from error
 
 
-def usage() -> str:
-    """The text of `elas --help`."""
-    lines = ["usage: elas COMMAND [options]", "", "commands:"]
-    lines += [f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join([*lines, "", "example:", "  elas quickstart --steps 50", "", "`elas COMMAND --help` says more."])
+def run_command(prog: str, commands: dict[str, tuple[Callable | str, str]], argv: list[str], *more: str) -> int:
+    """Run one command of a group such as `elas prep`.
+
+    Args:
+        prog: the group as typed.
+        commands: by name, a function of the arguments (or a module whose `main` is one), and what it does.
+        argv: the command's name and its arguments.
+        more: lines of `--help` below the commands.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: no such command, or whatever it finds wrong.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        lines = [f"usage: {prog} COMMAND [options]", "", "commands:"]
+        lines += [f"  {name:<12} {what}" for name, (_, what) in commands.items()]
+        print("\n".join([*lines, "", *more, "", f"`{prog} COMMAND --help` says more."]))
+        return 0
+    if argv[0] not in commands:
+        from difflib import get_close_matches
+
+        near = get_close_matches(argv[0], commands, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"see {prog} --help"
+        raise UserError(f"{prog}: unknown command {argv[0]!r}; {hint}")
+    function = commands[argv[0]][0]
+    return (importlib.import_module(function).main if isinstance(function, str) else function)(argv[1:])
 
 
 def run(argv: list[str]) -> int:
@@ -105,23 +129,12 @@ def run(argv: list[str]) -> int:
     Raises:
         UserError: unknown command, or whatever the command finds wrong.
     """
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if argv[0] in ("-V", "--version"):
+    if argv[:1] in (["-V"], ["--version"]):
         from elas import __version__
 
         print(f"elas {__version__}")
         return 0
-    if argv[0] not in COMMANDS:
-        from difflib import get_close_matches
-
-        near = get_close_matches(argv[0], COMMANDS, n=1)
-        raise UserError(
-            f"elas: unknown command {argv[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see elas --help")
-        )
-    module = importlib.import_module(COMMANDS[argv[0]][0])
-    return module.main(argv[1:])
+    return run_command("elas", COMMANDS, argv, "example:", "  elas quickstart --steps 50")
 
 
 def exit_status(function, argv: list[str]) -> int:

@@ -1,10 +1,10 @@
 """`elas bench`: finds the benchmark; options and choices that all of them share."""
 
-import importlib
 from difflib import get_close_matches
 
 import torch
 
+from elas.cli import run_command
 from elas.errors import UserError
 from elas.model.transformer_config import DTYPES
 
@@ -17,24 +17,9 @@ COMMANDS = {
 }
 
 
-def usage() -> str:
-    """The text of `elas bench --help`."""
-    lines = ["usage: elas bench COMMAND [options]", "", "commands:"]
-    lines += [f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items()]
-    lines += ["", "example:", "  elas bench ffn --shapes 60m", "", "`elas bench COMMAND --help` says more."]
-    return "\n".join(lines)
-
-
 def main(argv: list[str]) -> int:
     """Run `elas bench ARGV…`; returns the exit status, raises `UserError` for mistakes."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if argv[0] not in COMMANDS:
-        near = get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see elas bench --help"
-        raise UserError(f"elas bench: unknown command {argv[0]!r}; {hint}")
-    return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    return run_command("elas bench", COMMANDS, argv, "example:", "  elas bench ffn --shapes 60m")
 
 
 def choices(option: str, text: str, known: list[str]) -> list[str]:

@@ -1,32 +1,17 @@
 """`elas checkpoint`: what checkpoints there are, whether they are whole, what is in one."""
 
-from difflib import get_close_matches
 from pathlib import Path
 
 from elas.bench import show
 from elas.checkpoint.folder import Checkpoint, checkpoints_in, damaged_files, read_checkpoint
-from elas.cli import Parser, write_json
+from elas.cli import Parser, run_command, write_json
 from elas.errors import UserError
-
-
-def usage() -> str:
-    """The text of `elas checkpoint --help`."""
-    lines = ["usage: elas checkpoint COMMAND PATH", "", "commands:"]
-    lines += [f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items()]
-    lines += ["", "PATH is a run's folder or one checkpoint.", "", "example:", "  elas checkpoint verify runs/60m", ""]
-    return "\n".join([*lines, "`elas checkpoint COMMAND --help` says more."])
 
 
 def main(argv: list[str]) -> int:
     """Run `elas checkpoint ARGV…`; returns the exit status, raises `UserError` for mistakes."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if argv[0] not in COMMANDS:
-        near = get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see elas checkpoint --help"
-        raise UserError(f"elas checkpoint: unknown command {argv[0]!r}; {hint}")
-    return COMMANDS[argv[0]][0](argv[1:])
+    more = "PATH is a run's folder or one checkpoint.", "", "example:", "  elas checkpoint verify runs/60m"
+    return run_command("elas checkpoint", COMMANDS, argv, *more)
 
 
 def list_(argv: list[str]) -> int:
