@@ -1,8 +1,9 @@
 """Run experiments one by one and write what came out: `python docs/experiments/run.py NAME …` (no name: all of them).
 
 Works in the repository's root. Makes the corpus as `elas quickstart` does, then runs `elas train --config
-docs/experiments/NAME.yaml` for each: base.yaml with what NAME.yaml changes. A run that was cut off goes on; a finished one is not run again. Results, with their
-curves, go to docs/experiments/results/NAME.json; `--table` prints them and draws docs/figures/experiments.png.
+docs/experiments/NAME.yaml` for each: base.yaml with what NAME.yaml changes. A run that was cut off goes on; a finished
+one is not run again. Results, with their curves, go to docs/experiments/results/NAME.json; `--table` prints them and
+draws docs/figures/experiments.png.
 """
 
 import argparse
