@@ -25,7 +25,18 @@ def validate(config: Config, world_size: int) -> None:
     Raises:
         ConfigError: the first rule broken.
     """
-    for rule in (_ranges, _schedule, _optimizer, _shape, _low_rank, _sparsity, _parallel, _zero, _batches, _run_dir):
+    for rule in (
+        check_ranges,
+        _schedule,
+        _optimizer,
+        _shape,
+        _low_rank,
+        _sparsity,
+        _parallel,
+        _zero,
+        _batches,
+        _run_dir,
+    ):
         rule(config)
     _world(config, world_size)
 
@@ -55,7 +66,8 @@ _RANGES = {
 }
 
 
-def _ranges(config: Config) -> None:
+def check_ranges(config: Config) -> None:
+    """Raise `ConfigError` for a number outside of its range."""
     for section, values in config.to_dict().items():
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):

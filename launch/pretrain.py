@@ -80,7 +80,10 @@ def main(argv: list[str]) -> int:
         UserError: anything the user can mend.
     """
     config, options = parse(argv)
+    from elas.validate import check_ranges, validate
+
     if options["show_config"]:
+        check_ranges(config)
         print(json.dumps(config.to_dict(), indent=2))
         return 0
     srun_environment()
@@ -89,7 +92,6 @@ def main(argv: list[str]) -> int:
     from elas.data.corpus import check_corpus
     from elas.train import run_dir
     from elas.train.deepspeed_config import choose_zero_stage
-    from elas.validate import validate
 
     choose_zero_stage(config, world)
     validate(config, world)

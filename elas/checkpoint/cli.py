@@ -30,23 +30,25 @@ def list_(argv: list[str]) -> int:
 def verify(argv: list[str]) -> int:
     """`elas checkpoint verify`: read every byte, compare with the checksums; 1 if something is wrong."""
     options = _parser("verify", "Check every byte of checkpoints against their checksums.").parse_args(argv)
-    bad, files = [], 0
+    bad, files, checked = [], 0, []
     for path in _folders(options.path):
         found = read_checkpoint(path)
         problems = [found] if isinstance(found, str) else damaged_files(found)
+        checked.append({"path": str(path), "ok": not problems})
         files += 0 if isinstance(found, str) else len(found.manifest["files"])
         bad += [{"checkpoint": str(path), "why": problem} for problem in problems]
         print(f"{'BAD' if problems else 'ok '}  {path}", *(f"     {problem}" for problem in problems), sep="\n")
-    write_json(options.json, {"ok": not bad, "files": files, "bad": bad})
+    write_json(options.json, {"ok": not bad, "files": files, "bad": bad, "checkpoints": checked})
     return 1 if bad else 0
 
 
 def info(argv: list[str]) -> int:
     """`elas checkpoint info`: what a checkpoint holds (of a run: its newest whole one)."""
     options = _parser("info", "Show what a checkpoint holds.").parse_args(argv)
-    found = next((f for f in map(read_checkpoint, _folders(options.path)) if isinstance(f, Checkpoint)), None)
+    read = [read_checkpoint(path) for path in _folders(options.path)]
+    found = next((one for one in read if isinstance(one, Checkpoint)), None)
     if found is None:
-        raise UserError(f"{options.path}: no whole checkpoint there; elas checkpoint list says what is wrong")
+        raise UserError(f"{options.path}: no whole checkpoint there ({read[0]}); see elas checkpoint list")
     manifest = found.manifest
     tensors = _tensors(found)
     facts = {"path": str(found.path), "step": found.step, "tokens": manifest["tokens"],

@@ -10,6 +10,7 @@ byte that changed since is found: in the files by the manifest, in the manifest 
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
 FORMAT = 2
+_NAME = re.compile(r"step_(\d{8,})")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ def read_checkpoint(path: Path) -> Checkpoint | str:
         if manifest["format"] != FORMAT:
             return f"is of format {manifest['format']}, which this version does not read"
         names = {name: facts["bytes"] for name, facts in manifest["files"].items()}
+        named = _NAME.fullmatch(path.name)
+        if named and int(named[1]) != manifest["step"]:
+            return f"is named {path.name}, but holds step {manifest['step']}"
     except OSError as error:
         return f"no readable {Path(error.filename).name} ({error.strerror})"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -72,8 +77,9 @@ def damaged_files(checkpoint: Checkpoint, names: Iterable[str] | None = None) ->
 
 
 def checkpoints_in(folder: Path) -> Iterator[Path]:
-    """Folders of checkpoints, the newest first; whole or not."""
-    yield from sorted(folder.glob("step_*[0-9]"), reverse=True)
+    """Folders of checkpoints, by their names the newest first; whole or not. Links do not count."""
+    found = [(int(m[1]), path) for path in folder.glob("step_*") if (m := _NAME.fullmatch(path.name))]
+    yield from (path for _, path in sorted(found, reverse=True) if not path.is_symlink())
 
 
 def file_facts(path: Path) -> dict:

@@ -54,7 +54,12 @@ def find_checkpoint(config: Config) -> Checkpoint | None:
     if resume != "auto":
         found = read_checkpoint(Path(resume))
         if isinstance(found, str):
-            raise ConfigError("checkpoint.resume", resume, found, "give the folder of a whole checkpoint")
+            if not Path(resume).is_dir():
+                found = "no such folder"
+            elif (Path(resume) / "checkpoints").is_dir():
+                found = "is a run's folder, not a checkpoint"
+            fix = "give the folder of a whole checkpoint, RUN_DIR/checkpoints/step_…, or auto or none"
+            raise ConfigError("checkpoint.resume", resume, found, fix)
         return _fitting(found, config)
     found = _newest(config, ())
     if found is None:
@@ -97,7 +102,10 @@ def _fitting(found: Checkpoint, config: Config) -> Checkpoint:
     for key, value in now.items():
         if key in then and then[key] != value:
             why = f"the checkpoint {found.path} was written with {key}={then[key]!r}"
-            raise ConfigError(key, value, why, "resume with the same setting, or start in another train.run_dir")
+            fix = (
+                "start in another train.run_dir" if config.checkpoint.resume == "auto" else "do without this checkpoint"
+            )
+            raise ConfigError(key, value, why, f"resume with the same setting, or {fix}")
     if found.step > config.train.steps:
         why = f"the run is at step {found.step} already ({found.path})"
         raise ConfigError("train.steps", config.train.steps, why, "give more steps, or start in another folder")

@@ -1,6 +1,7 @@
 """Saving, in the foreground or beside training; every rank writes its part, and a checkpoint counts for all or none."""
 
 import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -127,9 +128,12 @@ class Saver:
                 if (writing.partial / name).stat().st_size != facts["bytes"]:
                     return f"{name} is cut short"
             put_in_place(writing.partial, writing.target, writing.manifest | {"files": files})
-            prune(writing.target.parent, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
         except OSError as error:
             return f"rank 0: {error.strerror or error}"
+        try:
+            prune(writing.target.parent, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
+        except OSError as error:  # the new one is in place, which is what counts
+            print(f"warning: an old checkpoint could not be removed ({error})", file=sys.stderr, flush=True)
         return None
 
     def _begin(self, partial: Path) -> None:

@@ -163,3 +163,19 @@ def test_retention_counts_whole_ones_and_keeps_multiples(config):
     assert find_checkpoint(config).step == 25
     prune(folder, keep=0, keep_every=0)
     assert len(list(checkpoints_in(folder))) == 4
+
+
+def test_copies_under_other_names_and_links_do_not_count(config):
+    import shutil
+
+    folder = put(config, 5).parent
+    put(config, 7)
+    shutil.copytree(folder / "step_00000005", folder / "step_00000009")
+    shutil.copytree(folder / "step_00000005", folder / "step_60")
+    (folder / "step_00000011").symlink_to("step_00000005")
+    found = find_checkpoint(config)
+    assert found.step == 7 and len(found.passed_over) == 1 and "holds step 5" in found.passed_over[0]
+    prune(folder, keep=1, keep_every=0)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step_00000007", "step_00000009", "step_00000011", "step_60"
+    ]  # fmt: skip
