@@ -45,8 +45,8 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
         ConfigError: the checkpoint that was asked for is damaged, or all of the run's are.
         Failure: a checkpoint could not be written.
     """
-    with Watchdog(config) as watchdog:
-        return _Run(config, layout, resume, watchdog).train()
+    with Watchdog(config) as watchdog, StopRequest(config.train.stop_after_minutes) as stop:
+        return _Run(config, layout, resume, watchdog, stop).train()
 
 
 class _Run:
@@ -57,9 +57,10 @@ class _Run:
         consumed: samples consumed; more than `step` global batches after a rollback, which goes on with fresh ones.
     """
 
-    def __init__(self, config: Config, layout: Layout, resume: Checkpoint | None, watchdog: Watchdog):
-        self.config, self.layout = config, layout
-        self.stop = StopRequest(config.train.stop_after_minutes)
+    def __init__(
+        self, config: Config, layout: Layout, resume: Checkpoint | None, watchdog: Watchdog, stop: StopRequest
+    ):
+        self.config, self.layout, self.stop = config, layout, stop
         if resume:
             resume = first_whole(resume, config)
         self.step = resume.step if resume else 0
@@ -107,7 +108,6 @@ class _Run:
         if stopped:
             self.metrics.say(f"stopped after step {self.step} ({stopped}); the same command goes on from there")
         self.metrics.close()
-        self.stop.close()
         tokens, checkpoint = self.step * _tokens_per_step(config), str(self.saver.last)
         if self.layout.rank == 0:
             write_marker(config, {"step": self.step, "checkpoint": checkpoint}, stopped)

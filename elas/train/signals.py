@@ -21,7 +21,7 @@ _SIGNALS = {signal.SIGUSR1: 2, signal.SIGTERM: 3}
 
 
 class StopRequest:
-    """Whether somebody asked this process to stop.
+    """Whether somebody asked this process to stop; while it is entered, signals do no more than that.
 
     A second signal ends the process at once, with 128 + its number.
 
@@ -32,7 +32,14 @@ class StopRequest:
     def __init__(self, minutes: float | None):
         self._wanted = 0
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def __enter__(self) -> "StopRequest":
         self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_error) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, _frame) -> None:
         if self._wanted >= 2:
@@ -53,11 +60,6 @@ class StopRequest:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         wanted, busy = flags.tolist()
         return _REASONS[wanted], bool(busy)
-
-    def close(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def clear_markers(config: Config) -> None:
