@@ -162,6 +162,7 @@ class _Run:
         checkpoint = read_checkpoint(last)
         if not isinstance(checkpoint, Checkpoint):
             raise Failure(f"step {self.step}: {what}, but {last} {checkpoint}")
+        checkpoint = first_whole(checkpoint, config)  # its bytes may have changed since it was written
         self.metrics.say(f"step {self.step:>6}: {what}; back to step {checkpoint.step}, with the samples after these")
         restore(self.engine, checkpoint)
         self.spikes.rolled_back()

@@ -162,16 +162,17 @@ class Watchdog:
 
     def _finish(self, verdict: str) -> None:
         """Leave stacks, tell the others, and end this process."""
+        path = self._folder / f"rank_{self.rank:05d}.txt"
+        stacks = f"its stacks are in {path}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with (self._folder / f"rank_{self.rank:05d}.txt").open("w") as file:
+            with path.open("w") as file:
                 file.write(f"{verdict}\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
-        except OSError:
-            pass
-        where = f"{self._folder}/rank_{self.rank:05d}.txt"
-        print(f"error: {verdict}; rank {self.rank} ends too, its stacks are in {where}", file=sys.stderr, flush=True)
+        except OSError as error:
+            stacks = f"its stacks could not be written to {path} ({error.strerror})"
+        print(f"error: {verdict}; rank {self.rank} ends too, {stacks}", file=sys.stderr, flush=True)
         self._tell(verdict)
         self._end(1)
 
