@@ -16,6 +16,7 @@ import sys
 from elas.cli import Parser, end_process, exit_status, write_json
 from elas.config import Config, load_config, split_overrides
 from elas.launch.environment import rank_and_world, srun_environment
+from elas.launch.leash import end_with_launcher
 
 
 def parse(argv: list[str]) -> tuple[Config, dict]:
@@ -79,6 +80,7 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: anything the user can mend.
     """
+    end_with_launcher()
     config, options = parse(argv)
     from elas.validate import check_ranges, validate
 

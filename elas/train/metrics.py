@@ -68,12 +68,19 @@ class Metrics:
             f"step {values['step']:>6}/{self.steps}  loss {values['loss']:.4f}  norm {values['grad_norm']:.3f}  "
             f"lr {values['lr']:.2e}  {values['tokens_per_s']:,.0f} tok/s  {sparsity}left {left / 60:.1f} min"
         )
-        print(f"\r\x1b[2K{text}" if self.is_terminal else text, end="" if self.is_terminal else "\n", flush=True)
+        self._print(f"\r\x1b[2K{text}" if self.is_terminal else text, end="" if self.is_terminal else "\n")
 
     def say(self, text: str) -> None:
         """A line of its own on the console."""
         if self.writes:
-            print(("\n" if self.is_terminal else "") + text, flush=True)
+            self._print(("\n" if self.is_terminal else "") + text)
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        """Print; a run whose terminal or launcher is gone still saves, and its files hold the same."""
+        try:
+            print(text, end=end, flush=True)
+        except OSError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
 
     def close(self) -> None:
         """Flush everything."""

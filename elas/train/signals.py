@@ -17,13 +17,15 @@ from elas.config import Config
 
 DONE, REQUEUE = "DONE", "REQUEUE"
 _REASONS = ("", "train.stop_after_minutes is over", "SIGUSR1", "SIGTERM")
+_SAME_S = 2.0
 _SIGNALS = {signal.SIGUSR1: 2, signal.SIGTERM: 3}
 
 
 class StopRequest:
     """Whether somebody asked this process to stop; while it is entered, signals do no more than that.
 
-    A second signal ends the process at once, with 128 + its number.
+    The same signal again ends the process at once, with 128 + its number; not so within two seconds, as a launcher and
+    whoever started it may both hand one on. SIGTERM after SIGUSR1 is what a scheduler does, and changes nothing.
 
     Args:
         minutes: time budget from now on; None for none.
@@ -31,6 +33,7 @@ class StopRequest:
 
     def __init__(self, minutes: float | None):
         self._wanted = 0
+        self._noted: dict[int, float] = {}
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
 
     def __enter__(self) -> "StopRequest":
@@ -42,9 +45,10 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame) -> None:
-        if self._wanted >= 2:
+        now = time.monotonic()
+        if now - self._noted.setdefault(number, now) > _SAME_S:
             os._exit(128 + number)
-        self._wanted = _SIGNALS[number]
+        self._wanted = max(self._wanted, _SIGNALS[number])
 
     def agree(self, waiting: bool) -> tuple[str, bool]:
         """Exchange flags; every rank calls it.

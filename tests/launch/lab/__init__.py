@@ -6,5 +6,6 @@ with everything that runs on it, when `Lab.close` is called or the process that 
 
 from .hosts import Host, Lab, why_not
 from .slurm import Slurm
+from .ssh import Ssh
 
-__all__ = ["Host", "Lab", "Slurm", "why_not"]
+__all__ = ["Host", "Lab", "Slurm", "Ssh", "why_not"]

@@ -53,6 +53,7 @@ class Host:
     """
 
     def __init__(self, name: str, address: str, folder: Path):
+        (folder / f"{name}.up").unlink(missing_ok=True)
         self.name, self.address, self._folder = name, address, folder
         command = ["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._holder = subprocess.Popen(
@@ -89,11 +90,18 @@ class Host:
         return done
 
     def processes(self) -> dict[int, str]:
-        """Command lines of everything that runs on this host but its first process and that one's sleep."""
+        """Command lines of everything that runs on this host, but for what makes it a host."""
         listed = self.run(["ps", "-eo", "pid=,stat=,args="]).stdout.splitlines()
         rows = [line.split(None, 2) for line in listed]
-        idle = ("bash -c", "sleep 1000", "ps -eo")
-        return {int(pid): args for pid, stat, args in rows if stat[0] != "Z" and not args.startswith(idle)}
+        idle = ("sleep 1000", "ps -eo", "sshd: /usr/sbin/sshd")
+        rows = [(int(pid), args) for pid, stat, args in rows if stat[0] != "Z" and not args.startswith(idle)]
+        return {pid: args for pid, args in rows if pid != 1}
+
+    def traffic(self) -> dict[str, int]:
+        """Bytes that its network card has `received` and `sent` since it came up."""
+        line = next(line for line in self.run(["cat", "/proc/net/dev"]).stdout.splitlines() if "eth0:" in line)
+        numbers = line.split(":")[1].split()
+        return {"received": int(numbers[0]), "sent": int(numbers[8])}
 
     def crash(self) -> None:
         """End everything on it at once."""
@@ -145,7 +153,7 @@ class Lab:
             self._configure(host)
 
     def _cable(self, host: Host) -> list[str]:
-        link = f"to-{host.name}"
+        link = _link(host)
         return [
             f"link add {link} type veth peer name eth0 netns {host.pid}",
             f"link set {link} master lab",
@@ -157,6 +165,36 @@ class Lab:
         command = ["nsenter", "--target", str(self.head.pid), "--net", "ip", "-batch", "-"]
         subprocess.run(command, input="\n".join(lines), text=True, check=True, env=environment())
 
+    def restart(self, name: str) -> Host:
+        """Bring a host back that crashed: the same name and address, nothing running on it."""
+        host = Host(name, self.addresses[name], self.folder)
+        self.hosts[name] = host
+        host.wait_until_up()
+        gone = ["nsenter", "--target", str(self.head.pid), "--net", "ip", "link", "del", _link(host)]
+        subprocess.run(gone, capture_output=True, env=environment())  # the kernel may have taken the old one away
+        self._ip(self._cable(host))
+        self._configure(host)
+        return host
+
+    def cut(self, host: Host) -> None:
+        """Pull the cable of a host out."""
+        self._ip([f"link set {_link(host)} down"])
+
+    def plug(self, host: Host) -> None:
+        """Put the cable of a host back in."""
+        self._ip([f"link set {_link(host)} up"])
+
+    def shape(self, host: Host, mbit: float) -> None:
+        """Let so many 10⁶ bits a second through the cable of a host, each way."""
+        rate = ["root", "tbf", "rate", f"{mbit}mbit", "burst", "64kb", "latency", "400ms"]
+        self.head.run(["tc", "qdisc", "replace", "dev", _link(host), *rate])
+        host.run(["tc", "qdisc", "replace", "dev", "eth0", *rate])
+
+    def unshape(self, host: Host) -> None:
+        """Let everything through again."""
+        self.head.run(["tc", "qdisc", "del", "dev", _link(host), "root"], check=False)
+        host.run(["tc", "qdisc", "del", "dev", "eth0", "root"], check=False)
+
     def _configure(self, host: Host) -> None:
         host.run(["ip", "addr", "add", f"{host.address}/24", "dev", "eth0"])
         host.run(["ip", "link", "set", "eth0", "up"])
@@ -165,6 +203,11 @@ class Lab:
         """End all hosts and everything on them."""
         for host in self.hosts.values():
             host.crash()
+
+
+def _link(host: Host) -> str:
+    """The head's end of a host's cable."""
+    return f"to-{host.name}"
 
 
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:

@@ -1,0 +1,15 @@
+"""`elas launch`: finds the way to start a run; each way is a module with a `main(argv)`."""
+
+from elas.cli import run_command
+
+COMMANDS = {
+    "local": ("elas.launch.local", "ranks on this machine, with the deepspeed launcher or torchrun"),
+    "ssh": ("elas.launch.multihost", "ranks on the hosts of a hostfile, with the deepspeed launcher over pdsh"),
+    "slurm": ("elas.launch.submit", "a SLURM job that saves at its time limit and queues itself again"),
+    "check": ("elas.launch.check", "see whether hosts are fit for a run, before there is one"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run `elas launch ARGV…`; returns the exit status, raises `UserError` for mistakes."""
+    return run_command("elas launch", COMMANDS, argv, "example:", "  elas launch local --ranks 2 --config 60m …")

@@ -1,0 +1,113 @@
+"""Processes below one of ours, read from /proc: which are ranks, which are stopped, how one ended."""
+
+import contextlib
+import ctypes
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_STATE, _EXIT_STATUS = 0, 49  # of the fields of /proc/PID/stat that follow the name
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process as it is now.
+
+    Attributes:
+        pid: its number.
+        state: R, S, D: alive; T: stopped; Z: ended, and not yet waited for.
+        status: of one that ended, as `os.waitpid` would say it.
+        rank: of a process of a run: its RANK; None for others, and for what a rank started.
+    """
+
+    pid: int
+    state: str
+    status: int
+    rank: int | None
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process below this one that loses its own."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_with_parent() -> None:
+    """Have this process killed when its parent ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def descendants(pid: int | None = None) -> list[Process]:
+    """Every process below `pid` (this one), parents before their children."""
+    found, below = [], [(child, False) for child in _children(pid or os.getpid())]
+    while below:
+        child, inside = below.pop(0)
+        process = _read(child, inside)
+        if process is not None:
+            found.append(process)
+            below += [(c, inside or process.rank is not None) for c in _children(child)]
+    return found
+
+
+def kill(processes: list[Process], number: int = signal.SIGKILL) -> None:
+    """Send a signal to processes, of which some may be gone."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
+def catches(process: Process, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+    return bool(mask >> (number - 1) & 1)
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):  # a thread that ended meanwhile
+                found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+    return found
+
+
+def _read(pid: int, inside_rank: bool) -> Process | None:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None  # gone
+    return Process(pid, fields[_STATE], int(fields[_EXIT_STATUS]), None if inside_rank else _rank(pid))
+
+
+def _rank(pid: int) -> int | None:
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    value = next((v[5:] for v in variables if v.startswith(b"RANK=")), b"")
+    return int(value) if value.isdigit() else None
+
+
+def status_in_words(status: int) -> str:
+    """What `os.waitpid` gave, for a person: `was killed by SIGKILL`, `ended with status 1`."""
+    if os.WIFSIGNALED(status):
+        return f"was killed by {signal_name(os.WTERMSIG(status))}"
+    return f"ended with status {os.WEXITSTATUS(status)}"
+
+
+def signal_name(number: int) -> str:
+    """A signal's name, or its number where it has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def exit_code(status: int) -> int:
+    """What `os.waitpid` gave, as a shell would say it: 128 + the signal's number for one that was killed."""
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
