@@ -22,7 +22,7 @@ from elas.errors import Failure, UserError
 COMMANDS = {
     "quickstart": ("elas.quickstart", "corpus → tokenizer → tokens → 2-rank training → evaluation → report"),
     "train": ("elas.launch.pretrain", "one training run; several ranks when started by a launcher"),
-    "launch": ("elas.launch.cli", "start a run: `launch local`, `ssh`, `slurm`; `launch check` sees whether hosts are fit"),
+    "launch": ("elas.launch.cli", "start a run: `launch local`, `ssh`, `slurm`; are hosts fit: `launch check`"),
     "checkpoint": ("elas.checkpoint.cli", "what a run saved: `checkpoint list`, `verify`, `info`"),
     "build": ("elas.build", "compile ahead of time what runs on this machine will need"),
     "bench": ("elas.bench.cli", "what things cost: `bench ffn`, `step`, `comm`, `checkpoint`, `prep`"),

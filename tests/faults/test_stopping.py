@@ -2,6 +2,9 @@
 
 import json
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from corpora import SMALL, write_corpus
@@ -50,13 +53,26 @@ def test_a_time_budget(settings, tmp_path):
     assert marker["stopped"] == "train.stop_after_minutes is over" and 1 <= marker["step"] < 100000
 
 
-def test_a_second_signal_ends_it_at_once(settings, tmp_path):
-    (rank,) = start({**settings, "train.run_dir": tmp_path, "train.steps": 100000, "model.seq_length": 256}, 1)
-    wait_for_step(tmp_path, 1, [rank])
-    rank.send_signal(signal.SIGSTOP)  # so that both signals are there before the next step
-    rank.send_signal(signal.SIGUSR1)
-    rank.send_signal(signal.SIGTERM)
-    rank.send_signal(signal.SIGCONT)
-    rank.communicate(timeout=60)
-    assert rank.returncode in (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
-    assert not (tmp_path / "REQUEUE").exists() and not list(tmp_path.glob("checkpoints/step_*"))
+WAITING = """
+import os, time
+from elas.train.signals import StopRequest
+with StopRequest(None) as stop:
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_same_signal_again_ends_it_at_once_but_not_one_that_was_handed_on_twice():
+    process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):  # a scheduler; a launcher beside it
+            process.send_signal(number)
+            time.sleep(0.3)
+        assert process.poll() is None
+        time.sleep(2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
