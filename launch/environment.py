@@ -3,6 +3,7 @@
 import os
 
 from elas.errors import ConfigError
+from elas.launch import network
 
 
 def srun_environment() -> None:
@@ -43,6 +44,99 @@ def rank_and_world() -> tuple[int, int]:
         if not (port.isdecimal() and 0 < int(port) < 65536):
             raise ConfigError("MASTER_PORT", port, "is no port", "give a number from 1 to 65535")
     return rank, world
+
+
+def choose_interface() -> str | None:
+    """For a run of several hosts, tell gloo and NCCL the interface that leads to the others, unless the user has.
+
+    Sets GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME; called after `rank_and_world`, before any process group.
+
+    Returns:
+        gloo's interface; None when the run has one host.
+
+    Raises:
+        ConfigError: MASTER_ADDR is unknown here, or loopback, or without a route; or the user's interface cannot be.
+    """
+    if not _several_hosts():
+        return None
+    found = {interface.name: interface for interface in network.interfaces()}
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if os.environ.get(name):
+            _check_interface(name, found)
+    if not os.environ.get("GLOO_SOCKET_IFNAME"):
+        os.environ["GLOO_SOCKET_IFNAME"] = _interface_to_master(found).name
+    chosen = os.environ["GLOO_SOCKET_IFNAME"]
+    if not os.environ.get("NCCL_SOCKET_IFNAME"):
+        os.environ["NCCL_SOCKET_IFNAME"] = f"={chosen}"  # NCCL would take eth01 for eth0, too
+    return chosen
+
+
+def _several_hosts() -> bool:
+    """Whether ranks run on other hosts: what torchrun, the deepspeed launcher, or srun alone says."""
+    if "RANK" not in os.environ:
+        return False
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        if name in os.environ:
+            return _whole("WORLD_SIZE", 1, least=1) > _whole(name, least=1)
+    return _whole("SLURM_STEP_NUM_NODES", 1, least=1) > 1
+
+
+def _on_first_host() -> bool:
+    """Whether rank 0 runs here: ranks of a host follow each other."""
+    return _whole("RANK", 0) == _whole("LOCAL_RANK", 0)
+
+
+def _here() -> str:
+    return f"on host {os.uname().nodename} (rank {os.environ['RANK']})"
+
+
+def _check_interface(name: str, found: dict[str, network.Interface]) -> None:
+    """Refuse a user's interface that is not there, or is loopback."""
+    value = os.environ[name]
+    if value.startswith("^"):  # NCCL: any but these
+        return
+    exact = name.startswith("GLOO") or value.startswith("=")
+    for wanted in value.removeprefix("=").split(","):
+        match = [i for i in found.values() if (i.name == wanted if exact else i.name.startswith(wanted))]
+        if match and not all(interface.loopback for interface in match):
+            continue
+        why = f"{wanted} is loopback, which leads to no other host," if match else f"there is no interface {wanted}"
+        outward = ", ".join(interface.name for interface in network.outward(list(found.values()))) or "one that is up"
+        raise ConfigError(name, value, f"{why} {_here()}", f"give {outward}, or unset it")
+
+
+def _interface_to_master(found: dict[str, network.Interface]) -> network.Interface:
+    master = os.environ["MASTER_ADDR"]
+    addresses = network.resolve(master)
+    if not addresses:
+        fix = "give an address, or add the name to /etc/hosts there"
+        raise ConfigError("MASTER_ADDR", master, f"is not known {_here()}", fix)
+    elsewhere = [address for address in addresses if not network.is_loopback(address)]
+    if not elsewhere:
+        return _interface_of_first_host(master, addresses[0], found)
+    for address in elsewhere:
+        local = network.local_address(address)
+        for interface in found.values():
+            if local in interface.addresses and not interface.loopback:
+                return interface
+    why = f"({elsewhere[0]}) cannot be reached {_here()}: no route"
+    raise ConfigError("MASTER_ADDR", master, why, "give an address on a network that all hosts share")
+
+
+def _interface_of_first_host(master: str, address: str, found: dict[str, network.Interface]) -> network.Interface:
+    """Debian's `127.0.1.1 HOSTNAME` on the first host itself: other hosts know the name by another address."""
+    literal = master in (address, "localhost")
+    outward = network.outward(list(found.values()))
+    if _on_first_host() and not literal and len(outward) == 1:
+        return outward[0]
+    why = f"is {address} {_here()}: loopback, where no other host gets an answer"
+    fix = "give the first host's address on the network that all hosts share"
+    if not literal:
+        fix += f", or take {master} off the 127.* lines of /etc/hosts there"
+    if _on_first_host() and not literal and outward:
+        names = ", ".join(interface.name for interface in outward)
+        fix = f"set GLOO_SOCKET_IFNAME there to the right one of {names}; or {fix}"
+    raise ConfigError("MASTER_ADDR", master, why, fix)
 
 
 def _whole(name: str, default: int | None = None, *, least: int = 0) -> int:

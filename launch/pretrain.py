@@ -15,7 +15,7 @@ import sys
 
 from elas.cli import Parser, end_process, exit_status, write_json
 from elas.config import Config, load_config, split_overrides
-from elas.launch.environment import rank_and_world, srun_environment
+from elas.launch.environment import choose_interface, rank_and_world, srun_environment
 from elas.launch.leash import end_with_launcher
 
 
@@ -90,6 +90,7 @@ def main(argv: list[str]) -> int:
         return 0
     srun_environment()
     rank, world = rank_and_world()
+    choose_interface()
     from elas.checkpoint.resume import find_checkpoint
     from elas.data.corpus import check_corpus
     from elas.train import run_dir

@@ -1,0 +1,115 @@
+"""This host's network interfaces, and which of them leads to another host. Only the standard library; Linux.
+
+gloo takes the interface that has the address of this host's own name. Debian writes `127.0.1.1 HOSTNAME` into
+/etc/hosts, so that is loopback, where no other host gets an answer. Here the kernel is asked for its route instead.
+"""
+
+import array
+import contextlib
+import fcntl
+import ipaddress
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+_SIOCGIFCONF, _SIOCGIFFLAGS, _SIOCGIFMTU = 0x8912, 0x8913, 0x8921
+_UP, _LOOPBACK, _RUNNING = 0x1, 0x8, 0x40
+_IFREQ = 40  # bytes of a struct ifreq
+_INSIDE = ("docker", "br-", "veth", "virbr", "cni", "flannel", "podman", "lxc", "lxd")
+"""How interfaces are called that lead to containers and virtual machines of this host alone."""
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A network interface.
+
+    Attributes:
+        name: `eth0`.
+        addresses: its addresses, IPv4 first.
+        up: whether it is switched on and its cable is in.
+        loopback: whether it leads nowhere but here.
+        mtu: bytes that a packet may have.
+    """
+
+    name: str
+    addresses: tuple[str, ...]
+    up: bool
+    loopback: bool
+    mtu: int
+
+
+def interfaces() -> list[Interface]:
+    """Every interface of this host."""
+    addresses = _addresses()
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # gone meanwhile
+                flags, mtu = _ask(asked, _SIOCGIFFLAGS, name, "H"), _ask(asked, _SIOCGIFMTU, name, "i")
+                up = bool(flags & _UP and flags & _RUNNING)
+                found.append(Interface(name, tuple(addresses.get(name, ())), up, bool(flags & _LOOPBACK), mtu))
+    return found
+
+
+def _ask(asked: socket.socket, request: int, name: str, form: str) -> int:
+    answer = fcntl.ioctl(asked, request, struct.pack("16s24x", name.encode()))
+    return struct.unpack_from(form, answer, 16)[0]
+
+
+def _addresses() -> dict[str, list[str]]:
+    """Addresses by interface."""
+    found: dict[str, list[str]] = {}
+    room = array.array("B", bytes(_IFREQ * 512))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        answer = fcntl.ioctl(asked, _SIOCGIFCONF, struct.pack("iP", len(room), room.buffer_info()[0]))
+    for at in range(0, struct.unpack_from("i", answer)[0], _IFREQ):
+        name = bytes(room[at : at + 16]).partition(b"\0")[0].decode().partition(":")[0]
+        found.setdefault(name, []).append(socket.inet_ntoa(bytes(room[at + 20 : at + 24])))
+    table = Path("/proc/net/if_inet6")
+    for line in table.read_text().splitlines() if table.exists() else ():
+        digits, *_, name = line.split()
+        found.setdefault(name, []).append(str(ipaddress.IPv6Address(bytes.fromhex(digits))))
+    return found
+
+
+def resolve(name: str) -> list[str]:
+    """The addresses of a host by its name, the preferred first; none when it is not known."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []
+    return list(dict.fromkeys(address[0].partition("%")[0] for *_, address in found))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is this host's own alone: 127.*, ::1."""
+    return ipaddress.ip_address(address).is_loopback
+
+
+def owner(address: str) -> Interface | None:
+    """The interface that has an address."""
+    return next((interface for interface in interfaces() if address in interface.addresses), None)
+
+
+def local_address(address: str) -> str | None:
+    """This host's address that packets to `address` leave from; None without a route. Nothing is sent."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as asked:
+        try:
+            asked.connect((address, 9))
+        except OSError:
+            return None
+        return asked.getsockname()[0].partition("%")[0]
+
+
+def outward(found: list[Interface]) -> list[Interface]:
+    """Those interfaces that may lead to other hosts: up, with an IPv4 address, and not to containers on this one."""
+    return [
+        interface
+        for interface in found
+        if interface.up
+        and not interface.loopback
+        and not interface.name.startswith(_INSIDE)
+        and any("." in address and not address.startswith("169.254.") for address in interface.addresses)
+    ]
