@@ -26,7 +26,7 @@ import time
 from elas.launch.processes import Process, adopt_orphans, catches, descendants, exit_code, kill, status_in_words
 
 INTERVAL_S = 0.1
-LEASH_S = 20.0
+SILENCE_S = 20.0
 """A leash over which nothing comes for so long is lost: the network, or the host at its other end."""
 STOPPED_S = 20.0
 """A rank that is stopped (SIGSTOP) for so long will not go on."""
@@ -44,13 +44,24 @@ class Guard:
         host: this host's name, for messages.
         told: what runs here, for messages: `ranks 2-3`.
         leash: whether the job ends with whoever holds the other end of standard input.
+        silence_s: how long nothing may come over the leash; 0 for any time.
         stopped_s: how long a rank may stand still.
         grace_s: how long ranks may take to save when the leash is lost.
     """
 
-    def __init__(self, command: list[str], *, host: str, told: str, leash: bool, stopped_s: float, grace_s: float):
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        host: str,
+        told: str,
+        leash: bool,
+        silence_s: float = SILENCE_S,
+        stopped_s: float = STOPPED_S,
+        grace_s: float = GRACE_S,
+    ):
         self.command, self.host, self.told, self.leash = command, host, told, leash
-        self._stopped_after, self._grace_s = stopped_s, grace_s
+        self._silence_s, self._stopped_after, self._grace_s = silence_s, stopped_s, grace_s
         self._ranks: dict[int, int] = {}  # process to rank
         self._gone: set[int] = set()
         self._stopped_since: dict[int, float] = {}
@@ -164,8 +175,8 @@ class Guard:
                 self._deadline = now
             elif b"stop" in lines:
                 self._stop(signal.SIGTERM)
-        if now - self._heard > LEASH_S:
-            self._lost(f"nothing came from whoever started it for {LEASH_S:.0f} s")
+        if self._silence_s and now - self._heard > self._silence_s:
+            self._lost(f"nothing came from whoever started it for {self._silence_s:.0f} s")
 
     def _lost(self, why: str) -> None:
         self.leash = False
@@ -222,6 +233,7 @@ def main(argv: list[str]) -> int:
     """Run the guard; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m elas.launch.guard", description=__doc__.splitlines()[0])
     parser.add_argument("--leash", action="store_true", help="end with whoever holds the other end of standard input")
+    parser.add_argument("--silence", type=float, default=SILENCE_S, help="seconds without a sign over the leash, or 0")
     parser.add_argument("--host", default=os.uname().nodename, help="for messages")
     parser.add_argument("--told", default="the job", help="what runs here, for messages")
     parser.add_argument("--stopped", type=float, default=STOPPED_S, help="seconds that a rank may stand still")
@@ -233,7 +245,7 @@ def main(argv: list[str]) -> int:
         parser.error("no command")
     try:
         return Guard(command, host=options.host, told=options.told, leash=options.leash,
-                     stopped_s=options.stopped, grace_s=options.grace).run()  # fmt: skip
+                     silence_s=options.silence, stopped_s=options.stopped, grace_s=options.grace).run()  # fmt: skip
     except FileNotFoundError as error:
         print(f"error: {options.host}: {error.filename}: no such program", file=sys.stderr)
         return 127

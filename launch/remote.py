@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import subprocess
 
 from elas.errors import UserError
 
@@ -25,3 +26,12 @@ def ssh_command(host: str, command: list[str], *, program: str = "ssh") -> list[
     except ValueError as error:
         raise UserError(f"{MORE}={os.environ[MORE]!r}: {error}; mend the quotes") from None
     return [program, *OPTIONS, *more, host, shlex.join(command)]
+
+
+def run_on(host: str, command: list[str], *, timeout_s: float) -> str:
+    """What a command prints on `host`; empty where it fails, or does not end in time."""
+    try:
+        done = subprocess.run(ssh_command(host, command), capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return ""
+    return done.stdout if done.returncode == 0 else ""

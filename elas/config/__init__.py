@@ -5,7 +5,7 @@ one line (`elas.errors.ConfigError`). What combinations can work is checked in `
 exists. Precedence, low to high: dataclass default, YAML file, command line.
 """
 
-from elas.config.reading import flatten, from_flat, load_config, presets, read_yaml, split_overrides
+from elas.config.reading import flatten, from_flat, load_config, presets, read_yaml, split_overrides, split_settings
 from elas.config.schema import (
     KEYS,
     SECTIONS,
@@ -44,4 +44,5 @@ __all__ = [
     "presets",
     "read_yaml",
     "split_overrides",
+    "split_settings",
 ]

@@ -157,7 +157,18 @@ def split_overrides(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     Raises:
         ConfigError: an unknown key, or one without a value.
     """
-    overrides, rest, i = {}, [], 0
+    settings, rest = split_settings(argv)
+    parsed = {key: value if _is_text(key) and value != "null" else _parse_scalar(key, value) for key, value in settings}
+    return parsed, rest
+
+
+def split_settings(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """As `split_overrides`, with the values as they were typed.
+
+    Raises:
+        ConfigError: an unknown key, or one without a value.
+    """
+    settings, rest, i = [], [], 0
     while i < len(argv):
         name, sep, value = argv[i].partition("=")
         if not (name.startswith("--") and "." in name):
@@ -172,9 +183,9 @@ def split_overrides(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
             if i >= len(argv) or argv[i].partition("=")[0].removeprefix("--") in KEYS:
                 raise ConfigError(key, None, "has no value", f"write --{key} VALUE")
             value = argv[i]
-        overrides[key] = value if _is_text(key) and value != "null" else _parse_scalar(key, value)
+        settings.append((key, value))
         i += 1
-    return overrides, rest
+    return settings, rest
 
 
 def _field_type(key: str) -> Any:

@@ -81,4 +81,5 @@ def write_marker(config: Config, facts: dict, stopped: str) -> None:
         stopped: why it stopped before its end; empty at the end.
     """
     name = REQUEUE if stopped else DONE
+    facts = {**facts, "time": time.time()}  # no two endings leave the same marker
     write_json(Path(config.train.run_dir) / name, facts | ({"stopped": stopped} if stopped else {}))

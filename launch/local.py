@@ -1,0 +1,106 @@
+"""`elas launch local`: ranks on this machine, with the deepspeed launcher or torchrun."""
+
+import os
+import shlex
+import socket
+import sys
+
+from elas import cli
+from elas.errors import UserError
+from elas.launch import pretrain
+from elas.launch.job import Job, add_options, markers, read_job, split_argv, whole_number
+from elas.launch.supervise import Supervisor
+from elas.launch.verdict import conclude
+
+LAUNCHERS = ("deepspeed", "torchrun")
+
+
+def main(argv: list[str]) -> int:
+    """Run `elas launch local`.
+
+    Args:
+        argv: arguments after the command.
+
+    Returns:
+        0 when the run came to its end, 2 for a mistake of the user's, 130 or 143 when it was asked to stop, else 1.
+
+    Raises:
+        UserError: a mistake that can be seen before anything starts.
+    """
+    settings, rest = split_argv(argv)
+    parser = cli.Parser(
+        "elas launch local",
+        "Start a run on this machine. Settings as for elas train: --section.key VALUE.",
+        "elas launch local --ranks 2 --config 60m --data.train data/c4 --train.run_dir runs/60m",
+    )
+    add_options(parser)
+    parser.add_argument("--ranks", type=int, metavar="N", help="processes (default: one a GPU, or one)")
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="deepspeed", help="default: %(default)s")
+    parser.add_argument("--restarts", type=int, metavar="N", help="begin again after a fault, N times (torchrun)")
+    parser.add_argument("--master-port", type=int, metavar="P", help="where ranks meet (default: a free port)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+    options = parser.parse_args(rest)
+    whole_number("--ranks", options.ranks)
+    whole_number("--restarts", options.restarts, 0)
+    whole_number("--master-port", options.master_port, 1, 65535)
+    if options.restarts and options.launcher != "torchrun":
+        raise UserError(f"--restarts {options.restarts}: deepspeed does not begin again; add --launcher torchrun")
+    job = read_job(settings, options, options.ranks or _gpus() or 1)
+    port = options.master_port or free_port()
+    if options.master_port and not port_is_free(options.master_port):
+        raise UserError(f"--master-port {port}: something listens there already; give another, or leave it out")
+    command = command_of(job, options.launcher, port, options.restarts or 0)
+    print(f"{'would run' if options.dry_run else 'running'}: {shlex.join(command)}", flush=True)
+    if options.dry_run:
+        return 0
+    return run(job, command, options.json)
+
+
+def run(job: Job, command: list[str], json_file=None) -> int:
+    """Run a command of `command_of` to its end; returns the exit status of `main`."""
+    parts = {os.uname().nodename: range(job.world)}
+    before = markers(job.run_dir)
+    watched = Supervisor(command, parts, None, environment(job.world)).run()
+    return conclude(job, watched, parts, before, markers(job.run_dir), json_file)
+
+
+def command_of(job: Job, launcher: str, port: int, restarts: int = 0) -> list[str]:
+    """The launcher's command line."""
+    if launcher == "torchrun":
+        where = [f"--nproc_per_node={job.world}", "--master_addr=127.0.0.1", f"--master_port={port}"]
+        start = [sys.executable, "-m", "torch.distributed.run", *where, f"--max_restarts={restarts}"]
+    else:
+        where = [f"--num_gpus={job.world}", f"--master_port={port}", "--log_level=error"]
+        start = [sys.executable, "-m", "deepspeed.launcher.runner", f"--hostfile={os.devnull}", *where]
+    return [*start, pretrain.__file__, *job.arguments]
+
+
+def environment(ranks: int) -> dict[str, str]:
+    """This process's environment for ranks of this machine: threads shared out, Python's own programs on the path."""
+    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, "PATH": path}
+
+
+def free_port() -> int:
+    """A port of this machine on which nothing listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def port_is_free(port: int) -> bool:
+    """Whether this machine could listen there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,135 @@
+"""`elas launch ssh`: ranks on the hosts of a hostfile, started by the deepspeed launcher over pdsh.
+
+What the launcher does not do is done around it: variables and arguments arrive to the letter (`elas.launch.variables`),
+a guard on every host ends its part with the whole (`elas.launch.guard`), and a failure names its host
+(`elas.launch.ssh_wrapper`, which stands on PATH before ssh). The launcher is never asked to end anything: its own way
+is `pkill` on every host, of other jobs too.
+"""
+
+import os
+import shlex
+import shutil
+import sys
+from contextlib import ExitStack
+from importlib import resources
+from pathlib import Path
+
+from elas import cli
+from elas.errors import UserError
+from elas.launch import pretrain, variables
+from elas.launch.hostfile import ranks_by_host, read_hostfile
+from elas.launch.job import Job, add_options, markers, read_job, split_argv, whole_number
+from elas.launch.remote import run_on
+from elas.launch.supervise import Supervisor, control_folder, told
+from elas.launch.verdict import conclude
+
+
+def main(argv: list[str]) -> int:
+    """Run `elas launch ssh`.
+
+    Args:
+        argv: arguments after the command.
+
+    Returns:
+        0 when the run came to its end, 2 for a mistake of the user's, 130 or 143 when it was asked to stop, else 1.
+
+    Raises:
+        UserError: a mistake that can be seen before anything starts.
+    """
+    settings, rest = split_argv(argv)
+    options = _parser().parse_args(rest)
+    whole_number("--master-port", options.master_port, 1, 65535)
+    hosts = read_hostfile(options.hostfile)
+    travelling = variables.travelling(options.env_file)
+    variables.deepspeed_environment(travelling)  # what cannot be carried is told now
+    job = read_job(settings, options, sum(hosts.values()), look_at_files=not options.no_check)
+    for program in ("pdsh", "ssh"):
+        if shutil.which(program) is None:
+            raise UserError(
+                f"elas launch ssh: there is no {program} on this machine; install it, or use elas launch slurm"
+            )
+    address, port = _meeting_point(hosts, job, options)
+    parts = ranks_by_host(hosts)
+    with ExitStack() as stack:
+        folder = Path("LAUNCH_FOLDER") if options.dry_run else stack.enter_context(control_folder(parts))
+        command = command_of(job, folder, address, port)
+        print(f"{'would run' if options.dry_run else 'running'}: {shlex.join(command)}", flush=True)
+        print(f"with {told(parts)}; they meet at {address}:{port}", flush=True)
+        if options.dry_run:
+            print(f"variables that travel: {', '.join(travelling) or 'none'}")
+            return 0
+        return run(job, command, hosts, travelling, folder, options.json)
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(
+        "elas launch ssh",
+        "Start a run on several hosts, over ssh. Settings as for elas train: --section.key VALUE.",
+        "elas launch ssh --hostfile hosts --config 1b --data.train data/c4 --train.run_dir /shared/runs/1b",
+    )
+    add_options(parser)
+    parser.add_argument("--hostfile", required=True, type=Path, metavar="FILE", help="lines `HOST slots=N`")
+    parser.add_argument("--master-addr", metavar="A", help="where ranks meet (default: the first host's address)")
+    parser.add_argument("--master-port", type=int, metavar="P", help="and the port (default: a free one)")
+    parser.add_argument("--env-file", type=Path, action="append", default=[], metavar="FILE",
+                        help="variables that travel: NAME, a pattern, or NAME=VALUE, a line each")  # fmt: skip
+    parser.add_argument("--no-check", action="store_true", help="start without looking at the hosts and the files")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+    return parser
+
+
+def run(job: Job, command: list[str], hosts: dict[str, int], travelling: dict, folder: Path, json_file=None) -> int:
+    """Run a command of `command_of` to its end; returns the exit status of `main`."""
+    parts = ranks_by_host(hosts)
+    (folder / "hostfile").write_text("".join(f"{host} slots={slots}\n" for host, slots in hosts.items()))
+    (folder / "environment").write_text(variables.deepspeed_environment(travelling))
+    first = next(iter(hosts))
+    before = _markers(job, first)
+    watched = Supervisor(command, parts, folder, environment(folder)).run()
+    return conclude(job, watched, parts, before, _markers(job, first), json_file)
+
+
+def command_of(job: Job, folder: Path, address: str, port: int) -> list[str]:
+    """The deepspeed launcher's command line."""
+    where = [f"--hostfile={folder / 'hostfile'}", f"--master_addr={address}", f"--master_port={port}"]
+    how = ["--launcher=pdsh", "--force_multi", "--no_ssh_check", "--log_level=error"]
+    arguments = [variables.deepspeed_argument(argument) for argument in job.arguments]
+    return [sys.executable, "-m", "deepspeed.launcher.runner", *where, *how, pretrain.__file__, *arguments]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The launcher's environment, in which pdsh finds our ssh first."""
+    wrapper = folder / "bin" / "ssh"
+    wrapper.parent.mkdir()
+    wrapper.write_bytes((resources.files("elas.launch") / "deepspeed" / "ssh").read_bytes())
+    wrapper.chmod(0o700)
+    path = os.pathsep.join([str(wrapper.parent), os.path.dirname(sys.executable), os.environ["PATH"]])
+    return {
+        **os.environ,
+        "PATH": path,
+        "PDSH_SSH_ARGS": "--user %u --host %h --node %n",
+        "DS_ENV_FILE": str(folder / "environment"),
+        "ELAS_LAUNCH_DIR": str(folder),
+        "ELAS_PYTHON": sys.executable,
+        "ELAS_SSH": shutil.which("ssh"),
+    }
+
+
+def _markers(job: Job, first: str) -> dict[str, str]:
+    """The run's markers, as this machine sees them, or the first host where this one does not share the folder."""
+    found = markers(job.run_dir)
+    if found or job.run_dir.is_dir():
+        return found
+    folder = shlex.quote(os.path.abspath(job.run_dir))
+    for name in ("DONE", "REQUEUE"):
+        text = run_on(first, ["sh", "-c", f"cat {folder}/{name} 2>/dev/null"], timeout_s=20)
+        if text:
+            found[name] = text
+    return found
+
+
+def _meeting_point(hosts: dict[str, int], job: Job, options) -> tuple[str, int]:
+    """Where rank 0 listens."""
+    import socket
+
+    return options.master_addr or socket.gethostbyname(next(iter(hosts))), options.master_port or 29500

@@ -1,0 +1,87 @@
+"""What pdsh calls in place of ssh: runs one host's part of a job below a guard there, and holds that guard's leash.
+
+pdsh gives `-oConnectTimeout=… --user U --host H --node N WORDS…`, as `elas.launch.multihost` asks in `PDSH_SSH_ARGS`.
+The words are the deepspeed launcher's command for that host. Signs of life go over ssh's standard input; orders come
+from, and the host's status goes to, the launch's folder (`elas.launch.supervise`).
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+from elas.launch.remote import ssh_command
+
+SIGN_S = 1.0
+UNREACHABLE, NO_ELAS = 255, 97
+_WHY = {
+    UNREACHABLE: "the ssh connection failed or was lost: the host is down, its network is, or it does not let you in",
+    127: "no {python} there; every host needs the same Python at the same path",
+    126: "{python} cannot be run there",
+    NO_ELAS: "elas cannot be imported with {python}; install it there as here",
+}
+
+
+def remote_script(words: list[str], host: str, told: str, python: str) -> str:
+    """The shell script that runs `words` below a guard."""
+    guard = [python, "-m", "elas.launch.guard", "--leash", "--host", host, "--told", told]
+    command = shlex.join(["sh", "-c", " ".join(map(_mended, words))])
+    return (
+        f"{shlex.quote(python)} -c 'import elas.launch.guard' 2>/dev/null; s=$?; "
+        f"case $s in 0) exec {shlex.join(guard)} -- {command};; 126|127) exit $s;; *) exit {NO_ELAS};; esac"
+    )
+
+
+def _mended(word: str) -> str:
+    """The deepspeed launcher changes to the current folder without quoting its name, and cannot be told to be quiet."""
+    if word.startswith("cd ") and word.endswith(";"):
+        return f"cd {shlex.quote(word[3:-1])};"
+    return f"{word} --log_level=error" if word == "deepspeed.launcher.launch" else word
+
+
+def main(argv: list[str]) -> int:
+    """Run one host's part; returns its exit status."""
+    parser = ArgumentParser(prog="ssh_wrapper", description=__doc__.splitlines()[0], allow_abbrev=False)
+    for name in ("user", "host", "node"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("-o", action="append", help="of ssh; not used")
+    parser.add_argument("words", nargs="...")
+    options = parser.parse_args(argv)
+    folder, python = Path(os.environ["ELAS_LAUNCH_DIR"]), os.environ["ELAS_PYTHON"]
+    told = json.loads((folder / "hosts.json").read_text())[options.host]
+    script = remote_script(options.words, options.host, told, python)
+    command = ssh_command(options.host, ["sh", "-c", script], program=os.environ["ELAS_SSH"])
+    status = _run(command, folder)
+    if status in _WHY:
+        print(f"error: {options.host} ({told}): {_WHY[status].format(python=python)}", file=sys.stderr, flush=True)
+    partial = folder / f".status.{options.host}"
+    with contextlib.suppress(FileNotFoundError):  # the launch is over, and its folder gone
+        partial.write_text(str(status))
+        partial.replace(folder / f"status.{options.host}")
+    return status
+
+
+def _run(command: list[str], folder: Path) -> int:
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    os.set_blocking(process.stdin.fileno(), False)  # a dead connection takes nothing any more
+    given = ""
+    while True:
+        try:
+            status = process.wait(SIGN_S)
+            return status if status >= 0 else 128 - status
+        except subprocess.TimeoutExpired:
+            pass
+        order = ""
+        with contextlib.suppress(FileNotFoundError):
+            order = (folder / "order").read_text()
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(process.stdin.fileno(), f"{order}\n".encode() if order != given else b"+\n")
+            given = order
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,170 @@
+"""Watches over what was started: hands on what it is asked to stop by, ends the rest when a host fails, tells why.
+
+What is started runs below a guard (`elas.launch.guard`) in a session of its own, on a leash: when this process dies,
+however it dies, the guard ends everything. On other hosts there are guards too, whose leashes `elas.launch.ssh_wrapper`
+holds; it and this process talk over a folder: `order` says `stop` or `kill`, `status.HOST` how a host's part ended.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from elas.launch.hostfile import ranks_in_words
+
+PEERS_S = 12.0
+"""How long the other hosts have to end by themselves, and to say what they saw, after one has failed."""
+POLL_S = 0.2
+
+
+@dataclass
+class Watched:
+    """How what was started ended.
+
+    Attributes:
+        status: exit status of the guard.
+        asked: the signal that ended it; None when it ended by itself.
+        hosts: exit status by host, of those that are known.
+    """
+
+    status: int = 0
+    asked: int | None = None
+    hosts: dict[str, int] = field(default_factory=dict)
+
+
+def told(parts: dict[str, range]) -> str:
+    """`ranks 0-1 on n1, rank 2 on n2`."""
+    return ", ".join(f"{ranks_in_words(ranks)} on {host}" for host, ranks in parts.items())
+
+
+def guarded(command: list[str], host: str, parts: dict[str, range]) -> list[str]:
+    """What runs `command` below a guard on a leash without a time limit."""
+    guard = [sys.executable, "-m", "elas.launch.guard", "--leash", "--silence", "0"]
+    return [*guard, "--host", host, "--told", told(parts), "--", *command]
+
+
+class Supervisor:
+    """Runs a command to its end.
+
+    Args:
+        command: what to run on this host.
+        parts: which ranks run where.
+        folder: where the hosts' wrappers look for orders and leave their status; None when all ranks are below
+            `command` itself.
+        env: environment of the command.
+    """
+
+    def __init__(self, command: list[str], parts: dict[str, range], folder: Path | None, env: dict[str, str]):
+        self.command, self.parts, self.folder, self.env = command, parts, folder, env
+        self._asked: list[int] = []
+        self._failed_since: float | None = None
+        self._killed = False
+        self.result = Watched()
+
+    def run(self) -> Watched:
+        """Run it; returns when everything has ended."""
+        host = os.uname().nodename
+        with _signals(self._asked):
+            self._guard = subprocess.Popen(
+                guarded(self.command, host, self.parts), stdin=subprocess.PIPE, env=self.env, start_new_session=True
+            )
+            answered = 0
+            while True:
+                try:
+                    self.result.status = self._guard.wait(POLL_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    pass
+                if len(self._asked) > answered:
+                    answered = len(self._asked)
+                    self._hand_on()
+                self._watch_hosts()
+            self._guard.stdin.close()
+        self._read_statuses()
+        self.result.asked = self._asked[0] if self._asked else None
+        return self.result
+
+    def _hand_on(self) -> None:
+        """Ask the ranks to stop; the second time, end them."""
+        name = signal.Signals(self._asked[-1]).name
+        if len(self._asked) > 1:
+            _say(f"{name}: ending everything at once")
+            self._kill()
+            return
+        _say(f"{name}: asked {told(self.parts)} to finish the step and save; once more ends them at once")
+        if self.folder is None:
+            self._order_guard("stop")
+        else:
+            self._order_hosts("stop")
+
+    def _watch_hosts(self) -> None:
+        """End all hosts when one has failed and the others do not notice."""
+        self._read_statuses()
+        now = time.monotonic()
+        if any(self.result.hosts.values()) and self._failed_since is None:
+            self._failed_since = now
+        if self._failed_since is None or self._killed or now - self._failed_since < PEERS_S:
+            return
+        running = {host: ranks for host, ranks in self.parts.items() if host not in self.result.hosts}
+        _say(f"ending {told(running)}" if running else "ending what is left")
+        self._kill()
+
+    def _kill(self) -> None:
+        self._killed = True
+        if self.folder is not None:
+            self._order_hosts("kill")
+            end = time.monotonic() + 3  # for what the hosts have to say
+            while len(self.result.hosts) < len(self.parts) and time.monotonic() < end and self._guard.poll() is None:
+                time.sleep(POLL_S)
+                self._read_statuses()
+        self._order_guard("kill")
+
+    def _order_guard(self, order: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it has just ended
+            self._guard.stdin.write(f"{order}\n".encode())
+            self._guard.stdin.flush()
+
+    def _order_hosts(self, order: str) -> None:
+        partial = self.folder / ".order"
+        partial.write_text(order)
+        partial.replace(self.folder / "order")
+
+    def _read_statuses(self) -> None:
+        if self.folder is None:
+            return
+        for host in self.parts.keys() - self.result.hosts.keys():
+            with contextlib.suppress(FileNotFoundError):
+                self.result.hosts[host] = int((self.folder / f"status.{host}").read_text())
+
+
+@contextlib.contextmanager
+def _signals(asked: list[int]) -> Iterator[None]:
+    """While entered, signals that ask for an end are only noted; one that is ignored (nohup) stays so."""
+    wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda n, _frame: asked.append(n)) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def control_folder(parts: dict[str, range]) -> Iterator[Path]:
+    """A folder for one launch, readable by its user alone, with `hosts.json`: what runs on each host."""
+    with tempfile.TemporaryDirectory(prefix="elas-launch-") as name:
+        folder = Path(name)
+        (folder / "hosts.json").write_text(json.dumps({host: ranks_in_words(r) for host, r in parts.items()}))
+        yield folder
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"elas: {text}", file=sys.stderr, flush=True)

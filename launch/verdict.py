@@ -1,0 +1,74 @@
+"""The last word on a run that was started: what to print, what to write, which exit status."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from elas.cli import write_json
+from elas.launch.hostfile import ranks_in_words
+from elas.launch.job import Ending, Job, how_it_ended
+from elas.launch.supervise import Watched
+
+
+def conclude(
+    job: Job,
+    watched: Watched,
+    parts: dict[str, range],
+    before: dict[str, str],
+    after: dict[str, str],
+    json_file: Path | None = None,
+) -> int:
+    """Tell how a run ended.
+
+    Args:
+        job: the run.
+        watched: how what was started ended.
+        parts: which ranks ran where.
+        before: the run's markers before it was started,
+        after: and now.
+        json_file: for the same facts; None for none.
+
+    Returns:
+        The exit status: 0 done, 2 the user's mistake, 128 + n stopped by signal n, 1 everything else.
+    """
+    ending = how_it_ended(job, before, after, watched.status)
+    status = _status(ending, watched)
+    statuses = {host: watched.hosts.get(host, watched.status if len(parts) == 1 else None) for host in parts}
+    print("\n".join(_lines(job, ending, watched, parts)), file=sys.stdout if status == 0 else sys.stderr, flush=True)
+    hosts = [{"host": h, "ranks": list(ranks), "status": statuses[h]} for h, ranks in parts.items()]
+    facts = {"state": ending.state, "status": status, "step": ending.step, "checkpoint": ending.checkpoint}
+    write_json(json_file, {**facts, "run_dir": str(job.run_dir), "world_size": job.world, "hosts": hosts})
+    return status
+
+
+def _status(ending: Ending, watched: Watched) -> int:
+    if ending.state == "done":
+        return 0
+    if watched.asked is not None:
+        return 128 + watched.asked
+    mistaken = set(watched.hosts.values()) == {2} or watched.status == 2
+    return 2 if ending.state == "failed" and mistaken else 1
+
+
+def _lines(job: Job, ending: Ending, watched: Watched, parts: dict[str, range]) -> list[str]:
+    again = "the same command goes on from there"
+    where = f"step {ending.step}, {ending.checkpoint}"
+    if ending.state == "done":
+        late = f"; afterwards its launcher ended with status {watched.status}" if watched.status else ""
+        return [f"done: {where}{late}" + (f" ({ending.reason})" if ending.reason else "")]
+    name = signal.Signals(watched.asked).name if watched.asked is not None else ""
+    if ending.state == "stopped":
+        return [f"stopped at {where} ({name or ending.reason}); {again}"]
+    if name:
+        kept = "the run's newest checkpoint, if there is one, is where the same command goes on"
+        return [f"error: ended by {name} before it could save; {kept}"]
+    failed = {host: status for host, status in watched.hosts.items() if status} or {os.uname().nodename: watched.status}
+    if set(failed.values()) == {2}:
+        return ["error: the settings were refused; see above"]
+    named = [
+        f"{host}{f' ({ranks_in_words(parts[host])})' if host in parts else ''} with status {status}"
+        for host, status in failed.items()
+    ]
+    missing = "" if any(failed.values()) else f", but there is no {job.run_dir / 'DONE'}"
+    return [f"error: the run did not come to its end: {', '.join(named)}{missing}; run the same command to go on"]
