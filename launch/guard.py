@@ -67,6 +67,7 @@ class Guard:
         self._stopped_since: dict[int, float] = {}
         self._deadline: float | None = None  # when everything is killed
         self._asked = 0  # the signal that the ranks were asked to stop with
+        self._too_early = False  # SIGUSR1, and no rank that could save: whoever sent it will start all again
         self._requests: list[int] = []
         self._status: int | None = None  # of the command, as os.waitpid gives it
         self._failed = False
@@ -78,7 +79,7 @@ class Guard:
 
         Returns:
             The command's exit status, 128 + n when it was killed by signal n; 1 when it left ranks behind, or had to
-            be ended.
+            be ended; 0 when SIGUSR1 came before a rank trained: there was nothing to save.
         """
         adopt_orphans()
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -160,7 +161,7 @@ class Guard:
         self._asked = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
         ranks = [p for p in descendants() if p.pid in self._ranks and catches(p, self._asked)]
         if not ranks:
-            self._deadline = time.monotonic()
+            self._deadline, self._too_early = time.monotonic(), self._asked == signal.SIGUSR1
         kill(ranks, self._asked)
 
     def _read_leash(self, now: float) -> None:
@@ -214,6 +215,8 @@ class Guard:
             time.sleep(0.02)
             self._reap()
             left = [process for process in descendants() if process.state not in "ZX"]
+        if self._too_early and not self._failed:
+            return 0
         bad = ranks or self._failed or self._deadline is not None
         return exit_code(ended) or (1 if bad else 0)
 
