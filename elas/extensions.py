@@ -23,8 +23,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from elas.errors import UserError
 
 DEEPSPEED_OPS = {"deepspeed_shm_comm": "ShareMemCommBuilder", "cpu_adam": "CPUAdamBuilder"}
@@ -36,11 +34,18 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elas"
 
 
-def extensions_dir() -> Path:
+def extensions_dir(torch_version: str | None = None) -> Path:
     """Where compiled extensions go: one folder per torch, Python and processor.
 
     They are built for the machine's own instruction set, so a home folder shared by unlike nodes needs one each.
+
+    Args:
+        torch_version: None for the one that is installed, which imports it.
     """
+    if torch_version is None:
+        import torch
+
+        torch_version = torch.__version__
     processor = platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -48,13 +53,42 @@ def extensions_dir() -> Path:
         processor += "".join(sorted({line for line in lines if line.startswith(("flags", "Features"))}))
     digest = hashlib.sha256(processor.encode()).hexdigest()[:8]
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    return cache_dir() / "extensions" / f"torch{torch.__version__}-{python}-{digest}"
+    return cache_dir() / "extensions" / f"torch{torch_version}-{python}-{digest}"
 
 
 def library(name: str) -> Path | None:
     """The built extension's file, or None."""
-    path = extensions_dir() / name / f"{name}.so"
+    return _library(extensions_dir(), name)
+
+
+def _library(folder: Path, name: str) -> Path | None:
+    path = folder / name / f"{name}.so"
     return path if path.exists() and (path.parent / "elas-built").exists() else None
+
+
+def is_built(name: str, *, torch_version: str) -> bool:
+    """Whether an extension is built for a version of torch; torch itself is not imported."""
+    return _library(extensions_dir(torch_version), name) is not None
+
+
+def clear_stale_locks() -> list[Path]:
+    """Remove the `lock` files that killed builds left, of every torch and Python; those of builds that run stay.
+
+    Returns:
+        The files removed.
+    """
+    removed = []
+    for lock in sorted((cache_dir() / "extensions").glob("*/*/lock")):
+        from filelock import FileLock, Timeout
+
+        folder = lock.parent
+        try:
+            with FileLock(folder.parent / f"{folder.name}.elas-lock", timeout=0):
+                lock.unlink(missing_ok=True)
+                removed.append(lock)
+        except Timeout:  # somebody builds
+            continue
+    return removed
 
 
 def compiler() -> str:
@@ -169,6 +203,8 @@ def prebuild_deepspeed(*, offload: bool = False, timeout_s: float = TIMEOUT_S) -
 
 
 def _wanted(offload: bool) -> list[str]:
+    import torch
+
     return ([] if torch.cuda.is_available() else ["deepspeed_shm_comm"]) + (["cpu_adam"] if offload else [])
 
 

@@ -8,6 +8,7 @@ import array
 import contextlib
 import fcntl
 import ipaddress
+import re
 import socket
 import struct
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 _SIOCGIFCONF, _SIOCGIFFLAGS, _SIOCGIFMTU = 0x8912, 0x8913, 0x8921
 _UP, _LOOPBACK, _RUNNING = 0x1, 0x8, 0x40
 _IFREQ = 40  # bytes of a struct ifreq
-_INSIDE = ("docker", "br-", "veth", "virbr", "cni", "flannel", "podman", "lxc", "lxd")
+_INSIDE = re.compile(r"(docker|veth|virbr|cni|flannel|podman|lxc|lxd)|br-[0-9a-f]{12}$")
 """How interfaces are called that lead to containers and virtual machines of this host alone."""
 
 
@@ -104,12 +105,11 @@ def local_address(address: str) -> str | None:
 
 
 def outward(found: list[Interface]) -> list[Interface]:
-    """Those interfaces that may lead to other hosts: up, with an IPv4 address, and not to containers on this one."""
-    return [
-        interface
-        for interface in found
-        if interface.up
-        and not interface.loopback
-        and not interface.name.startswith(_INSIDE)
-        and any("." in address and not address.startswith("169.254.") for address in interface.addresses)
-    ]
+    """Interfaces that may lead to other hosts: up, with an IPv4 address, and not to containers if there are others."""
+    able = [interface for interface in found if interface.up and not interface.loopback and ipv4(interface)]
+    return [interface for interface in able if not _INSIDE.match(interface.name)] or able
+
+
+def ipv4(interface: Interface) -> list[str]:
+    """The IPv4 addresses of an interface that another host could use."""
+    return [address for address in interface.addresses if "." in address and not address.startswith("169.254.")]

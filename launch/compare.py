@@ -1,0 +1,275 @@
+"""What is wrong with hosts, from the facts on each: pure functions, one a check, each problem with its fix."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+
+from elas.launch.channels import NO_FOLDER, NO_PYTHON, NoAnswer
+
+GIB = 2**30
+SHM_PER_RANK = 66 * 2**20
+"""Bytes of /dev/shm that DeepSpeed's op for CPU takes a rank; NCCL takes less."""
+CLOCK_S = 5.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something on a host that keeps a run from starting, or that is worth knowing.
+
+    Attributes:
+        host: where.
+        check: what was looked at: `torch`, `port`, `interface`.
+        value: what was found.
+        why: what is wrong with it.
+        fix: what to do.
+        severity: `failure`, or `warning`: a run can start all the same.
+    """
+
+    host: str
+    check: str
+    value: str
+    why: str
+    fix: str
+    severity: str = "failure"
+
+    def __str__(self):
+        return f"{self.host}: {self.check} {self.value}: {self.why}; {self.fix}"
+
+    def to_dict(self) -> dict:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run needs.
+
+    Attributes:
+        slots: ranks by host; the first host is where ranks meet.
+        port: where they meet; None for any that is free.
+        folder: the current folder, for messages.
+        python: the Python, for messages.
+        min_shm: bytes of /dev/shm; None for what DeepSpeed takes.
+        min_disk: bytes for the run's folder.
+        files: the run's input.
+        run_dir: the run's folder; None when not known.
+        master: the address where ranks meet.
+    """
+
+    slots: dict[str, int]
+    port: int | None
+    folder: str
+    python: str
+    min_shm: int | None
+    min_disk: int
+    files: tuple[str, ...] = ()
+    run_dir: str | None = None
+    master: str | None = None
+
+    @property
+    def first(self) -> str:
+        """The host where ranks meet."""
+        return next(iter(self.slots))
+
+
+def unanswered(host: str, said: NoAnswer, wanted: Wanted, *, over_ssh: bool) -> Problem:
+    """Why a host did not answer at all."""
+    last = (said.error.splitlines() or ["no reason given"])[-1]
+    last, folder, python = last.removeprefix("ssh: ").strip()[:160], wanted.folder, wanted.python
+    if over_ssh and said.status == 255:
+        return _unreached(host, last)
+    if said.status is None:
+        return Problem(host, "reachable", "no answer", "it did not answer in time", f"see whether ssh {host} works")
+    if said.status == NO_FOLDER:
+        fix = "start in a folder that every host has at the same path, such as a shared one"
+        return Problem(host, "folder", folder, "there is no such folder", fix)
+    if said.status == NO_PYTHON:
+        fix = "install the same environment at the same path, or on a shared folder"
+        return Problem(host, "python", python, "there is no such Python", fix)
+    if "No module named" in said.error:
+        fix = f"install it there as here: {python} -m pip install elas"
+        return Problem(host, "elas", python, f"elas cannot be imported ({last.rpartition(': ')[2]})", fix)
+    fix = f"see what this prints there: {python} -m elas.launch.probe < /dev/null"
+    return Problem(host, "python", python, f"ended with status {said.status} ({last})", fix)
+
+
+def _unreached(host: str, last: str) -> Problem:
+    """What ssh says, and what to do."""
+    fixes = {
+        "Could not resolve": ("no such host", "mend the name in the hostfile, or add it to /etc/hosts"),
+        "Permission denied": ("ssh is not let in", f"let a key in without a password: ssh-copy-id {host}"),
+        "verification failed": ("its host key is not known", f"log in once by hand: ssh {host}"),
+        "Connection refused": ("nothing listens for ssh", "start sshd there, or give its port in ELAS_SSH_ARGS='-p N'"),
+        "timed out": ("does not answer", "see whether it is up and its network cable is in"),
+        "No route": ("does not answer", "see whether it is up and its network cable is in"),
+    }
+    for words, (value, fix) in fixes.items():
+        if words in last:
+            return Problem(host, "reachable", value, last, fix)
+    return Problem(host, "reachable", "ssh fails", last, f"see whether this works: ssh -o BatchMode=yes {host} true")
+
+
+def compare(facts: dict[str, dict], wanted: Wanted) -> list[Problem]:
+    """Every problem of hosts that answered.
+
+    Args:
+        facts: by host, what `elas.launch.probe` says there.
+        wanted: what the run needs.
+    """
+    alike = [
+        problem
+        for key, what, pick, fix, severity in _ALIKE
+        for problem in _unlike(facts, key, what, pick, fix, severity)
+    ]
+    each = [problem for check in _EACH for host in facts for problem in check(host, facts[host], wanted)]
+    return alike + each + _paths(facts, wanted) + _run_dirs(facts, wanted) + _inputs(facts, wanted)
+
+
+_SAME = "install the same version on all hosts: pip install -c constraints.txt …"
+_ALIKE: list[tuple[str, str, Callable[[dict], object], str, str]] = [
+    ("python", "Python", lambda f: f["python"], "install the same Python on all hosts", "failure"),
+    *(
+        (name, name, lambda f, name=name: f["versions"][name], _SAME, "failure")
+        for name in ("torch", "deepspeed", "megatron-core", "elas")
+    ),
+    ("source", "elas's source", lambda f: f["source"], "bring both checkouts to the same state", "failure"),
+    ("gpus", "GPUs", lambda f: ", ".join(sorted(set(f["gpus"]))) or "none", "take hosts with the same GPUs", "failure"),
+    ("driver", "the GPU driver", lambda f: f["driver"], "install the same driver on all hosts", "failure"),
+]  # fmt: skip
+
+
+def _unlike(facts: dict[str, dict], key: str, what: str, pick: Callable, fix: str, severity: str) -> Iterable[Problem]:
+    """Hosts where a fact is not as on the first."""
+    first, *others = facts
+    for host in others:
+        value, right = pick(facts[host]), pick(facts[first])
+        if value != right:
+            differing = facts[host].get("differing") if key == "source" else None
+            more = f" in {', '.join(differing[:3])}{' …' if differing[3:] else ''}" if differing else ""
+            yield Problem(host, key, str(value), f"{what} differs from {first}'s ({right}){more}", fix, severity)
+
+
+def _packages(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
+    for name, version in facts["versions"].items():
+        if version is None:
+            yield Problem(host, name, "none", "is not installed", f"{wanted.python} -m pip install {name}")
+
+
+def _port(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
+    if facts["port_error"] and host == wanted.first:
+        why = f"the port where ranks meet is in use there, by {facts['port_error']}"
+        yield Problem(host, "port", str(wanted.port), why, "end that, or give another with --master-port")
+
+
+def _hostname(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
+    addresses = facts["hostname_addresses"]
+    if len(wanted.slots) == 1 or any(not a.startswith("127.") and a != "::1" for a in addresses):
+        return
+    value = addresses[0] if addresses else "unknown"
+    name, interface = facts["hostname"], facts.get("interface") or "the right interface"
+    why = f"its own name {name} is loopback there (a line of /etc/hosts)" if addresses else f"does not know {name}"
+    fix = f"nothing needs doing: runs are told to use {interface}; other programs may want the line gone"
+    yield Problem(host, "hostname", value, why, fix, "warning")
+
+
+def _interface(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
+    if len(wanted.slots) > 1 and not facts["interfaces"]:
+        why = "no network interface is up with an IPv4 address"
+        yield Problem(host, "interface", "none", why, "see ip -br address there")
+    for peer, reached in facts.get("reached", {}).items():
+        if not reached:
+            why = f"cannot reach {peer} on any of its addresses, by TCP on a free port"
+            fix = "open ports between the hosts in their firewalls (ranks use any port above 1023), and see ip route"
+            yield Problem(host, "network", f"{host} → {peer}", why, fix)
+
+
+def _room(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
+    needed = SHM_PER_RANK * wanted.slots[host] if wanted.min_shm is None else wanted.min_shm
+    if facts["shm_free"] < needed:
+        why = f"/dev/shm has less free than the {needed / GIB:.2f} GiB needed"
+        fix = "mount -o remount,size=… /dev/shm there, in a container start it with --shm-size; or --min-shm-gb"
+        yield Problem(host, "shared memory", f"{facts['shm_free'] / GIB:.2f} GiB", why, fix)
+    folder = facts["run_dir"]
+    if folder and folder["free"] < wanted.min_disk:
+        why = f"{folder['folder']} has less free than the {wanted.min_disk / GIB:.1f} GiB wanted for checkpoints"
+        fix = "make room, give another train.run_dir, or lower --min-disk-gb"
+        yield Problem(host, "disk", f"{folder['free'] / GIB:.2f} GiB", why, fix)
+
+
+def _slots(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
+    slots, usual = wanted.slots[host], wanted.slots[wanted.first]
+    if facts["gpu_error"]:
+        yield Problem(host, "gpus", "nvidia-smi fails", facts["gpu_error"], "mend the driver there, or leave it out")
+    if facts["gpus"] and slots > len(facts["gpus"]):
+        why = f"fewer GPUs than the {slots} ranks it is to take"
+        yield Problem(host, "slots", f"{len(facts['gpus'])} GPUs", why, f"give it slots={len(facts['gpus'])}")
+    if slots != usual:
+        why = f"takes {slots} ranks, {wanted.first} takes {usual}: the busiest sets the pace"
+        yield Problem(host, "slots", str(slots), why, "give all hosts the same slots", "warning")
+    if not facts["gpus"] and slots > facts["cpus"]:
+        why = f"more ranks than its {facts['cpus']} CPUs"
+        yield Problem(host, "slots", str(slots), why, "give it fewer slots", "warning")
+
+
+def _build(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
+    for path in facts["stale_locks"]:
+        why = "a killed build left it, and every later one would have waited for ever"
+        yield Problem(host, "build lock", path, why, "nothing needs doing: it is cleared", "warning")
+    if not facts["op_built"] and not facts["compiler"] and not facts["gpus"]:
+        why = "DeepSpeed's op is not built there, and there is no C++ compiler"
+        yield Problem(host, "compiler", "none", why, "install g++ there, or set CXX")
+
+
+def _clock(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
+    offset = facts.get("clock_offset")
+    if offset is not None and abs(offset) > CLOCK_S:
+        why = "its clock differs from this machine's, and files' times and logs with it"
+        yield Problem(host, "clock", f"{offset:+.1f} s", why, "start a time service there (chrony)", "warning")
+
+
+_EACH = [_packages, _port, _hostname, _interface, _room, _slots, _build, _clock]
+
+
+def _paths(facts: dict[str, dict], wanted: Wanted) -> list[Problem]:
+    """The deepspeed launcher and torchrun start a file by its path."""
+    first, *others = facts
+    right = facts[first]["package"]
+    fix = "install elas at the same path on all hosts, or on a shared folder"
+    return [
+        Problem(host, "elas", facts[host]["package"], f"lies elsewhere than on {first} ({right})", fix)
+        for host in others
+        if facts[host]["package"] != right
+    ]
+
+
+def _run_dirs(facts: dict[str, dict], wanted: Wanted) -> list[Problem]:
+    """The run's folder can be written, and is the same one everywhere."""
+    found = []
+    for host, of in facts.items():
+        folder = of["run_dir"]
+        if folder and folder["error"]:
+            fix = "give a folder that can be written on every host"
+            found.append(Problem(host, "run_dir", folder["folder"], f"cannot be written ({folder['error']})", fix))
+    if wanted.run_dir is None or wanted.first not in facts or facts[wanted.first]["run_dir"]["error"]:
+        return found
+    for host, of in facts.items():
+        if not of.get("sees_file", True):
+            why = f"is not the folder that {wanted.first} has there: checkpoints would lie in parts on different hosts"
+            fix = "give a train.run_dir on a file system that all hosts share, mounted at the same path"
+            found.append(Problem(host, "run_dir", wanted.run_dir, why, fix))
+    return found
+
+
+def _inputs(facts: dict[str, dict], wanted: Wanted) -> list[Problem]:
+    """The run's input is there, and the same everywhere."""
+    found = []
+    sizes = {path: next((f["files"][path] for f in facts.values() if f["files"][path] is not None), None)
+             for path in wanted.files}  # fmt: skip
+    for host, of in facts.items():
+        for path, size in of["files"].items():
+            if size is None:
+                fix = "copy it there, or keep it on a file system that all hosts share"
+                found.append(Problem(host, "data", path, "there is no such file", fix))
+            elif size != sizes[path]:
+                why = f"has {size:,} bytes, elsewhere {sizes[path]:,}"
+                found.append(Problem(host, "data", path, why, "copy the same file to all hosts"))
+    return found

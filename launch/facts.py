@@ -1,0 +1,152 @@
+"""Facts on this host that decide whether a run can start on it. Imports no torch, so that asking costs little."""
+
+import errno
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import elas
+from elas import launch
+
+PACKAGES = ("torch", "deepspeed", "megatron-core", "elas")
+_SOURCES = {".py", ".cpp", ".h", ".sbatch"}
+
+
+def software() -> dict:
+    """Python, the versions of what a run imports, and a digest over our own source."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    digest = hashlib.sha256("".join(f"{name} {of}\n" for name, of in source_files().items()).encode())
+    return {
+        "folder": os.getcwd(),
+        "executable": sys.executable,
+        "python": platform.python_version(),
+        "versions": versions,
+        "package": str(Path(launch.__path__[0]).resolve()),
+        "source": digest.hexdigest()[:12],
+    }
+
+
+def source_files() -> dict[str, str]:
+    """The digest of every file of our source, by its name in the package."""
+    found = {}
+    for package, folder in {"elas": elas.__path__[0], **_mapped()}.items():
+        for path in Path(folder).rglob("*"):
+            if path.suffix in _SOURCES:
+                name = f"{package}/{path.relative_to(folder)}"
+                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return dict(sorted(found.items()))
+
+
+def _mapped() -> dict[str, str]:
+    """The folders that lie beside `elas/` in a checkout, and in it when installed; `rglob` finds the latter."""
+    launch_folder = Path(launch.__path__[0])
+    if launch_folder.parent == Path(elas.__path__[0]):
+        return {}
+    return {f"elas/{name}": str(launch_folder.parent / name) for name in ("kernels", "launch", "data_prep")}
+
+
+def machine() -> dict:
+    """CPUs, memory, shared memory (bytes), GPUs, and what extensions need."""
+    shm = shutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None
+    return {
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "shm_total": shm.total if shm else 0,
+        "shm_free": shm.free if shm else 0,
+        **_gpus(),
+        **_extensions(),
+    }
+
+
+def _gpus() -> dict:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return {"gpus": [], "driver": None, "gpu_error": None}
+    query = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=15)
+    except subprocess.TimeoutExpired:
+        return {"gpus": [], "driver": None, "gpu_error": "nvidia-smi does not end"}
+    if done.returncode:
+        words = (done.stdout + done.stderr).strip().splitlines() or ["no reason given"]
+        return {"gpus": [], "driver": None, "gpu_error": words[-1]}
+    rows = [line.rpartition(",") for line in done.stdout.splitlines() if "," in line]
+    return {"gpus": [name.strip() for name, _, _ in rows], "driver": rows[0][2].strip() if rows else None,
+            "gpu_error": None}  # fmt: skip
+
+
+def _extensions() -> dict:
+    """What DeepSpeed's op needs to be there: itself, or a compiler. Locks that a killed build left are cleared."""
+    from elas.extensions import clear_stale_locks, is_built
+
+    version = importlib.metadata.version("torch") if _installed("torch") else "none"
+    return {
+        "stale_locks": [str(path) for path in clear_stale_locks()],
+        "op_built": is_built("deepspeed_shm_comm", torch_version=version),
+        "compiler": shutil.which(os.environ.get("CXX", "c++")),
+    }
+
+
+def _installed(package: str) -> bool:
+    return any(True for _ in importlib.metadata.Distribution.discover(name=package))
+
+
+def files(paths: list[str]) -> dict[str, int | None]:
+    """The size of each file; None where there is none."""
+    return {path: os.path.getsize(path) if os.path.isfile(path) else None for path in paths}
+
+
+def there(path: str) -> Path:
+    """`path`, or the nearest folder above it that exists."""
+    absolute = Path(path).absolute()
+    return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
+
+
+def names_of(port: int) -> str | None:
+    """Which process listens on a port: `process 7 (python train.py)`; None where it cannot be seen."""
+    sockets = _listening(port)
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            links = {os.readlink(link) for link in (folder / "fd").iterdir()}
+            if links & sockets:
+                words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                return f"process {folder.name} ({words[:60]})"
+        except OSError:  # gone, or another user's
+            continue
+    return None
+
+
+def _listening(port: int) -> set[str]:
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        lines = Path(table).read_text().splitlines()[1:] if os.path.exists(table) else ()
+        for fields in (line.split() for line in lines):
+            if int(fields[1].rpartition(":")[2], 16) == port:
+                found.add(f"socket:[{fields[9]}]")
+    return found
+
+
+def listen(port: int) -> tuple[socket.socket | None, str | None]:
+    """A socket that listens on a port (0: a free one) of every address; or None, and why not."""
+    server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        server.bind(("", port))
+        server.listen(1024)
+    except OSError as error:
+        server.close()
+        if error.errno == errno.EADDRINUSE:
+            return None, names_of(port) or "another process"
+        return None, error.strerror
+    return server, None
