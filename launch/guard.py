@@ -26,11 +26,11 @@ import time
 from elas.launch.processes import Process, adopt_orphans, catches, descendants, exit_code, kill, status_in_words
 
 INTERVAL_S = 0.1
-SILENCE_S = 20.0
+SILENCE_S = 15.0
 """A leash over which nothing comes for so long is lost: the network, or the host at its other end."""
 STOPPED_S = 20.0
 """A rank that is stopped (SIGSTOP) for so long will not go on."""
-GRACE_S = 25.0
+GRACE_S = 20.0
 """What ranks that were asked to stop have to finish a step and save, when nobody is there to wait longer."""
 VARIABLE = "ELAS_GUARD"
 """Set in the environment of the job; see `elas.launch.leash`."""
@@ -64,6 +64,7 @@ class Guard:
         self._silence_s, self._stopped_after, self._grace_s = silence_s, stopped_s, grace_s
         self._ranks: dict[int, int] = {}  # process to rank
         self._gone: set[int] = set()
+        self._training: set[int] = set()  # ranks that can be asked to stop, or were a moment ago
         self._stopped_since: dict[int, float] = {}
         self._deadline: float | None = None  # when everything is killed
         self._asked = 0  # the signal that the ranks were asked to stop with
@@ -126,6 +127,8 @@ class Guard:
             if process.pid not in self._ranks or process.pid in self._gone:
                 continue
             alive.add(process.pid)
+            if process.pid not in self._training and catches(process, signal.SIGTERM):
+                self._training.add(process.pid)
             if process.state in "ZX":
                 self._ended(process.pid, process.status)
             if process.state == "T":
@@ -160,7 +163,7 @@ class Guard:
             return
         self._asked = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
         ranks = [p for p in descendants() if p.pid in self._ranks and catches(p, self._asked)]
-        if not ranks:
+        if not ranks and not self._training - self._gone:  # else they have saved, and are about to leave
             self._deadline, self._too_early = time.monotonic(), self._asked == signal.SIGUSR1
         kill(ranks, self._asked)
 
