@@ -163,7 +163,8 @@ class Guard:
             return
         self._asked = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
         ranks = [p for p in descendants() if p.pid in self._ranks and catches(p, self._asked)]
-        if not ranks and not self._training - self._gone:  # else they have saved, and are about to leave
+        latest = {rank: pid for pid, rank in self._ranks.items()}
+        if not ranks and self._training.isdisjoint(latest.values()):  # else they have saved, and leave or have left
             self._deadline, self._too_early = time.monotonic(), self._asked == signal.SIGUSR1
         kill(ranks, self._asked)
 
