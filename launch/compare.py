@@ -165,7 +165,7 @@ def _hostname(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
     if len(wanted.slots) == 1 or any(not a.startswith("127.") and a != "::1" for a in addresses):
         return
     value = addresses[0] if addresses else "unknown"
-    name, interface = facts["hostname"], facts.get("interface") or "the right interface"
+    name, interface = facts["hostname"], facts["interface"] or "the right interface"
     why = f"its own name {name} is loopback there (a line of /etc/hosts)" if addresses else f"does not know {name}"
     fix = f"nothing needs doing: runs are told to use {interface}; other programs may want the line gone"
     yield Problem(host, "hostname", value, why, fix, "warning")
@@ -175,11 +175,12 @@ def _interface(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
     if len(wanted.slots) > 1 and not facts["interfaces"]:
         why = "no network interface is up with an IPv4 address"
         yield Problem(host, "interface", "none", why, "see ip -br address there")
-    for peer, reached in facts.get("reached", {}).items():
-        if not reached:
-            why = f"cannot reach {peer} on any of its addresses, by TCP on a free port"
-            fix = "open ports between the hosts in their firewalls (ranks use any port above 1023), and see ip route"
-            yield Problem(host, "network", f"{host} → {peer}", why, fix)
+    unreached = [peer for peer, addresses in facts["reached"].items() if not addresses]
+    if unreached:
+        more = f" and {len(unreached) - 3} more" if unreached[3:] else ""
+        why = "got no answer on a free TCP port of any address"
+        fix = "let the hosts reach each other on all ports above 1023 (firewalls), and see ip route on both"
+        yield Problem(host, "network", f"{host} → {', '.join(unreached[:3])}{more}", why, fix)
 
 
 def _room(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
@@ -220,8 +221,8 @@ def _build(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
 
 
 def _clock(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
-    offset = facts.get("clock_offset")
-    if offset is not None and abs(offset) > CLOCK_S:
+    offset = facts["clock_offset"]
+    if abs(offset) > CLOCK_S:
         why = "its clock differs from this machine's, and files' times and logs with it"
         yield Problem(host, "clock", f"{offset:+.1f} s", why, "start a time service there (chrony)", "warning")
 
@@ -252,7 +253,7 @@ def _run_dirs(facts: dict[str, dict], wanted: Wanted) -> list[Problem]:
     if wanted.run_dir is None or wanted.first not in facts or facts[wanted.first]["run_dir"]["error"]:
         return found
     for host, of in facts.items():
-        if not of.get("sees_file", True):
+        if not of["sees_file"]:
             why = f"is not the folder that {wanted.first} has there: checkpoints would lie in parts on different hosts"
             fix = "give a train.run_dir on a file system that all hosts share, mounted at the same path"
             found.append(Problem(host, "run_dir", wanted.run_dir, why, fix))

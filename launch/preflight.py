@@ -2,16 +2,16 @@
 
 import os
 import secrets
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from elas.launch.channels import Channel, Way, ask, open_channels
 from elas.launch.compare import GIB, Problem, Wanted, compare, unanswered
 
 FACTS_S, OTHERS_S = 30.0, 20.0
+PASSED, FAILED, NOTED = "✓", "✗", "!"
 
 
 @dataclass
@@ -108,31 +108,36 @@ def _ask_all(report: Report, channels: list[Channel], wanted: Wanted, *, over_ss
     """Fill in the facts, where ranks meet, and who did not answer."""
     about = {"token": secrets.token_hex(6), "first": wanted.first, "run_dir": wanted.run_dir}
     question = {**about, "port": wanted.port, "files": wanted.files, "names": [wanted.first]}
-    found = ask(channels, {"ask": "facts", **question}, FACTS_S)
-    for channel in channels:
-        for host in channel.hosts:
-            if host in found:
-                report.hosts[host] = found[host]
-            else:
-                report.problems.append(unanswered(host, channel.why(host), wanted, over_ssh=over_ssh))
-    if not found:
-        return
+    _ask(report, channels, wanted, {"ask": "facts", **question}, over_ssh)
     start = time.time()
-    for host, answer in ask(channels, {"ask": "clock"}, OTHERS_S).items():
-        report.hosts[host]["clock_offset"] = answer["clock"] - (start + time.time()) / 2
+    for of in _ask(report, channels, wanted, {"ask": "clock"}, over_ssh).values():
+        of["clock_offset"] = of.pop("clock") - (start + time.time()) / 2
     peers = {host: {"addresses": [a for i in of["interfaces"] for a in i["addresses"]], "port": of["port"]}
              for host, of in report.hosts.items()}  # fmt: skip
-    for host, answer in ask(channels, {"ask": "others", **about, "peers": peers}, OTHERS_S).items():
-        report.hosts[host] |= answer
+    _ask(report, channels, wanted, {"ask": "others", **about, "peers": peers}, over_ssh)
     if len({of["source"] for of in report.hosts.values()}) > 1:
-        _name_differing_files(report.hosts, ask(channels, {"ask": "sources"}, OTHERS_S))
-    _meet(report, wanted)
+        _name_differing_files(_ask(report, channels, wanted, {"ask": "sources"}, over_ssh))
+    if report.hosts:
+        _meet(report, wanted)
 
 
-def _name_differing_files(hosts: dict[str, dict], answers: dict[str, dict]) -> None:
-    right = answers.get(next(iter(hosts)), {}).get("sources", {})
-    for host, answer in answers.items():
-        theirs = answer["sources"]
+def _ask(report: Report, channels: list[Channel], wanted: Wanted, question: dict, over_ssh: bool) -> dict[str, dict]:
+    """Add every host's answer to its facts; one without an answer becomes a problem. Returns the facts."""
+    asked = [(channel, host) for channel in channels for host in channel.hosts if host in channel.answering]
+    found = ask(channels, question, FACTS_S if question["ask"] == "facts" else OTHERS_S)
+    for channel, host in asked:
+        if host in found:
+            report.hosts[host] = report.hosts.get(host, {}) | found[host]
+        else:
+            report.hosts.pop(host, None)
+            report.problems.append(unanswered(host, channel.why(host), wanted, over_ssh=over_ssh))
+    return report.hosts
+
+
+def _name_differing_files(hosts: dict[str, dict]) -> None:
+    sources = {host: of.pop("sources") for host, of in hosts.items()}
+    right = next(iter(sources.values()))
+    for host, theirs in sources.items():
         hosts[host]["differing"] = sorted(n for n in right.keys() | theirs.keys() if right.get(n) != theirs.get(n))
 
 
@@ -140,6 +145,8 @@ def _meet(report: Report, wanted: Wanted) -> None:
     """Where ranks meet, and the interface of every host on the way there."""
     first = wanted.first
     if first not in report.hosts:
+        for of in report.hosts.values():
+            of["address"] = of["interface"] = None
         return
     report.master_port = wanted.port or report.hosts[first]["port"]
     report.master_address = address = choose_master_address(report.hosts, first)
@@ -148,7 +155,7 @@ def _meet(report: Report, wanted: Wanted) -> None:
             owners = {a: i["name"] for i in of["interfaces"] for a in i["addresses"]}
             of["address"], of["interface"] = address, owners.get(address)
         else:
-            of["address"], of["interface"] = of.get("reached", {}).get(first, {}).get(address, (None, None))
+            of["address"], of["interface"] = of["reached"].get(first, {}).get(address, (None, None))
 
 
 def choose_master_address(facts: dict[str, dict], first: str) -> str | None:
@@ -159,19 +166,31 @@ def choose_master_address(facts: dict[str, dict], first: str) -> str | None:
         first: the host where ranks meet.
 
     Returns:
-        An IPv4 address, never loopback when there are other hosts; None when they share no address of it.
+        An IPv4 address, never loopback when there are other hosts; one that most reach where not all reach the same;
+        None when nobody reaches any.
     """
     own = [address for interface in facts[first]["interfaces"] for address in interface["addresses"]]
     others = [of for host, of in facts.items() if host != first]
     if not others:
         return own[0] if own else "127.0.0.1"
-    common = [a for a in own if all(a in of.get("reached", {}).get(first, {}) for of in others)]
+    reaching = {address: sum(address in of["reached"].get(first, {}) for of in others) for address in own}
+    most = max(reaching.values(), default=0)
+    best = [address for address, number in reaching.items() if number == most > 0]
     named = [address for of in others for address in of["resolves"].get(first, [])]
-    return next((a for a in named if a in common), common[0] if common else None)
+    return next((address for address in named if address in best), best[0] if best else None)
 
 
-def lines(problems: list[Problem], *, file=sys.stderr) -> None:
-    """Print problems, a line each: failures first."""
+def lines(problems: list[Problem]) -> list[str]:
+    """Problems for a person, failures first; hosts that have the same one share a line."""
+    shared: dict[tuple, list[Problem]] = {}
     for problem in sorted(problems, key=lambda p: p.severity):
-        word = "error" if problem.severity == "failure" else "note"
-        print(f"{word}: {problem}", file=file)
+        shared.setdefault((problem.severity, problem.check, problem.value, problem.why, problem.fix), []).append(
+            problem
+        )
+    found = []
+    for (severity, *_), same in shared.items():
+        hosts = [problem.host for problem in same]
+        more = f" and {len(hosts) - 4} more" if len(hosts) > 4 else ""
+        mark = FAILED if severity == "failure" else NOTED
+        found.append(f"{mark} {replace(same[0], host=', '.join(hosts[:4]) + more)}")
+    return found

@@ -1,0 +1,210 @@
+"""`elas launch check`: see whether hosts are fit for a run, before there is one.
+
+Every host is asked at once (`elas.launch.preflight`); then, if nothing speaks against it, all ranks meet, and
+collectives are timed (`elas.launch.bandwidth`). A table shows a line for each host, and each failure names its fix.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from elas import cli
+from elas.bench.show import Progress, table
+from elas.errors import UserError
+from elas.launch import variables
+from elas.launch.bandwidth import measure
+from elas.launch.channels import Way
+from elas.launch.compare import GIB
+from elas.launch.hostfile import read_hostfile
+from elas.launch.job import add_options, read_job, split_argv, whole_number
+from elas.launch.preflight import FAILED, NOTED, PASSED, Report, lines, preflight
+
+
+def main(argv: list[str]) -> int:
+    """Run `elas launch check`.
+
+    Args:
+        argv: arguments after the command.
+
+    Returns:
+        0 when the hosts are fit, 1 when not.
+
+    Raises:
+        UserError: a mistake in the options.
+    """
+    settings, rest = split_argv(argv)
+    options = _parser().parse_args(rest)
+    _check(options)
+    if options.slurm and "SLURM_JOB_ID" not in os.environ:
+        _enter_allocation(options, argv)
+    hosts, way = _hosts(options)
+    run_dir, files = _run(settings, options, sum(hosts.values()))
+    progress = Progress()
+    report = preflight(
+        hosts,
+        way=way,
+        master_port=options.master_port,
+        run_dir=run_dir,
+        files=files,
+        min_shm_gb=options.min_shm_gb,
+        min_disk_gb=options.min_disk_gb,
+        progress=progress,
+    )
+    if report.ok and not options.no_collectives:
+        report.bandwidth, problem = measure(
+            hosts, report.master_address, report.master_port, way=way, progress=progress
+        )
+        report.problems += [problem] if problem else []
+    progress.clear()
+    print(show(report))
+    cli.write_json(options.json, report.to_dict())
+    return 0 if report.ok else 1
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(
+        "elas launch check",
+        "See whether hosts are fit for a run: those of a hostfile over ssh, SLURM's with --slurm, else this machine. "
+        "Settings as for elas train say where the run and its data lie, which are then looked at on every host.",
+        "elas launch check --hostfile hosts --config 1b --data.train data/c4 --train.run_dir /shared/runs/1b",
+    )
+    add_options(parser)
+    parser.add_argument("--hostfile", type=Path, metavar="FILE", help="lines `HOST slots=N`")
+    parser.add_argument("--slurm", action="store_true", help="nodes of SLURM: of this allocation, or of one for this")
+    parser.add_argument("--nodes", type=int, metavar="N", help="with --slurm: how many (default: the allocation's)")
+    parser.add_argument("--partition", metavar="P", help="with --slurm: where to take nodes")
+    parser.add_argument("--ranks", type=int, metavar="N", help="ranks a host, without a hostfile (default: 1)")
+    parser.add_argument("--master-port", type=int, metavar="P", help="where ranks meet (default: a free port)")
+    parser.add_argument("--min-shm-gb", type=float, metavar="X", help="free /dev/shm (default: 66 MiB a rank)")
+    parser.add_argument("--min-disk-gb", type=float, default=1.0, metavar="X", help="free for the run (default: 1)")
+    parser.add_argument("--env-file", type=Path, action="append", default=[], metavar="FILE",
+                        help="variables that travel over ssh: NAME, a pattern, or NAME=VALUE, a line each")  # fmt: skip
+    parser.add_argument("--no-collectives", action="store_true", help="ask the hosts only; takes a second or two")
+    return parser
+
+
+def _check(options) -> None:
+    """Raise `UserError` for options that cannot be, or contradict each other."""
+    if options.hostfile and options.slurm:
+        raise UserError("--hostfile and --slurm: give one; each says where the hosts are")
+    if options.ranks is not None and options.hostfile:
+        raise UserError(f"--ranks {options.ranks}: the hostfile says how many (slots=); leave it out")
+    for name in ("nodes", "partition"):
+        if getattr(options, name) is not None and not options.slurm:
+            raise UserError(f"--{name} {getattr(options, name)}: goes with --slurm only; add --slurm, or leave it out")
+    for name in ("nodes", "ranks"):
+        if getattr(options, name) is not None:
+            whole_number(f"--{name}", getattr(options, name))
+    if options.master_port is not None:
+        whole_number("--master-port", options.master_port, 1, 65535)
+    for name in ("min_shm_gb", "min_disk_gb"):
+        value = getattr(options, name)
+        if value is not None and not 0 <= value < 1e6:
+            raise UserError(f"--{name.replace('_', '-')} {value}: is no size; give GiB, from 0 up")
+
+
+def _enter_allocation(options, argv: list[str]) -> None:
+    """Run this command again in an allocation of its own; returns never."""
+    if shutil.which("salloc") is None:
+        raise UserError("--slurm: there is no salloc on this machine; run it on a login node")
+    listed = subprocess.run(["sinfo", "-h", "-o", "%R"], capture_output=True, text=True)
+    if listed.returncode:
+        why = (listed.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"--slurm: no cluster answers ({why}); run it on a login node")
+    names = sorted(set(listed.stdout.split()))
+    if options.partition is not None and options.partition not in names:
+        raise UserError(f"--partition {options.partition}: there is none; there are {', '.join(names)}")
+    size = [f"--nodes={options.nodes or 1}", f"--ntasks-per-node={options.ranks or 1}", "--time=10"]
+    where = [f"--partition={options.partition}"] if options.partition else []
+    again = [sys.executable, "-m", "elas.cli", "launch", "check", *argv]
+    print("waiting for SLURM to give nodes …", file=sys.stderr, flush=True)
+    os.execvp("salloc", ["salloc", "--quiet", "--job-name=elas-check", *size, *where, *again])
+
+
+def _hosts(options) -> tuple[dict[str, int], Way]:
+    """Ranks by host, and how hosts are reached."""
+    if options.hostfile:
+        return read_hostfile(options.hostfile), Way("ssh", variables=variables.travelling(options.env_file))
+    ranks = options.ranks or 1
+    if not options.slurm:
+        return {os.uname().nodename: ranks}, Way("here")
+    given = os.environ["SLURM_JOB_NODELIST"]
+    names = subprocess.run(["scontrol", "show", "hostnames", given], capture_output=True, text=True).stdout.split()
+    if not names:
+        raise UserError(f"SLURM_JOB_NODELIST={given}: scontrol names no hosts; start in a job that runs")
+    if options.nodes and options.nodes > len(names):
+        raise UserError(f"--nodes {options.nodes}: this allocation has {len(names)} ({given}); ask SLURM for more")
+    names = names[: options.nodes]
+    return dict.fromkeys(names, ranks), Way("srun", options=("--overlap", f"--nodelist={','.join(names)}"))
+
+
+def _run(settings: list[str], options, world: int) -> tuple[Path | None, tuple[str, ...]]:
+    """The folder of the run, and the files it reads; nothing without settings."""
+    if not settings and not options.config and not options.deepspeed_config:
+        return None, ()
+    from elas.data.corpus import parse_blend
+
+    data = (job := read_job(settings, options, world, look_at_files=False)).config.data
+    files = [f"{prefix}{end}" for key, value in (("data.train", data.train), ("data.valid", data.valid))
+             if value is not None for prefix in parse_blend(key, value)[0] for end in (".idx", ".bin")]  # fmt: skip
+    return job.run_dir, tuple(files)
+
+
+_COLUMNS = [
+    ("ranks", ("slots",), lambda f: f["slots"]),
+    ("address", ("network", "reachable"), lambda f: f["address"]),
+    ("interface", ("interface", "hostname"), lambda f: f["interface"]),
+    ("python", ("python", "folder"), lambda f: f["python"]),
+    ("torch", ("torch",), lambda f: f["versions"]["torch"]),
+    ("deepspeed", ("deepspeed", "megatron-core"), lambda f: f["versions"]["deepspeed"]),
+    ("elas", ("elas", "source", "build lock", "compiler"), lambda f: f["source"][:7]),
+    ("port", ("port",), lambda f: f["port"] if f["first"] else None),
+    ("shm free", ("shared memory",), lambda f: f"{f['shm_free'] / GIB:.1f} GiB"),
+    ("disk free", ("disk", "run_dir", "data"), lambda f: f["run_dir"] and f"{f['run_dir']['free'] / GIB:.0f} GiB"),
+    ("processors", ("gpus", "driver"), lambda f: _processors(f)),
+    ("clock", ("clock",), lambda f: f"{abs(f['clock_offset']):.1f} s off"),
+]
+
+
+def _processors(facts: dict) -> str:
+    gpus = facts["gpus"]
+    return f"{len(gpus)}× {gpus[0].removeprefix('NVIDIA ')}" if gpus else f"{facts['cpus']} CPUs"
+
+
+def show(report: Report) -> str:
+    """The report for a person."""
+    rows = []
+    for number, (host, slots) in enumerate(report.slots.items()):
+        bad = {problem.check for problem in report.failures if problem.host == host}
+        noted = {problem.check for problem in report.warnings if problem.host == host}
+        row = [host, FAILED if bad else NOTED if noted else PASSED]
+        for _, checks, pick in _COLUMNS:
+            facts = report.hosts.get(host)
+            value = None if facts is None else pick({**facts, "slots": slots, "first": number == 0})
+            mark = FAILED if bad & set(checks) else NOTED if noted & set(checks) else ""
+            row.append(f"{'–' if value is None else value} {mark}".strip())
+        rows.append(row)
+    parts = [table(["host", "fit", *(name for name, _, _ in _COLUMNS)], rows, left=2)]
+    parts += ["", *lines(report.problems)] if report.problems else []
+    parts += ["", _bandwidth(report.bandwidth)] if report.bandwidth else []
+    return "\n".join([*parts, "", _verdict(report)])
+
+
+def _bandwidth(found: dict) -> str:
+    rows = [
+        [row["operation"], f"{row['bytes'] / 1024:,.0f}", f"{row['median_s'] * 1e3:.2f}", f"{row['gb_per_s']:.3f}"]
+        for row in found["rows"]
+    ]
+    over = found["interface"] or "this host's memory"
+    title = f"collectives of {found['world']} ranks, {found['backend']} over {over}; all values right"
+    return f"{title}\n{table(['operation', 'KiB', 'ms', 'GB/s'], rows)}"
+
+
+def _verdict(report: Report) -> str:
+    hosts, ranks, failures = len(report.slots), sum(report.slots.values()), len(report.failures)
+    size = f"{hosts} host{'s' * (hosts > 1)}, {ranks} rank{'s' * (ranks > 1)}"
+    if report.ok:
+        return f"fit: {size}; ranks can meet at {report.master_address}:{report.master_port}"
+    return f"not fit: {failures} failure{'s' * (failures > 1)} on {size}"

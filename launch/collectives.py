@@ -1,0 +1,180 @@
+"""Collectives over the ranks of a run, checked and then timed: what `elas launch check` starts on every host.
+
+    python -m elas.launch.collectives --hosts '{"n1": 2, "n2": 2}' --host n1 --master-addr A --master-port P
+
+starts this host's ranks, which join the process group as a training run does: same variables, same choice of the
+interface, same backend. Values are checked before anything is timed. Of our own only what a rank needs to meet the
+others is imported, and torch; no DeepSpeed, no Megatron-core.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from datetime import timedelta
+
+from elas.cli import exit_status
+from elas.errors import Failure
+from elas.launch.environment import choose_interface, rank_and_world
+from elas.launch.hostfile import ranks_by_host
+from elas.launch.leash import end_with_launcher
+from elas.launch.probe import say
+
+SIZES = (4 * 2**10, 64 * 2**10, 2**20, 16 * 2**20)
+"""Bytes of a tensor."""
+MEET_S = 60.0
+_BUDGET_S, _LEAST, _MOST = 1.0, 3, 20  # seconds, and number, of timed calls of one kind
+
+
+def start_ranks(hosts: dict[str, int], host: str, address: str, port: int) -> int:
+    """Start the ranks of one host, and wait for them.
+
+    Args:
+        hosts: ranks by host.
+        host: this one.
+        address: where ranks meet.
+        port: and the port.
+
+    Returns:
+        The exit status of the first that fails, which ends the others; 0 if none does.
+    """
+    ranks = ranks_by_host(hosts)[host]
+    common = {
+        "WORLD_SIZE": str(sum(hosts.values())),
+        "LOCAL_WORLD_SIZE": str(len(ranks)),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "ELAS_HOST": host,
+    }
+    command = [sys.executable, "-m", "elas.launch.collectives"]
+    started = [
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(local)})
+        for local, rank in enumerate(ranks)
+    ]
+    while any(process.poll() is None for process in started):
+        failed = next((process.returncode for process in started if process.poll()), 0)
+        if failed:
+            for process in started:
+                process.kill()
+                process.wait()
+            return failed if failed > 0 else 128 - failed
+        time.sleep(0.05)
+    return max(process.returncode for process in started)
+
+
+def run_rank(_: list[str]) -> int:
+    """One rank's part; rank 0 says the measurements. Returns 0.
+
+    Raises:
+        ConfigError: the ranks could not meet: see `elas.launch.environment`.
+        Failure: they did not, or a collective gives wrong values.
+    """
+    end_with_launcher()
+    rank, world = rank_and_world()
+    interface = choose_interface()
+    import torch
+    import torch.distributed as dist
+
+    from elas import host
+
+    if host.has_cuda():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        dist.init_process_group(host.backend(), timeout=timedelta(seconds=MEET_S))
+        rows = [
+            row
+            for size in SIZES
+            for row in (_all_reduce(size, rank, world, host.device()), _broadcast(size, rank, world, host.device()))
+        ]
+        dist.barrier()
+    except RuntimeError as error:  # torch.distributed's are of this class
+        if isinstance(error, Failure):
+            raise
+        raise Failure(f"rank {rank}: {error}"[:400]) from error
+    if rank == 0:
+        say(os.environ["ELAS_HOST"], {
+            "backend": host.backend(), "world": world, "interface": interface, "rows": rows,
+            "latency_s": rows[0]["median_s"], "gb_per_s": rows[-2]["gb_per_s"],
+        })  # fmt: skip
+    return 0
+
+
+def _pattern(size: int, device):
+    """A float32 vector of `size` bytes; small whole numbers, so that sums are exact in any order."""
+    import torch
+
+    return (torch.arange(size // 4, device=device) % 97).float()
+
+
+def _all_reduce(size: int, rank: int, world: int, device) -> dict:
+    import torch
+    import torch.distributed as dist
+
+    vector = _pattern(size, device) * (rank + 1)
+    dist.all_reduce(vector)
+    if not torch.equal(vector, _pattern(size, device) * (world * (world + 1) // 2)):
+        raise Failure(f"rank {rank}: all_reduce of {size} bytes gives wrong values")
+    return _row("all_reduce", size, vector.zero_(), lambda: dist.all_reduce(vector))
+
+
+def _broadcast(size: int, rank: int, world: int, device) -> dict:
+    """From the last rank."""
+    import torch
+    import torch.distributed as dist
+
+    vector = _pattern(size, device) * (rank + 1)
+    dist.broadcast(vector, world - 1)
+    if not torch.equal(vector, _pattern(size, device) * world):
+        raise Failure(f"rank {rank}: broadcast of {size} bytes gives wrong values")
+    return _row("broadcast", size, vector, lambda: dist.broadcast(vector, world - 1))
+
+
+def _row(name: str, size: int, vector, operation) -> dict:
+    """Time an operation: the median of some calls, on the rank where that is longest."""
+    number = max(_LEAST, min(_MOST, int(_BUDGET_S / _longest(_timed(vector, operation), vector.device))))
+    times = [_timed(vector, operation) for _ in range(number)]
+    median = _longest(statistics.median(times), vector.device)
+    return {"operation": name, "bytes": size, "median_s": median, "gb_per_s": size / median / 1e9, "calls": number}
+
+
+def _timed(vector, operation) -> float:
+    import torch
+    import torch.distributed as dist
+
+    dist.barrier()
+    start = time.perf_counter()
+    operation()
+    if vector.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _longest(seconds: float, device) -> float:
+    import torch
+    import torch.distributed as dist
+
+    longest = torch.tensor(seconds, device=device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    return float(longest)
+
+
+def main(argv: list[str]) -> int:
+    """Start this host's ranks; returns their exit status."""
+    parser = argparse.ArgumentParser(prog="python -m elas.launch.collectives")
+    parser.add_argument("--hosts", type=json.loads, required=True, help="ranks by host, JSON")
+    parser.add_argument("--host", default=os.environ.get("SLURMD_NODENAME"), help="this one")
+    parser.add_argument("--master-addr", required=True)
+    parser.add_argument("--master-port", type=int, required=True)
+    options = parser.parse_args(argv)
+    return start_ranks(options.hosts, options.host, options.master_addr, options.master_port)
+
+
+if __name__ == "__main__":
+    status = exit_status(main if sys.argv[1:] else run_rank, sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # gloo's threads abort now and then when C++'s static objects go: see elas.cli.end_process
