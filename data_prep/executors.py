@@ -9,10 +9,8 @@ import importlib.util
 import multiprocessing
 import os
 import shlex
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -25,6 +23,7 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from loguru import logger
 
+from elas.cluster import check_slurm
 from elas.data_prep import steps
 from elas.data_prep.memory import peak_rss_mb
 from elas.data_prep.plan import Plan, load_plan
@@ -47,28 +46,11 @@ def finished_tasks(work: Path) -> set[int]:
 def check_executor(kind: str, partition: str | None = None) -> None:
     """Raise `UserError` unless what the executor needs is here."""
     if kind == "slurm":
-        _check_slurm(partition)
+        check_slurm("--executor slurm", "local", partition=partition, partition_option="--slurm-partition")
     if kind == "ray" and importlib.util.find_spec("ray") is None:
         raise UserError("--executor ray: Ray is not installed; pip install 'elas[ray]', or use local")
     if kind == "ray":
         _check_ray_address(os.environ.get("RAY_ADDRESS"))
-
-
-def _check_slurm(partition: str | None) -> None:
-    if shutil.which("sbatch") is None:
-        raise UserError("--executor slurm: there is no sbatch on this machine; run it on a login node, or use local")
-    try:
-        listed = subprocess.run(["sinfo", "-h", "-o", "%R"], capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        raise UserError(
-            "--executor slurm: no cluster answers within 60 s; run it on a login node, or use local"
-        ) from None
-    if listed.returncode:
-        why = (listed.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"--executor slurm: no cluster answers ({why}); run it on a login node, or use local")
-    names = sorted(set(listed.stdout.split()))
-    if partition not in names:
-        raise UserError(f"--slurm-partition {partition}: there is none; there are {', '.join(names)}")
 
 
 def _check_ray_address(address: str | None) -> None:

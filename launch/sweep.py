@@ -1,0 +1,59 @@
+"""A sweep: one file, a run on every line, whose settings come after those that all runs share."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from elas.errors import UserError
+
+VARIABLE, TASK = "ELAS_SWEEP", "SLURM_ARRAY_TASK_ID"
+
+
+def read_sweep(path: Path) -> list[list[str]]:
+    """Read a sweep.
+
+    Args:
+        path: arguments of `launch/pretrain.py`, a line for each run, quoted as for a shell; nothing is expanded.
+
+    Returns:
+        The arguments of each run, in the order of the lines.
+
+    Raises:
+        UserError: unreadable, no lines, an empty one, or one with a quote too many.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "no text"
+        raise UserError(f"--sweep {path}: cannot be read ({why}); give a file with a line of settings a run") from None
+    if not lines:
+        raise UserError(f"--sweep {path}: holds no line; write the settings of a run on each")
+    return [_words(path, number, line) for number, line in enumerate(lines)]
+
+
+def _words(path: Path, number: int, line: str) -> list[str]:
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise UserError(f"--sweep {path}: line {number} (from 0): {error}; mend the quotes") from None
+    if not words:
+        raise UserError(f"--sweep {path}: line {number} (from 0) is empty; take it out, each line is a run")
+    return words
+
+
+def of_this_task(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The arguments of this task of an array, as ELAS_SWEEP gives them; none without it.
+
+    Raises:
+        UserError: no array, no such line, or what `read_sweep` finds.
+    """
+    path, task = environment.get(VARIABLE), environment.get(TASK)
+    if not path:
+        return []
+    if task is None:
+        raise UserError(f"{VARIABLE}={path}: this job is no array; submit it with sbatch --array=0-N")
+    runs = read_sweep(Path(path))
+    if not task.isdecimal() or int(task) >= len(runs):
+        raise UserError(f"{TASK}={task}: {path} has lines 0 to {len(runs) - 1}; submit with --array=0-{len(runs) - 1}")
+    return runs[int(task)]
