@@ -109,8 +109,8 @@ class Guard:
         if self.leash:
             self._read_leash(now)
         processes = descendants()
+        self._reap()  # first, as ranks end with the command that started them
         self._look_at(processes, now)
-        self._reap()
         if self._deadline is not None and now > self._deadline and self._status is None:
             kill(processes)
 
@@ -145,7 +145,8 @@ class Guard:
         """Say how a rank ended, if it is the first that did badly and nobody asked for it."""
         first = not self._failed
         self._gone.add(pid)
-        if status == 0 or not first or self._deadline is not None:
+        because_of_it = self._status is not None and os.WIFSIGNALED(self._status)
+        if status == 0 or not first or self._deadline is not None or because_of_it:
             return
         if status is None:  # its parent was faster; that the command fails will tell
             self._suspect = pid
@@ -208,12 +209,11 @@ class Guard:
         left = [process for process in descendants() if process.state not in "ZX"]
         ranks = [self._name(p.pid) for p in left if p.pid in self._ranks]
         ended = self._status
-        name = os.path.basename(self.command[0])
         by_itself = self._deadline is None and not self._asked
         if by_itself and not self._failed and self._suspect is not None and exit_code(ended) not in (0, 2):
             self._tell(f"{self._name(self._suspect)} was the first to end")
         if by_itself and (ranks or os.WIFSIGNALED(ended)):
-            self._tell(f"{name} {status_in_words(ended)}" + (f"; ending {', '.join(ranks)}" if ranks else ""))
+            self._tell(f"what started {self.told} {status_in_words(ended)}; ending {', '.join(ranks) or 'the rest'}")
         while left:
             kill(left)
             time.sleep(0.02)
@@ -221,7 +221,7 @@ class Guard:
             left = [process for process in descendants() if process.state not in "ZX"]
         if self._too_early and not self._failed:
             return 0
-        bad = ranks or self._failed or self._deadline is not None
+        bad = ranks or self._deadline is not None
         return exit_code(ended) or (1 if bad else 0)
 
     def _tell(self, what: str) -> None:

@@ -9,19 +9,23 @@ is `pkill` on every host, of other jobs too.
 import os
 import shlex
 import shutil
+import socket
 import sys
 from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
 
 from elas import cli
-from elas.errors import UserError
+from elas.bench.show import Progress
+from elas.errors import Failure, UserError
 from elas.launch import pretrain, variables
 from elas.launch.hostfile import ranks_by_host, read_hostfile
 from elas.launch.job import Job, add_options, markers, read_job, split_argv, whole_number
 from elas.launch.remote import run_on
 from elas.launch.supervise import Supervisor, control_folder, told
 from elas.launch.verdict import conclude
+
+DEFAULT_PORT = 29500
 
 
 def main(argv: list[str]) -> int:
@@ -129,7 +133,34 @@ def _markers(job: Job, first: str) -> dict[str, str]:
 
 
 def _meeting_point(hosts: dict[str, int], job: Job, options) -> tuple[str, int]:
-    """Where rank 0 listens."""
-    import socket
+    """Where rank 0 listens, found by looking at all hosts unless that is not wanted.
 
-    return options.master_addr or socket.gethostbyname(next(iter(hosts))), options.master_port or 29500
+    Raises:
+        UserError: no address of the first host is known.
+        Failure: a host is not fit for the run.
+    """
+    first = next(iter(hosts))
+    if options.no_check or options.dry_run:
+        return options.master_addr or _address(first), options.master_port or DEFAULT_PORT
+    from elas.launch.preflight import lines, preflight
+
+    progress = Progress()
+    report = preflight(hosts, master_port=options.master_port, run_dir=job.run_dir, progress=progress)
+    progress.clear()
+    for line in lines(report.problems):
+        print(line, file=sys.stderr, flush=True)
+    if not report.ok:
+        hosts_named = ", ".join(dict.fromkeys(problem.host for problem in report.failures))
+        raise Failure(f"not fit for the run: {hosts_named}; nothing was started (--no-check starts all the same)")
+    return options.master_addr or report.master_address, report.master_port
+
+
+def _address(host: str) -> str:
+    """The address of a host as this machine knows it."""
+    try:
+        found = socket.gethostbyname(host)
+    except OSError as error:
+        raise UserError(f"--hostfile: {host} has no address here ({error.strerror}); mend its name") from None
+    if found.startswith("127.") and host != "localhost":
+        raise UserError(f"{host} is {found} on this machine, where no other host finds it; give --master-addr")
+    return found

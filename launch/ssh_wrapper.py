@@ -29,18 +29,29 @@ _WHY = {
 def remote_script(words: list[str], host: str, told: str, python: str) -> str:
     """The shell script that runs `words` below a guard."""
     guard = [python, "-m", "elas.launch.guard", "--leash", "--host", host, "--told", told]
-    command = shlex.join(["sh", "-c", " ".join(map(_mended, words))])
+    command = shlex.join(["sh", "-c", " ".join(_mended(words, python))])
     return (
         f"{shlex.quote(python)} -c 'import elas.launch.guard' 2>/dev/null; s=$?; "
         f"case $s in 0) exec {shlex.join(guard)} -- {command};; 126|127) exit $s;; *) exit {NO_ELAS};; esac"
     )
 
 
-def _mended(word: str) -> str:
-    """The deepspeed launcher changes to the current folder without quoting its name, and cannot be told to be quiet."""
-    if word.startswith("cd ") and word.endswith(";"):
-        return f"cd {shlex.quote(word[3:-1])};"
-    return f"{word} --log_level=error" if word == "deepspeed.launcher.launch" else word
+def _mended(words: list[str], python: str) -> list[str]:
+    """The deepspeed launcher's command, with what it cannot be told.
+
+    It changes to the current folder without quoting its name, its part on a host has much to say, and the shell would
+    stand between the guard and that part.
+    """
+    mended = []
+    for word in words:
+        if word.startswith("cd ") and word.endswith(";"):
+            word = f"cd {shlex.quote(word[3:-1])};"
+        elif word == python and "exec" not in mended:
+            mended.append("exec")
+        elif word == "deepspeed.launcher.launch":
+            word = f"{word} --log_level=error"
+        mended.append(word)
+    return mended
 
 
 def main(argv: list[str]) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from elas.launch.hostfile import ranks_in_words
 
-PEERS_S = 12.0
+PEERS_S = 8.0
 """How long the other hosts have to end by themselves, and to say what they saw, after one has failed."""
 POLL_S = 0.2
 
@@ -32,11 +32,13 @@ class Watched:
         status: exit status of the guard.
         asked: the signal that ended it; None when it ended by itself.
         hosts: exit status by host, of those that are known.
+        failed: the hosts that failed by themselves; the others were ended because of them.
     """
 
     status: int = 0
     asked: int | None = None
     hosts: dict[str, int] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
 
 def told(parts: dict[str, range]) -> str:
@@ -142,6 +144,8 @@ class Supervisor:
         for host in self.parts.keys() - self.result.hosts.keys():
             with contextlib.suppress(FileNotFoundError):
                 self.result.hosts[host] = int((self.folder / f"status.{host}").read_text())
+                if self.result.hosts[host] and not self._killed:
+                    self.result.failed.append(host)
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ def _lines(job: Job, ending: Ending, watched: Watched, parts: dict[str, range]) 
     if name:
         kept = "the run's newest checkpoint, if there is one, is where the same command goes on"
         return [f"error: ended by {name} before it could save; {kept}"]
-    failed = {host: status for host, status in watched.hosts.items() if status} or {os.uname().nodename: watched.status}
+    failed = {host: watched.hosts[host] for host in watched.failed} or {os.uname().nodename: watched.status}
     if set(failed.values()) == {2}:
         return ["error: the settings were refused; see above"]
     named = [

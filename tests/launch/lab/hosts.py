@@ -93,7 +93,7 @@ class Host:
         """Command lines of everything that runs on this host, but for what makes it a host."""
         listed = self.run(["ps", "-eo", "pid=,stat=,args="]).stdout.splitlines()
         rows = [line.split(None, 2) for line in listed]
-        idle = ("sleep 1000", "ps -eo", "sshd: /usr/sbin/sshd")
+        idle = ("sleep 1000", "ps -eo", "sshd:")
         rows = [(int(pid), args) for pid, stat, args in rows if stat[0] != "Z" and not args.startswith(idle)]
         return {pid: args for pid, args in rows if pid != 1}
 
@@ -102,6 +102,10 @@ class Host:
         line = next(line for line in self.run(["cat", "/proc/net/dev"]).stdout.splitlines() if "eth0:" in line)
         numbers = line.split(":")[1].split()
         return {"received": int(numbers[0]), "sent": int(numbers[8])}
+
+    def is_up(self) -> bool:
+        """Whether it has not crashed."""
+        return self._holder.poll() is None
 
     def crash(self) -> None:
         """End everything on it at once."""
