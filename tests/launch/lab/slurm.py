@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-from pathlib import Path
 
 from .hosts import Host, Lab, wait_for
 
@@ -30,14 +29,17 @@ MpiDefault=none
 ReturnToService=2
 JobRequeue=1
 KillWait=5
-SlurmdTimeout=10
+SlurmdTimeout=6
 SlurmctldTimeout=10
 MinJobAge=300
+MessageTimeout=3
+TCPTimeout=1
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 SlurmdParameters=config_overrides
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
+GresTypes=gpu
 {nodes}
 PartitionName=lab Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
@@ -50,23 +52,25 @@ class Slurm:
     Args:
         lab: the hosts.
         cpus: CPUs that each node claims to have.
+        gpus: GPUs that it claims to have; they are `/dev/null` under other names.
     """
 
-    def __init__(self, lab: Lab, cpus: int = 4):
+    def __init__(self, lab: Lab, cpus: int = 4, gpus: int = 0):
         self.lab, self.folder = lab, lab.folder / "slurm"
         (self.folder / "state").mkdir(parents=True)
         nodes = "\n".join(
             f"NodeName={host.name} NodeAddr={host.address} CPUs={cpus} RealMemory=8000 State=UNKNOWN"
+            + (f" Gres=gpu:{gpus}" if gpus else "")
             for host in lab.nodes
         )
+        self._make_gpus(gpus)
         self.config = self.folder / "slurm.conf"
         self.config.write_text(_CONFIG.format(head=lab.head.address, folder=self.folder, nodes=nodes))
-        key = self.folder / "munge.key"
-        key.write_bytes(os.urandom(128))
-        key.chmod(0o600)
+        self._key = self.folder / "munge.key"
+        self._key.write_bytes(os.urandom(128))
+        self._key.chmod(0o600)
         self.env = {"SLURM_CONF": str(self.config)}
-        for host in lab.hosts.values():
-            self._start_munge(host, key)
+        self._start_munge(lab.head)
         self._start(lab.head, ["slurmctld", "-D", "-c"])
         for host in lab.nodes:
             self.start_node(host)
@@ -74,7 +78,8 @@ class Slurm:
             raise RuntimeError(f"SLURM did not start: {self.states()}")
 
     def start_node(self, host: Host) -> None:
-        """Start slurmd on a host."""
+        """Start munge and slurmd on a host, new or restarted."""
+        self._start_munge(host)
         self._start(host, ["slurmd", "-D", "-N", host.name])
 
     def states(self) -> set[str]:
@@ -95,8 +100,15 @@ class Slurm:
         if not wait_for(lambda: not self.run(["squeue", "-h"]).stdout.strip(), seconds):
             raise TimeoutError(self.run(["squeue"]).stdout)
 
-    def _start_munge(self, host: Host, key: Path) -> None:
-        run = ["--socket=/run/munge.socket", f"--key-file={key}", "--pid-file=/run/munged.pid"]
+    def _make_gpus(self, gpus: int) -> None:
+        lines = []
+        for i in range(gpus):
+            subprocess.run(["mknod", str(self.folder / f"gpu{i}"), "c", "1", "3"], check=True)
+            lines.append(f"Name=gpu File={self.folder}/gpu{i}\n")
+        (self.folder / "gres.conf").write_text("".join(lines))
+
+    def _start_munge(self, host: Host) -> None:
+        run = ["--socket=/run/munge.socket", f"--key-file={self._key}", "--pid-file=/run/munged.pid"]
         self._start(host, ["munged", "--force", "--foreground", *run, "--seed-file=/run/munged.seed"])
 
     def _start(self, host: Host, command: list[str]) -> None:
