@@ -122,8 +122,9 @@ class Guard:
         """Find the ranks, and those of them that ended or stand still."""
         alive = set()
         for process in processes:
-            if process.rank is not None and process.pid not in self._ranks and process.state not in "ZX":
-                self._ranks[process.pid] = process.rank
+            adopted = process.parent == os.getpid() and process.pid != self._main  # what a rank left behind
+            if process.rank is not None and not adopted and process.state not in "ZX":
+                self._ranks.setdefault(process.pid, process.rank)
             if process.pid not in self._ranks or process.pid in self._gone:
                 continue
             alive.add(process.pid)

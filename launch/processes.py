@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_STATE, _EXIT_STATUS = 0, 49  # of the fields of /proc/PID/stat that follow the name
+_STATE, _PARENT, _EXIT_STATUS = 0, 1, 49  # of the fields of /proc/PID/stat that follow the name
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,14 @@ class Process:
 
     Attributes:
         pid: its number.
+        parent: and its parent's.
         state: R, S, D: alive; T: stopped; Z: ended, and not yet waited for.
         status: of one that ended, as `os.waitpid` would say it.
         rank: of a process of a run: its RANK; None for others, and for what a rank started.
     """
 
     pid: int
+    parent: int
     state: str
     status: int
     rank: int | None
@@ -81,7 +83,8 @@ def _read(pid: int, inside_rank: bool) -> Process | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None  # gone
-    return Process(pid, fields[_STATE], int(fields[_EXIT_STATUS]), None if inside_rank else _rank(pid))
+    rank = None if inside_rank else _rank(pid)
+    return Process(pid, int(fields[_PARENT]), fields[_STATE], int(fields[_EXIT_STATUS]), rank)
 
 
 def _rank(pid: int) -> int | None:

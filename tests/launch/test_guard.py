@@ -1,0 +1,144 @@
+"""The guard of one host's part: whatever happens to whom, nothing is left, and it says what it was."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from lab.hosts import wait_for
+
+from elas.launch.processes import descendants, exit_code, status_in_words
+
+pytestmark = pytest.mark.timeout(60)
+
+RANK = """
+import os, signal, subprocess, sys, time
+def save(number, frame):
+    os.write(1, f"saved {os.environ['RANK']}\\n".encode())
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+subprocess.Popen(["sleep", "300"])  # a loader, say
+os.write(1, f"rank {os.environ['RANK']}\\n".encode())
+time.sleep(300)
+"""
+LAUNCHER = """
+import os, subprocess, sys, time
+ranks = [subprocess.Popen([sys.executable, "-c", sys.argv[1]], env={**os.environ, "RANK": str(r)}) for r in range(2)]
+while any(rank.poll() is None for rank in ranks):
+    time.sleep(1)
+    if any(rank.poll() for rank in ranks):
+        sys.exit(5)
+"""
+
+
+@pytest.fixture
+def guard(tmp_path):
+    """Starts a guard of a launcher of two ranks; returns it when both are there."""
+    started = []
+
+    def start(*options: str, ranks: str = RANK) -> subprocess.Popen:
+        output = (tmp_path / "output").open("w")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "elas.launch.guard", "--host", "here", "--told", "ranks 0-1", *options, "--",
+             sys.executable, "-c", LAUNCHER, ranks],
+            stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+        started.append(process)
+        assert wait_for(lambda: said(tmp_path).count("rank ") == 2, 20)
+        time.sleep(0.3)  # it has seen both
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def said(tmp_path) -> str:
+    return (tmp_path / "output").read_text()
+
+
+def ranks_of(guard: subprocess.Popen) -> dict[int, int]:
+    return {p.rank: p.pid for p in descendants(guard.pid) if p.rank is not None}
+
+
+def ended(guard: subprocess.Popen, below: list, seconds: float = 15) -> int:
+    """The guard's exit status, when nothing of what was below it is left."""
+    status = guard.wait(timeout=seconds)
+    assert wait_for(lambda: not any(os.path.exists(f"/proc/{p.pid}") for p in below), 3)
+    return status
+
+
+def test_a_rank_that_is_killed_is_named_and_the_rest_goes_with_it(guard, tmp_path):
+    process = guard()
+    below = descendants(process.pid)
+    victim = ranks_of(process)[1]
+    os.kill(victim, signal.SIGKILL)
+    assert ended(process, below) == 5 and len(below) == 5
+    assert f"error: here: rank 1 (process {victim}) was killed by SIGKILL\n" in said(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_goes_to_the_ranks_alone(guard, tmp_path, number):
+    process = guard()
+    below = descendants(process.pid)
+    process.send_signal(number)
+    assert ended(process, below) == 0
+    assert "saved 0" in said(tmp_path) and "saved 1" in said(tmp_path) and "error" not in said(tmp_path)
+
+
+def test_where_no_rank_can_save_yet_a_request_to_stop_ends_everything(guard, tmp_path):
+    process = guard(ranks=RANK.replace("signal.signal(", "print("))
+    below = descendants(process.pid)
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert ended(process, below) != 0 and time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("silence", ["0", "2"])
+def test_a_leash_that_breaks_ends_the_job(guard, tmp_path, silence):
+    process = guard("--leash", "--silence", silence)
+    below = descendants(process.pid)
+    if silence == "0":
+        process.stdin.close()
+    assert ended(process, below) == 1
+    why = "whoever started it is gone" if silence == "0" else "nothing came from whoever started it for 2 s"
+    assert f"error: here: {why}; ending rank 0 (process" in said(tmp_path)
+    assert "saved 0" in said(tmp_path) and "saved 1" in said(tmp_path)
+
+
+def test_a_kill_over_the_leash_waits_for_nobody(guard, tmp_path):
+    process = guard("--leash")
+    below = descendants(process.pid)
+    process.stdin.write(b"+\nkill\n")
+    process.stdin.flush()
+    assert ended(process, below) != 0 and "saved" not in said(tmp_path)
+
+
+def test_a_rank_that_stands_still_ends_the_job(guard, tmp_path):
+    process = guard("--stopped", "1")
+    below = descendants(process.pid)
+    os.kill(ranks_of(process)[0], signal.SIGSTOP)
+    assert ended(process, below) != 0
+    assert "error: here: rank 0 (process" in said(tmp_path) and "stands still" in said(tmp_path)
+
+
+def test_ranks_that_their_launcher_leaves_behind_are_ended(guard, tmp_path):
+    process = guard()
+    below = descendants(process.pid)
+    os.kill(below[0].pid, signal.SIGKILL)
+    assert ended(process, below) == 137
+    assert "error: here: what started ranks 0-1 was killed by SIGKILL; ending rank 0 (process" in said(tmp_path)
+
+
+def test_a_program_that_is_not_there(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "elas.launch.guard", "--host", "h", "--", "no-such-program"],
+                          capture_output=True, text=True)  # fmt: skip
+    assert (done.returncode, done.stderr) == (127, "error: h: no-such-program: no such program\n")
+
+
+def test_statuses_in_words():
+    assert (exit_code(9), status_in_words(9)) == (137, "was killed by SIGKILL")
+    assert (exit_code(3 << 8), status_in_words(3 << 8)) == (3, "ended with status 3")
