@@ -12,13 +12,15 @@ from pathlib import Path
 
 from elas import cli
 from elas.bench.show import Progress, table
+from elas.config import load_config, split_overrides
+from elas.data.corpus import parse_blend
 from elas.errors import UserError
 from elas.launch import variables
 from elas.launch.bandwidth import measure
 from elas.launch.channels import Way
 from elas.launch.compare import GIB
 from elas.launch.hostfile import read_hostfile
-from elas.launch.job import add_options, read_job, split_argv, whole_number
+from elas.launch.job import split_argv, whole_number
 from elas.launch.preflight import FAILED, NOTED, PASSED, Report, lines, preflight
 
 
@@ -40,7 +42,7 @@ def main(argv: list[str]) -> int:
     if options.slurm and "SLURM_JOB_ID" not in os.environ:
         _enter_allocation(options, argv)
     hosts, way = _hosts(options)
-    run_dir, files = _run(settings, options, sum(hosts.values()))
+    run_dir, files = _run(settings, options)
     progress = Progress()
     report = preflight(
         hosts,
@@ -70,7 +72,7 @@ def _parser() -> cli.Parser:
         "Settings as for elas train say where the run and its data lie, which are then looked at on every host.",
         "elas launch check --hostfile hosts --config 1b --data.train data/c4 --train.run_dir /shared/runs/1b",
     )
-    add_options(parser)
+    parser.add_argument("--config", help="YAML file, or a preset: 60m, 130m, 350m, 1b, 7b, quickstart")
     parser.add_argument("--hostfile", type=Path, metavar="FILE", help="lines `HOST slots=N`")
     parser.add_argument("--slurm", action="store_true", help="nodes of SLURM: of this allocation, or of one for this")
     parser.add_argument("--nodes", type=int, metavar="N", help="with --slurm: how many (default: the allocation's)")
@@ -140,16 +142,16 @@ def _hosts(options) -> tuple[dict[str, int], Way]:
     return dict.fromkeys(names, ranks), Way("srun", options=("--overlap", f"--nodelist={','.join(names)}"))
 
 
-def _run(settings: list[str], options, world: int) -> tuple[Path | None, tuple[str, ...]]:
+def _run(settings: list[str], options) -> tuple[Path | None, tuple[str, ...]]:
     """The folder of the run, and the files it reads; nothing without settings."""
-    if not settings and not options.config and not options.deepspeed_config:
+    if not settings and not options.config:
         return None, ()
-    from elas.data.corpus import parse_blend
-
-    data = (job := read_job(settings, options, world, look_at_files=False)).config.data
-    files = [f"{prefix}{end}" for key, value in (("data.train", data.train), ("data.valid", data.valid))
-             if value is not None for prefix in parse_blend(key, value)[0] for end in (".idx", ".bin")]  # fmt: skip
-    return job.run_dir, tuple(files)
+    config = load_config(options.config, split_overrides(settings)[0])
+    files = []
+    for key, value in (("data.train", config.data.train), ("data.valid", config.data.valid)):
+        prefixes = parse_blend(key, value)[0] if value is not None else ()
+        files += [f"{prefix}{end}" for prefix in prefixes for end in (".idx", ".bin")]
+    return Path(config.train.run_dir), tuple(files)
 
 
 _COLUMNS = [

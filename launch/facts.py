@@ -113,7 +113,7 @@ def there(path: str) -> Path:
     return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
 
 
-def names_of(port: int) -> str | None:
+def listener(port: int) -> str | None:
     """Which process listens on a port: `process 7 (python train.py)`; None where it cannot be seen."""
     sockets = _listening(port)
     for folder in Path("/proc").glob("[0-9]*"):
@@ -121,7 +121,7 @@ def names_of(port: int) -> str | None:
             links = {os.readlink(link) for link in (folder / "fd").iterdir()}
             if links & sockets:
                 words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                return f"process {folder.name} ({words[:60]})"
+                return f"process {folder.name} ({words[:80]})"
         except OSError:  # gone, or another user's
             continue
     return None
@@ -147,6 +147,6 @@ def listen(port: int) -> tuple[socket.socket | None, str | None]:
     except OSError as error:
         server.close()
         if error.errno == errno.EADDRINUSE:
-            return None, names_of(port) or "another process"
+            return None, listener(port) or "another process"
         return None, error.strerror
     return server, None
