@@ -5,12 +5,8 @@ started by the deepspeed launcher → evaluation → a loss curve and a table. E
 done, so running it again goes on where it stopped, or shows the result.
 """
 
-import os
 import shutil
-import socket
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -103,7 +99,7 @@ def _train(config: Config, settings: dict, ranks: int) -> None:
 
     Raises:
         UserError: the settings were refused, or do not fit the run that is there.
-        SystemExit: with status 1 when the training failed.
+        SystemExit: with the training's status, which has been told, when it did not come to its end.
     """
     from elas.checkpoint.resume import find_checkpoint
     from elas.data.corpus import check_corpus
@@ -115,32 +111,16 @@ def _train(config: Config, settings: dict, ranks: int) -> None:
         _say(f"already trained to step {found.step}; nothing to do")
         return
     from elas.extensions import prebuild_deepspeed
-    from elas.launch import pretrain
+    from elas.launch import local
+    from elas.launch.job import Job
 
     prebuild_deepspeed()
-
     _say(f"training on {ranks} ranks" + (f", from step {found.step}" if found else ""))
     arguments = [f"--{key}={'null' if value is None else value}" for key, value in settings.items()]
-    # rc alone is not believed: DeepSpeed's launcher can return 0 after its worker was killed.
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", os.devnull, "--log_level", "error"]
-    where = ["--num_gpus", str(ranks), "--master_port", str(_free_port())]
-    command = [*launcher, *where, pretrain.__file__, "--config", "quickstart", *arguments]
-    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    status = subprocess.run(command, env=environment).returncode
-    if status or not finished(config, find_checkpoint(config)):
-        print(
-            f"error: training ended with status {status}; run the same command again to go on from the last checkpoint",
-            file=sys.stderr,
-        )
-        raise SystemExit(1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    job = Job(config, ["--config=quickstart", *arguments], ranks)
+    status = local.run(job, local.command_of(job, "deepspeed", local.free_port()))
+    if status:
+        raise SystemExit(status)
 
 
 def _report(config: Config, ranks: int, workdir: Path) -> dict:
