@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
-from elas.launch.channels import NO_FOLDER, NO_PYTHON, NoAnswer
-
 GIB = 2**30
 SHM_PER_RANK = 66 * 2**20
 """Bytes of /dev/shm that DeepSpeed's op for CPU takes a rank; NCCL takes less."""
@@ -71,43 +69,6 @@ class Wanted:
         return next(iter(self.slots))
 
 
-def unanswered(host: str, said: NoAnswer, wanted: Wanted, *, over_ssh: bool) -> Problem:
-    """Why a host did not answer at all."""
-    last = (said.error.splitlines() or ["no reason given"])[-1]
-    last, folder, python = last.removeprefix("ssh: ").strip()[:160], wanted.folder, wanted.python
-    if over_ssh and said.status == 255:
-        return _unreached(host, last)
-    if said.status is None:
-        return Problem(host, "reachable", "no answer", "it did not answer in time", f"see whether ssh {host} works")
-    if said.status == NO_FOLDER:
-        fix = "start in a folder that every host has at the same path, such as a shared one"
-        return Problem(host, "folder", folder, "there is no such folder", fix)
-    if said.status == NO_PYTHON:
-        fix = "install the same environment at the same path, or on a shared folder"
-        return Problem(host, "python", python, "there is no such Python", fix)
-    if "No module named" in said.error:
-        fix = f"install it there as here: {python} -m pip install elas"
-        return Problem(host, "elas", python, f"elas cannot be imported ({last.rpartition(': ')[2]})", fix)
-    fix = f"see what this prints there: {python} -m elas.launch.probe < /dev/null"
-    return Problem(host, "python", python, f"ended with status {said.status} ({last})", fix)
-
-
-def _unreached(host: str, last: str) -> Problem:
-    """What ssh says, and what to do."""
-    fixes = {
-        "Could not resolve": ("no such host", "mend the name in the hostfile, or add it to /etc/hosts"),
-        "Permission denied": ("ssh is not let in", f"let a key in without a password: ssh-copy-id {host}"),
-        "verification failed": ("its host key is not known", f"log in once by hand: ssh {host}"),
-        "Connection refused": ("nothing listens for ssh", "start sshd there, or give its port in ELAS_SSH_ARGS='-p N'"),
-        "timed out": ("does not answer", "see whether it is up and its network cable is in"),
-        "No route": ("does not answer", "see whether it is up and its network cable is in"),
-    }
-    for words, (value, fix) in fixes.items():
-        if words in last:
-            return Problem(host, "reachable", value, last, fix)
-    return Problem(host, "reachable", "ssh fails", last, f"see whether this works: ssh -o BatchMode=yes {host} true")
-
-
 def compare(facts: dict[str, dict], wanted: Wanted) -> list[Problem]:
     """Every problem of hosts that answered.
 
@@ -134,7 +95,12 @@ _ALIKE: list[tuple[str, str, Callable[[dict], object], str, str]] = [
     ("source", "elas's source", lambda f: f["source"], "bring both checkouts to the same state", "failure"),
     ("gpus", "GPUs", lambda f: ", ".join(sorted(set(f["gpus"]))) or "none", "take hosts with the same GPUs", "failure"),
     ("driver", "the GPU driver", lambda f: f["driver"], "install the same driver on all hosts", "failure"),
+    ("mtu", "the interface's MTU", lambda f: _mtu(f), "give it the same: ip link set dev … mtu …", "warning"),
 ]  # fmt: skip
+
+
+def _mtu(facts: dict) -> int | None:
+    return next((i["mtu"] for i in facts["interfaces"] if i["name"] == facts["interface"]), None)
 
 
 def _unlike(facts: dict[str, dict], key: str, what: str, pick: Callable, fix: str, severity: str) -> Iterable[Problem]:
@@ -142,7 +108,7 @@ def _unlike(facts: dict[str, dict], key: str, what: str, pick: Callable, fix: st
     first, *others = facts
     for host in others:
         value, right = pick(facts[host]), pick(facts[first])
-        if value != right:
+        if value != right and (key != "mtu" or (value and right)):
             differing = facts[host].get("differing") if key == "source" else None
             more = f" in {', '.join(differing[:3])}{' …' if differing[3:] else ''}" if differing else ""
             yield Problem(host, key, str(value), f"{what} differs from {first}'s ({right}){more}", fix, severity)

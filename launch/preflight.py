@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from elas.launch.channels import Channel, Way, ask, open_channels
-from elas.launch.compare import GIB, Problem, Wanted, compare, unanswered
+from elas.launch.compare import GIB, Problem, Wanted, compare
+from elas.launch.unanswered import unanswered
 
 FACTS_S, OTHERS_S = 30.0, 20.0
 PASSED, FAILED, NOTED = "✓", "✗", "!"
@@ -99,29 +100,29 @@ def preflight(
     words = {host: ["-m", "elas.launch.probe", *([] if way.kind == "srun" else [host])] for host in hosts}
     progress(f"asking {len(hosts)} host{'s' * (len(hosts) > 1)} …")
     with open_channels(way, list(hosts), words) as channels:
-        _ask_all(report, channels, wanted, over_ssh=way.kind == "ssh")
+        _ask_all(report, channels, wanted, way)
     report.problems += compare(report.hosts, wanted) if report.hosts else []
     return report
 
 
-def _ask_all(report: Report, channels: list[Channel], wanted: Wanted, *, over_ssh: bool) -> None:
+def _ask_all(report: Report, channels: list[Channel], wanted: Wanted, way: Way) -> None:
     """Fill in the facts, where ranks meet, and who did not answer."""
     about = {"token": secrets.token_hex(6), "first": wanted.first, "run_dir": wanted.run_dir}
     question = {**about, "port": wanted.port, "files": wanted.files, "names": [wanted.first]}
-    _ask(report, channels, wanted, {"ask": "facts", **question}, over_ssh)
+    _ask(report, channels, wanted, {"ask": "facts", **question}, way)
     start = time.time()
-    for of in _ask(report, channels, wanted, {"ask": "clock"}, over_ssh).values():
+    for of in _ask(report, channels, wanted, {"ask": "clock"}, way).values():
         of["clock_offset"] = of.pop("clock") - (start + time.time()) / 2
     peers = {host: {"addresses": [a for i in of["interfaces"] for a in i["addresses"]], "port": of["port"]}
              for host, of in report.hosts.items()}  # fmt: skip
-    _ask(report, channels, wanted, {"ask": "others", **about, "peers": peers}, over_ssh)
+    _ask(report, channels, wanted, {"ask": "others", **about, "peers": peers}, way)
     if len({of["source"] for of in report.hosts.values()}) > 1:
-        _name_differing_files(_ask(report, channels, wanted, {"ask": "sources"}, over_ssh))
+        _name_differing_files(_ask(report, channels, wanted, {"ask": "sources"}, way))
     if report.hosts:
         _meet(report, wanted)
 
 
-def _ask(report: Report, channels: list[Channel], wanted: Wanted, question: dict, over_ssh: bool) -> dict[str, dict]:
+def _ask(report: Report, channels: list[Channel], wanted: Wanted, question: dict, way: Way) -> dict[str, dict]:
     """Add every host's answer to its facts; one without an answer becomes a problem. Returns the facts."""
     asked = [(channel, host) for channel in channels for host in channel.hosts if host in channel.answering]
     found = ask(channels, question, FACTS_S if question["ask"] == "facts" else OTHERS_S)
@@ -130,13 +131,13 @@ def _ask(report: Report, channels: list[Channel], wanted: Wanted, question: dict
             report.hosts[host] = report.hosts.get(host, {}) | found[host]
         else:
             report.hosts.pop(host, None)
-            report.problems.append(unanswered(host, channel.why(host), wanted, over_ssh=over_ssh))
+            report.problems.append(unanswered(host, channel.why(host), wanted, way.kind))
     return report.hosts
 
 
 def _name_differing_files(hosts: dict[str, dict]) -> None:
     sources = {host: of.pop("sources") for host, of in hosts.items()}
-    right = next(iter(sources.values()))
+    right = next(iter(sources.values()), {})
     for host, theirs in sources.items():
         hosts[host]["differing"] = sorted(n for n in right.keys() | theirs.keys() if right.get(n) != theirs.get(n))
 

@@ -10,10 +10,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from corpora import SMALL, arguments, write_corpus
 from lab import Lab, Slurm, Ssh, why_not
 from lab.hosts import wait_for
 
 from elas import launch
+from elas.extensions import prebuild_deepspeed
+from elas.launch import pretrain
 
 pytestmark = [
     pytest.mark.timeout(200),
@@ -59,8 +62,8 @@ def facts(report: dict, host: str) -> dict:
 
 
 def nothing_left(lab) -> bool:
-    """Whether nothing of a check runs on any node, a moment after."""
-    return wait_for(lambda: not any(host.processes() for host in lab.nodes), 5)
+    """Whether nothing of a check runs on any host, a moment after."""
+    return wait_for(lambda: not any(host.processes() for host in lab.hosts.values()), 5)
 
 
 def test_fit_hosts(lab, check, tmp_path):
@@ -99,6 +102,12 @@ def own(host, target: Path, text: str, folder: Path):
     """Within it, a host has a file of its own."""
     (folder / f"{host.name}-{target.name}").write_text(text)
     return mounted(host, target, "--bind", str(folder / f"{host.name}-{target.name}"))
+
+
+def debians_line(lab, host, folder: Path):
+    """Within it, a host knows its own name as loopback alone."""
+    text = (lab.folder / "hosts").read_text().replace(f"{host.address} {host.name}\n", f"127.0.1.1 {host.name}\n")
+    return own(host, Path("/etc/hosts"), text, folder)
 
 
 def test_hosts_that_do_not_answer_are_told_apart(lab, check, tmp_path, monkeypatch):
@@ -199,13 +208,9 @@ def test_hosts_that_differ(lab, check, tmp_path):
 
 def test_debians_line_is_noted_and_does_no_harm(lab, check, tmp_path):
     """On both hosts the own name is loopback, so that gloo, left to itself, would have nobody meet."""
-    hosts = Path("/etc/hosts")
     with ExitStack() as broken:
         for host in lab.nodes[:2]:
-            text = f"127.0.1.1 {host.name}\n" + (lab.folder / "hosts").read_text().replace(
-                f"{host.address} {host.name}\n", ""
-            )
-            broken.enter_context(own(host, hosts, text, tmp_path))
+            broken.enter_context(debians_line(lab, host, tmp_path))
         status, output, report = check(SIZES)
     assert status == 0, output
     for name in SIZES:
@@ -233,6 +238,34 @@ def test_collectives_that_take_too_long_are_ended(lab):
     said = lab.head.run([sys.executable, "-c", code]).stdout
     assert "not over in 2 s" in said
     assert nothing_left(lab)
+
+
+def test_a_check_that_is_killed_leaves_nothing(lab, tmp_path):
+    (tmp_path / "hosts").write_text("n1 slots=1\nn2 slots=1\n")
+    command = [sys.executable, "-m", "elas.cli", "launch", "check", f"--hostfile={tmp_path / 'hosts'}"]
+    started = lab.head.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert wait_for(lambda: any("elas.launch.collectives" in text for text in lab.nodes[1].processes().values()), 20)
+    (number,) = [pid for pid, text in lab.head.processes().items() if "launch check" in text]
+    lab.head.run(["kill", "-9", str(number)])
+    started.wait(10)
+    assert nothing_left(lab)
+
+
+def test_torchrun_on_two_hosts_with_debians_line(lab, tmp_path):
+    """`launch/pretrain.py` chooses the interface itself, whoever starts it."""
+    prebuild_deepspeed()
+    corpus = write_corpus(tmp_path / "text")
+    settings = {**SMALL, "train.steps": 2, "data.train": corpus, "data.split": "90,10,0", "checkpoint.every_steps": 0}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=n1"]
+    with ExitStack() as broken:
+        started = []
+        for number, host in enumerate(lab.nodes[:2]):
+            broken.enter_context(debians_line(lab, host, tmp_path))
+            where = [f"--node_rank={number}", "--master_port=29513", pretrain.__file__]
+            run = [*command, *where, *arguments({**settings, "train.run_dir": tmp_path / "run"})]
+            started.append(host.start(["timeout", "90", *run], {"OMP_NUM_THREADS": "1"}))
+        assert [process.wait(100) for process in started] == [0, 0]
+    assert (tmp_path / "run" / "DONE").exists()
 
 
 def test_under_slurm(lab, tmp_path):

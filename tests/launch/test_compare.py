@@ -9,9 +9,10 @@ from elas import extensions
 from elas.errors import UserError
 from elas.launch import check
 from elas.launch.channels import NO_PYTHON, NoAnswer, _exited
-from elas.launch.compare import GIB, Problem, Wanted, compare, unanswered
+from elas.launch.compare import GIB, Problem, Wanted, compare
 from elas.launch.preflight import choose_master_address, lines
 from elas.launch.probe import Answers, say
+from elas.launch.unanswered import unanswered
 
 GOOD = {
     "folder": "/w", "executable": "/w/python", "python": "3.11.7", "package": "/w/launch", "source": "abc",
@@ -47,6 +48,7 @@ def test_nothing_is_wrong_with_good_hosts():
         ({"gpus": [], "compiler": None}, "compiler", "none", "install g++"),
         ({"clock_offset": -60.0}, "clock", "-60.0 s", "time service"),
         ({"interfaces": []}, "interface", "none", "ip -br address"),
+        ({"interfaces": [{"name": "eth0", "addresses": ["10.0.0.2"], "mtu": 9000}]}, "mtu", "9000", "(1500)"),
         ({"reached": {"n1": {}}}, "network", "n2 → n1", "firewalls"),
     ],
 )
@@ -69,7 +71,7 @@ def test_each_difference_is_told_with_its_fix(facts, check, value, words):
     ],
 )
 def test_no_answer_is_told_by_its_cause(status, error, check, words):
-    problem = unanswered("n2", NoAnswer(status, error), WANTED, over_ssh=True)
+    problem = unanswered("n2", NoAnswer(status, error), WANTED, "ssh")
     assert (problem.host, problem.check) == ("n2", check)
     assert words in str(problem)
 
