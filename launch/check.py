@@ -77,6 +77,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--slurm", action="store_true", help="nodes of SLURM: of this allocation, or of one for this")
     parser.add_argument("--nodes", type=int, metavar="N", help="with --slurm: how many (default: the allocation's)")
     parser.add_argument("--partition", metavar="P", help="with --slurm: where to take nodes")
+    parser.add_argument("--wait", type=int, default=600, metavar="S", help="with --slurm: for nodes (default: 600 s)")
     parser.add_argument("--ranks", type=int, metavar="N", help="ranks a host, without a hostfile (default: 1)")
     parser.add_argument("--master-port", type=int, metavar="P", help="where ranks meet (default: a free port)")
     parser.add_argument("--min-shm-gb", type=float, metavar="X", help="free /dev/shm (default: 66 MiB a rank)")
@@ -96,7 +97,7 @@ def _check(options) -> None:
     for name in ("nodes", "partition"):
         if getattr(options, name) is not None and not options.slurm:
             raise UserError(f"--{name} {getattr(options, name)}: goes with --slurm only; add --slurm, or leave it out")
-    for name in ("nodes", "ranks"):
+    for name in ("nodes", "ranks", "wait"):
         if getattr(options, name) is not None:
             whole_number(f"--{name}", getattr(options, name))
     if options.master_port is not None:
@@ -111,18 +112,35 @@ def _enter_allocation(options, argv: list[str]) -> None:
     """Run this command again in an allocation of its own; returns never."""
     if shutil.which("salloc") is None:
         raise UserError("--slurm: there is no salloc on this machine; run it on a login node")
-    listed = subprocess.run(["sinfo", "-h", "-o", "%R"], capture_output=True, text=True)
+    _check_partition(options.partition, options.nodes or 1)
+    size = [
+        f"--nodes={options.nodes or 1}",
+        f"--ntasks-per-node={options.ranks or 1}",
+        "--time=10",
+        f"--immediate={options.wait}",
+    ]
+    where = [f"--partition={options.partition}"] if options.partition else []
+    again = [sys.executable, "-m", "elas.cli", "launch", "check", *argv]
+    print(f"waiting for SLURM to give nodes, {options.wait} s at most …", file=sys.stderr, flush=True)
+    os.execvp("salloc", ["salloc", "--quiet", "--job-name=elas-check", *size, *where, *again])
+
+
+def _check_partition(partition: str | None, nodes: int) -> None:
+    """Raise `UserError` where SLURM would never give so many nodes."""
+    listed = subprocess.run(["sinfo", "-h", "-o", "%P %D"], capture_output=True, text=True)
     if listed.returncode:
         why = (listed.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UserError(f"--slurm: no cluster answers ({why}); run it on a login node")
-    names = sorted(set(listed.stdout.split()))
-    if options.partition is not None and options.partition not in names:
-        raise UserError(f"--partition {options.partition}: there is none; there are {', '.join(names)}")
-    size = [f"--nodes={options.nodes or 1}", f"--ntasks-per-node={options.ranks or 1}", "--time=10"]
-    where = [f"--partition={options.partition}"] if options.partition else []
-    again = [sys.executable, "-m", "elas.cli", "launch", "check", *argv]
-    print("waiting for SLURM to give nodes …", file=sys.stderr, flush=True)
-    os.execvp("salloc", ["salloc", "--quiet", "--job-name=elas-check", *size, *where, *again])
+    sizes: dict[str, int] = {}
+    for name, number in (line.split() for line in listed.stdout.splitlines()):
+        sizes[name] = sizes.get(name, 0) + int(number)
+    usual = next((name for name in sizes if name.endswith("*")), None)  # the default's mark
+    sizes = {name.removesuffix("*"): number for name, number in sizes.items()}
+    partition = partition or (usual and usual.removesuffix("*"))
+    if partition is not None and partition not in sizes:
+        raise UserError(f"--partition {partition}: there is none; there are {', '.join(sorted(sizes))}")
+    if partition is not None and nodes > sizes[partition]:
+        raise UserError(f"--nodes {nodes}: partition {partition} has {sizes[partition]}; give fewer")
 
 
 def _hosts(options) -> tuple[dict[str, int], Way]:
@@ -162,7 +180,7 @@ _COLUMNS = [
     ("torch", ("torch",), lambda f: f["versions"]["torch"]),
     ("deepspeed", ("deepspeed", "megatron-core"), lambda f: f["versions"]["deepspeed"]),
     ("elas", ("elas", "source", "build lock", "compiler"), lambda f: f["source"][:7]),
-    ("port", ("port",), lambda f: f["port"] if f["first"] else None),
+    ("port", ("port",), lambda f: f["master_port"]),
     ("shm free", ("shared memory",), lambda f: f"{f['shm_free'] / GIB:.1f} GiB"),
     ("disk free", ("disk", "run_dir", "data"), lambda f: f["run_dir"] and f"{f['run_dir']['free'] / GIB:.0f} GiB"),
     ("processors", ("gpus", "driver"), lambda f: _processors(f)),
@@ -184,7 +202,8 @@ def show(report: Report) -> str:
         row = [host, FAILED if bad else NOTED if noted else PASSED]
         for _, checks, pick in _COLUMNS:
             facts = report.hosts.get(host)
-            value = None if facts is None else pick({**facts, "slots": slots, "first": number == 0})
+            port = report.master_port if number == 0 else None
+            value = None if facts is None else pick({**facts, "slots": slots, "master_port": port})
             mark = FAILED if bad & set(checks) else NOTED if noted & set(checks) else ""
             row.append(f"{'–' if value is None else value} {mark}".strip())
         rows.append(row)

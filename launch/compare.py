@@ -30,7 +30,7 @@ class Problem:
     severity: str = "failure"
 
     def __str__(self):
-        return f"{self.host}: {self.check} {self.value}: {self.why}; {self.fix}"
+        return f"{self.host}: {self.check}: {self.value} – {self.why}; {self.fix}"
 
     def to_dict(self) -> dict:
         """For JSON."""
@@ -122,7 +122,7 @@ def _packages(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
 
 def _port(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
     if facts["port_error"] and host == wanted.first:
-        why = f"the port where ranks meet is in use there, by {facts['port_error']}"
+        why = f"where ranks are to meet, it is in use by {facts['port_error']}"
         yield Problem(host, "port", str(wanted.port), why, "end that, or give another with --master-port")
 
 
@@ -131,8 +131,8 @@ def _hostname(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
     if len(wanted.slots) == 1 or any(not a.startswith("127.") and a != "::1" for a in addresses):
         return
     value = addresses[0] if addresses else "unknown"
-    name, interface = facts["hostname"], facts["interface"] or "the right interface"
-    why = f"its own name {name} is loopback there (a line of /etc/hosts)" if addresses else f"does not know {name}"
+    interface = facts["interface"] or "the right interface"
+    why = "its own name is loopback there (a line of /etc/hosts)" if addresses else "it does not know its own name"
     fix = f"nothing needs doing: runs are told to use {interface}; other programs may want the line gone"
     yield Problem(host, "hostname", value, why, fix, "warning")
 
@@ -153,7 +153,7 @@ def _room(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
     needed = SHM_PER_RANK * wanted.slots[host] if wanted.min_shm is None else wanted.min_shm
     if facts["shm_free"] < needed:
         why = f"/dev/shm has less free than the {needed / GIB:.2f} GiB needed"
-        fix = "mount -o remount,size=… /dev/shm there, in a container start it with --shm-size; or --min-shm-gb"
+        fix = "mount -o remount,size=… /dev/shm there; start a container with --shm-size; or give --min-shm-gb"
         yield Problem(host, "shared memory", f"{facts['shm_free'] / GIB:.2f} GiB", why, fix)
     folder = facts["run_dir"]
     if folder and folder["free"] < wanted.min_disk:

@@ -284,6 +284,9 @@ def test_under_slurm(lab, tmp_path):
     assert found(report, "n2", "python")["value"] == sys.executable
     assert facts(report, "n1")["python"]
     slurm.wait_for_jobs(10)
-    done = slurm.run([*command, "--partition=nowhere"], check=False)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: --partition nowhere: there is none; there are lab, urgent"
+    for option, told in {
+        "--partition=nowhere": "error: --partition nowhere: there is none; there are lab, urgent",
+        "--nodes=6": "error: --nodes 6: partition lab has 5; give fewer",
+    }.items():
+        done = slurm.run([*command, option], check=False)
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (2, told)

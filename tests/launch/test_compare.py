@@ -80,8 +80,8 @@ def test_hosts_with_the_same_problem_share_a_line():
     same = [Problem(f"n{i}", "torch", "2.0", "is old", "update it") for i in range(9)]
     noted = Problem("n1", "clock", "9 s", "is late", "see to it", "warning")
     assert lines([noted, *same]) == [
-        "✗ n0, n1, n2, n3 and 5 more: torch 2.0: is old; update it",
-        "! n1: clock 9 s: is late; see to it",
+        "✗ n0, n1, n2, n3 and 5 more: torch: 2.0 – is old; update it",
+        "! n1: clock: 9 s – is late; see to it",
     ]
 
 
