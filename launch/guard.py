@@ -23,7 +23,16 @@ import subprocess
 import sys
 import time
 
-from elas.launch.processes import Process, adopt_orphans, catches, descendants, exit_code, kill, status_in_words
+from elas.launch.processes import (
+    Process,
+    adopt_orphans,
+    catches,
+    descendants,
+    end_with_parent,
+    exit_code,
+    kill,
+    status_in_words,
+)
 
 INTERVAL_S = 0.1
 SILENCE_S = 15.0
@@ -92,7 +101,7 @@ class Guard:
             stdin=readable,
             env={**os.environ, VARIABLE: str(os.getpid())},
             start_new_session=True,
-            preexec_fn=_ignore_usr1,
+            preexec_fn=_prepare,
         ).pid
         os.close(readable)
         self._heard = time.monotonic()
@@ -232,9 +241,10 @@ class Guard:
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115  nobody listens any more
 
 
-def _ignore_usr1() -> None:
-    """The launchers between do not know SIGUSR1 and would die of it; the ranks handle it when they run."""
+def _prepare() -> None:
+    """In the command's process: launchers do not know SIGUSR1 and would die of it, and none outlives the guard."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    end_with_parent()
 
 
 def main(argv: list[str]) -> int:

@@ -67,8 +67,9 @@ def run(job: Job, command: list[str], json_file=None) -> int:
 def command_of(job: Job, launcher: str, port: int, restarts: int = 0) -> list[str]:
     """The launcher's command line."""
     if launcher == "torchrun":
-        where = [f"--nproc_per_node={job.world}", "--master_addr=127.0.0.1", f"--master_port={port}"]
-        start = [sys.executable, "-m", "torch.distributed.run", *where, f"--max_restarts={restarts}"]
+        where = [f"--nproc_per_node={job.world}", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}"]
+        start = [sys.executable, "-m", "torch.distributed.run", *where, "--local_addr=127.0.0.1"]
+        start.append(f"--max_restarts={restarts}")
     else:
         where = [f"--num_gpus={job.world}", f"--master_port={port}", "--log_level=error"]
         start = [sys.executable, "-m", "deepspeed.launcher.runner", f"--hostfile={os.devnull}", *where]
@@ -79,7 +80,9 @@ def environment(ranks: int) -> dict[str, str]:
     """This process's environment for ranks of this machine: threads shared out, Python's own programs on the path."""
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
-    return {"OMP_NUM_THREADS": str(threads), **os.environ, "PATH": path}
+    # torchrun's ranks would meet in its own store, where those that begin again find what the last ones left, and hang.
+    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return {"OMP_NUM_THREADS": str(threads), **own_store, **os.environ, "PATH": path}
 
 
 def free_port() -> int:
