@@ -84,9 +84,9 @@ def clear_stale_locks() -> list[Path]:
         folder = lock.parent
         try:
             with FileLock(folder.parent / f"{folder.name}.elas-lock", timeout=0):
-                lock.unlink(missing_ok=True)
+                lock.unlink()
                 removed.append(lock)
-        except Timeout:  # somebody builds
+        except (Timeout, FileNotFoundError):  # somebody builds, or was faster
             continue
     return removed
 

@@ -183,7 +183,7 @@ _COLUMNS = [
     ("port", ("port",), lambda f: f["master_port"]),
     ("shm free", ("shared memory",), lambda f: f"{f['shm_free'] / GIB:.1f} GiB"),
     ("disk free", ("disk", "run_dir", "data"), lambda f: f["run_dir"] and f"{f['run_dir']['free'] / GIB:.0f} GiB"),
-    ("processors", ("gpus", "driver"), lambda f: _processors(f)),
+    ("processors", ("gpus", "driver", "nvidia-smi"), lambda f: _processors(f)),
     ("clock", ("clock",), lambda f: f"{abs(f['clock_offset']):.1f} s off"),
 ]
 

@@ -50,7 +50,6 @@ class Wanted:
         min_disk: bytes for the run's folder.
         files: the run's input.
         run_dir: the run's folder; None when not known.
-        master: the address where ranks meet.
     """
 
     slots: dict[str, int]
@@ -61,7 +60,6 @@ class Wanted:
     min_disk: int
     files: tuple[str, ...] = ()
     run_dir: str | None = None
-    master: str | None = None
 
     @property
     def first(self) -> str:
@@ -104,11 +102,11 @@ def _mtu(facts: dict) -> int | None:
 
 
 def _unlike(facts: dict[str, dict], key: str, what: str, pick: Callable, fix: str, severity: str) -> Iterable[Problem]:
-    """Hosts where a fact is not as on the first."""
+    """Hosts where a fact is not as on the first; what is missing there is another check's matter."""
     first, *others = facts
     for host in others:
         value, right = pick(facts[host]), pick(facts[first])
-        if value != right and (key != "mtu" or (value and right)):
+        if value != right and value is not None and right is not None:
             differing = facts[host].get("differing") if key == "source" else None
             more = f" in {', '.join(differing[:3])}{' …' if differing[3:] else ''}" if differing else ""
             yield Problem(host, key, str(value), f"{what} differs from {first}'s ({right}){more}", fix, severity)
@@ -165,7 +163,7 @@ def _room(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
 def _slots(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
     slots, usual = wanted.slots[host], wanted.slots[wanted.first]
     if facts["gpu_error"]:
-        yield Problem(host, "gpus", "nvidia-smi fails", facts["gpu_error"], "mend the driver there, or leave it out")
+        yield Problem(host, "nvidia-smi", "fails", facts["gpu_error"], "mend the driver there, or leave it out")
     if facts["gpus"] and slots > len(facts["gpus"]):
         why = f"fewer GPUs than the {slots} ranks it is to take"
         yield Problem(host, "slots", f"{len(facts['gpus'])} GPUs", why, f"give it slots={len(facts['gpus'])}")
