@@ -1,7 +1,25 @@
 """For every test: `import ranks` works (this folder is on the path), and its processes end with the session."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import ranks
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--require-lab", action="store_true", help="fail where tests would skip for want of a lab of hosts"
+    )
+
+
+def pytest_collection_modifyitems(config):
+    if config.getoption("--require-lab"):
+        sys.path.append(str(Path(__file__).parent / "launch"))
+        from lab import why_not
+
+        if why_not() is not None:
+            raise pytest.UsageError(f"--require-lab: there can be no lab of hosts here: {why_not()}")
 
 
 def pytest_sessionfinish():

@@ -8,7 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
-NEEDED = ("unshare", "nsenter", "ip", "sshd", "pdsh", "munged", "slurmctld", "slurmd", "sbatch")
+NEEDED = ("unshare", "nsenter", "ip", "tc", "ps", "ssh", "ssh-keygen", "sshd", "pdsh", "munged", "slurmctld", "slurmd",
+          "sbatch")  # fmt: skip
 SYSTEM_PATHS = "/usr/local/sbin:/usr/sbin:/sbin"
 NETWORK = "10.77.0"
 _PR_SET_PDEATHSIG = 1
@@ -159,7 +160,7 @@ class Lab:
     def _cable(self, host: Host) -> list[str]:
         link = _link(host)
         return [
-            f"link add {link} type veth peer name eth0 netns {host.pid}",
+            f"link add {link} type veth peer name eth0 address {_hardware_address(host)} netns {host.pid}",
             f"link set {link} master lab",
             f"link set {link} up",
         ]
@@ -190,7 +191,7 @@ class Lab:
 
     def shape(self, host: Host, mbit: float) -> None:
         """Let so many 10⁶ bits a second through the cable of a host, each way."""
-        rate = ["root", "tbf", "rate", f"{mbit}mbit", "burst", "64kb", "latency", "400ms"]
+        rate = ["root", "tbf", "rate", f"{mbit}mbit", "burst", "128kb", "latency", "400ms"]
         self.head.run(["tc", "qdisc", "replace", "dev", _link(host), *rate])
         host.run(["tc", "qdisc", "replace", "dev", "eth0", *rate])
 
@@ -212,6 +213,11 @@ class Lab:
 def _link(host: Host) -> str:
     """The head's end of a host's cable."""
     return f"to-{host.name}"
+
+
+def _hardware_address(host: Host) -> str:
+    """A host's network card, the same one after a crash: the others remember it."""
+    return f"02:00:00:00:00:{int(host.address.rpartition('.')[2]):02x}"
 
 
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:
