@@ -52,7 +52,7 @@ def choose_interface() -> str | None:
     Sets GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME; called after `rank_and_world`, before any process group.
 
     Returns:
-        gloo's interface; None when the run has one host.
+        gloo's interface; None when the run has one host, as far as can be seen, and any will do.
 
     Raises:
         ConfigError: MASTER_ADDR is unknown here, or loopback, or without a route; or the user's interface cannot be.
@@ -64,7 +64,10 @@ def choose_interface() -> str | None:
         if os.environ.get(name):
             _check_interface(name, found)
     if not os.environ.get("GLOO_SOCKET_IFNAME"):
-        os.environ["GLOO_SOCKET_IFNAME"] = _interface_to_master(found).name
+        interface = _interface_to_master(found)
+        if interface is None:
+            return None
+        os.environ["GLOO_SOCKET_IFNAME"] = interface.name
     chosen = os.environ["GLOO_SOCKET_IFNAME"]
     if not os.environ.get("NCCL_SOCKET_IFNAME"):
         os.environ["NCCL_SOCKET_IFNAME"] = f"={chosen}"  # NCCL would take eth01 for eth0, too
@@ -81,9 +84,18 @@ def _several_hosts() -> bool:
     return _whole("SLURM_STEP_NUM_NODES", 1, least=1) > 1
 
 
-def _on_first_host() -> bool:
-    """Whether rank 0 runs here: ranks of a host follow each other."""
-    return _whole("RANK", 0) == _whole("LOCAL_RANK", 0)
+def _on_first_host(address: str) -> bool:
+    """Whether rank 0 runs here, or torchrun, whose store is there before any rank, answers on loopback.
+
+    The latter are several agents of torchrun on one machine. Ranks of a host follow each other.
+    """
+    if _whole("RANK", 0) == _whole("LOCAL_RANK", 0):
+        return True
+    return _torchruns_store() and network.answers(address, int(os.environ["MASTER_PORT"]))
+
+
+def _torchruns_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _here() -> str:
@@ -98,14 +110,15 @@ def _check_interface(name: str, found: dict[str, network.Interface]) -> None:
     exact = name.startswith("GLOO") or value.startswith("=")
     for wanted in value.removeprefix("=").split(","):
         match = [i for i in found.values() if (i.name == wanted if exact else i.name.startswith(wanted))]
-        if match and not all(interface.loopback for interface in match):
+        loopback = all(interface.loopback for interface in match)
+        if match and (not loopback or all(map(network.is_loopback, network.resolve(os.environ["MASTER_ADDR"])))):
             continue
         why = f"{wanted} is loopback, which leads to no other host," if match else f"there is no interface {wanted}"
         outward = ", ".join(interface.name for interface in network.outward(list(found.values()))) or "one that is up"
         raise ConfigError(name, value, f"{why} {_here()}", f"give {outward}, or unset it")
 
 
-def _interface_to_master(found: dict[str, network.Interface]) -> network.Interface:
+def _interface_to_master(found: dict[str, network.Interface]) -> network.Interface | None:
     master = os.environ["MASTER_ADDR"]
     addresses = network.resolve(master)
     if not addresses:
@@ -113,7 +126,7 @@ def _interface_to_master(found: dict[str, network.Interface]) -> network.Interfa
         raise ConfigError("MASTER_ADDR", master, f"is not known {_here()}", fix)
     elsewhere = [address for address in addresses if not network.is_loopback(address)]
     if not elsewhere:
-        return _interface_of_first_host(master, addresses[0], found)
+        return _interface_of_first_host(master, addresses[0], network.outward(list(found.values())))
     for address in elsewhere:
         local = network.local_address(address)
         for interface in found.values():
@@ -123,17 +136,19 @@ def _interface_to_master(found: dict[str, network.Interface]) -> network.Interfa
     raise ConfigError("MASTER_ADDR", master, why, "give an address on a network that all hosts share")
 
 
-def _interface_of_first_host(master: str, address: str, found: dict[str, network.Interface]) -> network.Interface:
+def _interface_of_first_host(master: str, address: str, outward: list[network.Interface]) -> network.Interface | None:
     """Debian's `127.0.1.1 HOSTNAME` on the first host itself: other hosts know the name by another address."""
     literal = master in (address, "localhost")
-    outward = network.outward(list(found.values()))
-    if _on_first_host() and not literal and len(outward) == 1:
+    here = _on_first_host(address)
+    if here and literal and _torchruns_store():
+        return None  # its agents may all be on this machine; one that is not will find no store, and refuse
+    if here and not literal and len(outward) == 1:
         return outward[0]
     why = f"is {address} {_here()}: loopback, where no other host gets an answer"
     fix = "give the first host's address on the network that all hosts share"
     if not literal:
         fix += f", or take {master} off the 127.* lines of /etc/hosts there"
-    if _on_first_host() and not literal and outward:
+    if here and not literal and outward:
         names = ", ".join(interface.name for interface in outward)
         fix = f"set GLOO_SOCKET_IFNAME there to the right one of {names}; or {fix}"
     raise ConfigError("MASTER_ADDR", master, why, fix)

@@ -104,6 +104,15 @@ def local_address(address: str) -> str | None:
         return asked.getsockname()[0].partition("%")[0]
 
 
+def answers(address: str, port: int) -> bool:
+    """Whether something listens on a port there."""
+    try:
+        socket.create_connection((address, port), timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
 def outward(found: list[Interface]) -> list[Interface]:
     """Interfaces that may lead to other hosts: up, with an IPv4 address, and not to containers if there are others."""
     able = [interface for interface in found if interface.up and not interface.loopback and ipv4(interface)]

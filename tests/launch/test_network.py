@@ -1,6 +1,7 @@
 """Which interface gloo is given, and mistakes that would have ranks wait for each other on different networks."""
 
 import os
+import socket
 
 import pytest
 
@@ -15,8 +16,10 @@ DOCKER = Interface("docker0", ("172.17.0.1",), True, False, 1500)
 IB0 = Interface("ib0", ("10.1.0.2",), True, False, 4092)
 UNPLUGGED = Interface("eth1", ("10.2.0.2",), False, False, 1500)
 VARIABLES = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_STEP_NUM_NODES",
-             "MASTER_ADDR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"]  # fmt: skip
-FIRST = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "n1"}
+             "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", "GLOO_SOCKET_IFNAME",
+             "NCCL_SOCKET_IFNAME"]  # fmt: skip
+FIRST = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "n1",
+         "MASTER_PORT": "1"}  # fmt: skip
 SECOND = {**FIRST, "RANK": "1"}
 
 
@@ -84,6 +87,20 @@ def test_debians_line_on_the_first_host(host):
 def test_debians_line_beside_the_right_one(host):
     host(FIRST, found=(LO, IB0, ETH0), known={"n1": ["127.0.1.1", "10.0.0.2"]})
     assert choose_interface() == "eth0"
+
+
+@pytest.mark.parametrize("master, chosen", [("127.0.0.1", None), ("n1", "eth0")])
+def test_several_agents_of_torchrun_on_one_machine(host, master, chosen):
+    """The second agent's rank finds the store on loopback: it is on the first host, too."""
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        port = str(store.getsockname()[1])
+        torchrun = {"MASTER_ADDR": master, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        for first in (FIRST, SECOND):
+            host({**first, **torchrun, "GLOO_SOCKET_IFNAME": ""}, known={"n1": ["127.0.0.1"]})
+            assert choose_interface() == chosen
+    host({"GLOO_SOCKET_IFNAME": ""}, known={"n1": ["127.0.0.1"]})
+    with pytest.raises(ConfigError, match=r"is 127\.0\.0\.1"):  # no store here
+        choose_interface()
 
 
 @pytest.mark.parametrize(
