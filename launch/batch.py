@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
 
 
 def going_on(job: Job) -> list[str]:
-    """What a job that is started again has to be told: to go on with its own run, whatever its first start began with."""
+    """What a job that is started again has to be told: to go on with its own run, however its first start began."""
     resume, again = job.config.checkpoint.resume, int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
     has_saved = any((job.run_dir / "checkpoints").glob("step_*"))
     return ["--checkpoint.resume=auto"] if again and resume != "auto" and (resume == "none" or has_saved) else []
