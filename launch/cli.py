@@ -6,7 +6,7 @@ COMMANDS = {
     "local": ("elas.launch.local", "ranks on this machine, with the deepspeed launcher or torchrun"),
     "ssh": ("elas.launch.multihost", "ranks on the hosts of a hostfile, with the deepspeed launcher over pdsh"),
     "slurm": ("elas.launch.submit", "a SLURM job that saves at its time limit and queues itself again"),
-    "check": ("elas.launch.check", "see whether hosts are fit for a run, before there is one"),
+    "check": ("elas.launch.preflight.check", "see whether hosts are fit for a run, before there is one"),
 }
 
 

@@ -87,6 +87,16 @@ def read_job(settings: list[str], options, world: int, *, look_at_files: bool = 
     return Job(config, [*arguments, *settings], world)
 
 
+def input_files(config: Config) -> tuple[str, ...]:
+    """The token files that a run reads."""
+    from elas.data.corpus import parse_blend
+
+    prefixes = []
+    for key, value in (("data.train", config.data.train), ("data.valid", config.data.valid)):
+        prefixes += parse_blend(key, value)[0] if value is not None else ()
+    return tuple(f"{prefix}{end}" for prefix in prefixes for end in (".idx", ".bin"))
+
+
 def markers(run_dir: Path) -> dict[str, str]:
     """The text of the markers that a run has left, by name."""
     found = {}

@@ -20,7 +20,7 @@ from elas.bench.show import Progress
 from elas.errors import Failure, UserError
 from elas.launch import pretrain, variables
 from elas.launch.hostfile import ranks_by_host, read_hostfile
-from elas.launch.job import Job, add_options, markers, read_job, split_argv, whole_number
+from elas.launch.job import Job, add_options, input_files, markers, read_job, split_argv, whole_number
 from elas.launch.remote import run_on
 from elas.launch.supervise import Supervisor, control_folder, told
 from elas.launch.verdict import conclude
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
             raise UserError(
                 f"elas launch ssh: there is no {program} on this machine; install it, or use elas launch slurm"
             )
-    address, port = _meeting_point(hosts, job, options)
+    address, port = _meeting_point(hosts, job, travelling, options)
     parts = ranks_by_host(hosts)
     with ExitStack() as stack:
         folder = Path("LAUNCH_FOLDER") if options.dry_run else stack.enter_context(control_folder(parts))
@@ -132,7 +132,7 @@ def _markers(job: Job, first: str) -> dict[str, str]:
     return found
 
 
-def _meeting_point(hosts: dict[str, int], job: Job, options) -> tuple[str, int]:
+def _meeting_point(hosts: dict[str, int], job: Job, travelling: dict[str, str], options) -> tuple[str, int]:
     """Where rank 0 listens, found by looking at all hosts unless that is not wanted.
 
     Raises:
@@ -142,10 +142,18 @@ def _meeting_point(hosts: dict[str, int], job: Job, options) -> tuple[str, int]:
     first = next(iter(hosts))
     if options.no_check or options.dry_run:
         return options.master_addr or _address(first), options.master_port or DEFAULT_PORT
-    from elas.launch.preflight import lines, preflight
+    from elas.launch.preflight.channels import Way
+    from elas.launch.preflight.report import lines, preflight
 
     progress = Progress()
-    report = preflight(hosts, master_port=options.master_port, run_dir=job.run_dir, progress=progress)
+    report = preflight(
+        hosts,
+        way=Way("ssh", variables=travelling),
+        master_port=options.master_port,
+        run_dir=job.run_dir,
+        files=input_files(job.config),
+        progress=progress,
+    )
     progress.clear()
     for line in lines(report.problems):
         print(line, file=sys.stderr, flush=True)

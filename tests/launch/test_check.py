@@ -232,7 +232,7 @@ def test_collectives_that_cannot_be_are_told_with_their_fix(lab, check):
 
 def test_collectives_that_take_too_long_are_ended(lab):
     code = (
-        "from elas.launch.bandwidth import *\n"
+        "from elas.launch.preflight.bandwidth import *\n"
         "print(measure({'n1': 1, 'n2': 1}, '10.77.0.2', 29512, way=Way('ssh'), timeout_s=2.0))"
     )
     said = lab.head.run([sys.executable, "-c", code]).stdout
@@ -244,7 +244,9 @@ def test_a_check_that_is_killed_leaves_nothing(lab, tmp_path):
     (tmp_path / "hosts").write_text("n1 slots=1\nn2 slots=1\n")
     command = [sys.executable, "-m", "elas.cli", "launch", "check", f"--hostfile={tmp_path / 'hosts'}"]
     started = lab.head.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert wait_for(lambda: any("elas.launch.collectives" in text for text in lab.nodes[1].processes().values()), 20)
+    assert wait_for(
+        lambda: any("elas.launch.preflight.collectives" in text for text in lab.nodes[1].processes().values()), 20
+    )
     (number,) = [pid for pid, text in lab.head.processes().items() if "launch check" in text]
     lab.head.run(["kill", "-9", str(number)])
     started.wait(10)

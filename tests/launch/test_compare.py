@@ -7,12 +7,12 @@ from filelock import FileLock
 
 from elas import extensions
 from elas.errors import UserError
-from elas.launch import check
-from elas.launch.channels import NO_PYTHON, NoAnswer, _exited
-from elas.launch.compare import GIB, Problem, Wanted, compare
-from elas.launch.preflight import choose_master_address, lines
-from elas.launch.probe import Answers, say
-from elas.launch.unanswered import unanswered
+from elas.launch.preflight import check
+from elas.launch.preflight.channels import NO_PYTHON, NoAnswer, _exited
+from elas.launch.preflight.compare import GIB, Problem, Wanted, compare
+from elas.launch.preflight.probe import Answers, say
+from elas.launch.preflight.report import choose_master_address, lines
+from elas.launch.preflight.unanswered import unanswered
 
 GOOD = {
     "folder": "/w", "executable": "/w/python", "python": "3.11.7", "package": "/w/launch", "source": "abc",
@@ -66,7 +66,7 @@ def test_each_difference_is_told_with_its_fix(facts, check, value, words):
         (255, "kex_exchange_identification: read: reset", "reachable", "ssh -o BatchMode=yes n2 true"),
         (None, "", "reachable", "in time"),
         (NO_PYTHON, "", "python", "at the same path"),
-        (1, "/w/python: No module named elas.launch.probe", "elas", "pip install"),
+        (1, "/w/python: No module named elas.launch.preflight.probe", "elas", "pip install"),
         (1, "MemoryError", "python", "ended with status 1 (MemoryError)"),
     ],
 )

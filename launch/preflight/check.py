@@ -1,7 +1,8 @@
 """`elas launch check`: see whether hosts are fit for a run, before there is one.
 
-Every host is asked at once (`elas.launch.preflight`); then, if nothing speaks against it, all ranks meet, and
-collectives are timed (`elas.launch.bandwidth`). A table shows a line for each host, and each failure names its fix.
+Every host is asked at once (`elas.launch.preflight.report`); then, if nothing speaks against it, all ranks meet, and
+collectives are timed (`elas.launch.preflight.bandwidth`). A table shows a line for each host, and each failure names
+its fix.
 """
 
 import os
@@ -13,15 +14,14 @@ from pathlib import Path
 from elas import cli
 from elas.bench.show import Progress, table
 from elas.config import load_config, split_overrides
-from elas.data.corpus import parse_blend
 from elas.errors import UserError
 from elas.launch import variables
-from elas.launch.bandwidth import measure
-from elas.launch.channels import Way
-from elas.launch.compare import GIB
 from elas.launch.hostfile import read_hostfile
-from elas.launch.job import split_argv, whole_number
-from elas.launch.preflight import FAILED, NOTED, PASSED, Report, lines, preflight
+from elas.launch.job import input_files, split_argv, whole_number
+from elas.launch.preflight.bandwidth import measure
+from elas.launch.preflight.channels import Way
+from elas.launch.preflight.compare import GIB
+from elas.launch.preflight.report import FAILED, NOTED, PASSED, Report, lines, preflight
 
 
 def main(argv: list[str]) -> int:
@@ -165,11 +165,7 @@ def _run(settings: list[str], options) -> tuple[Path | None, tuple[str, ...]]:
     if not settings and not options.config:
         return None, ()
     config = load_config(options.config, split_overrides(settings)[0])
-    files = []
-    for key, value in (("data.train", config.data.train), ("data.valid", config.data.valid)):
-        prefixes = parse_blend(key, value)[0] if value is not None else ()
-        files += [f"{prefix}{end}" for prefix in prefixes for end in (".idx", ".bin")]
-    return Path(config.train.run_dir), tuple(files)
+    return Path(config.train.run_dir), input_files(config)
 
 
 _COLUMNS = [

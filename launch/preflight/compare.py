@@ -71,7 +71,7 @@ def compare(facts: dict[str, dict], wanted: Wanted) -> list[Problem]:
     """Every problem of hosts that answered.
 
     Args:
-        facts: by host, what `elas.launch.probe` says there.
+        facts: by host, what `elas.launch.preflight.probe` says there.
         wanted: what the run needs.
     """
     alike = [

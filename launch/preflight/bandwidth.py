@@ -1,12 +1,12 @@
-"""Starts `elas.launch.collectives` on the hosts of a run, and ends it whatever happens."""
+"""Starts `elas.launch.preflight.collectives` on the hosts of a run, and ends it whatever happens."""
 
 import json
 import time
 from collections.abc import Callable
 
-from elas.launch.channels import Channel, Way, open_channels
-from elas.launch.compare import Problem
 from elas.launch.hostfile import ranks_by_host, ranks_in_words
+from elas.launch.preflight.channels import Channel, Way, open_channels
+from elas.launch.preflight.compare import Problem
 
 TIMEOUT_S = 90.0
 SIGN_S = 1.0
@@ -37,7 +37,7 @@ def measure(
         progress: called with what happens now.
 
     Returns:
-        What rank 0 measured (see `elas.launch.collectives`), or None and why not.
+        What rank 0 measured (see `elas.launch.preflight.collectives`), or None and why not.
     """
     progress(f"collectives over {sum(hosts.values())} ranks …")
     first = next(iter(hosts))
@@ -47,7 +47,7 @@ def measure(
         guard = ["-m", "elas.launch.guard", "--leash"]
         told = ["--host", host, "--told", ranks_in_words(ranks)] if way.kind != "srun" else []
         name = ["--host", host] if way.kind != "srun" else []
-        words[host] = [*guard, *told, "--", way.python, "-m", "elas.launch.collectives", *where, *name]
+        words[host] = [*guard, *told, "--", way.python, "-m", "elas.launch.preflight.collectives", *where, *name]
     with open_channels(way, list(hosts), words) as channels:
         found, over = _watch(channels, time.monotonic() + timeout_s)
         if found is not None and not over:

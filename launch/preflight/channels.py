@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from elas.launch.probe import Answers
+from elas.launch.preflight.probe import Answers
 from elas.launch.remote import ssh_command
 
 NO_FOLDER, NO_PYTHON = 90, 91

@@ -1,7 +1,7 @@
 """Why a host did not answer: from what ssh, srun or its shell said of it, with what to do."""
 
-from elas.launch.channels import NO_FOLDER, NO_PYTHON, NoAnswer
-from elas.launch.compare import Problem, Wanted
+from elas.launch.preflight.channels import NO_FOLDER, NO_PYTHON, NoAnswer
+from elas.launch.preflight.compare import Problem, Wanted
 
 
 def unanswered(host: str, said: NoAnswer, wanted: Wanted, kind: str) -> Problem:
@@ -31,7 +31,7 @@ def unanswered(host: str, said: NoAnswer, wanted: Wanted, kind: str) -> Problem:
         return Problem(host, "elas", python, f"elas cannot be imported ({last.rpartition(': ')[2]})", fix)
     if kind == "srun" and last.startswith("srun:"):
         return Problem(host, "reachable", "srun fails", last, "see whether srun hostname works in this allocation")
-    fix = f"see what this prints there: {python} -m elas.launch.probe < /dev/null"
+    fix = f"see what this prints there: {python} -m elas.launch.preflight.probe < /dev/null"
     return Problem(host, "python", python, f"ended with status {said.status} ({last})", fix)
 
 

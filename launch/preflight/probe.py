@@ -1,6 +1,6 @@
 """Answers questions about this host, as long as somebody asks: what `elas launch check` runs on every host.
 
-    python -m elas.launch.probe NAME
+    python -m elas.launch.preflight.probe NAME
 
 A question is a line of JSON on standard input, `{"number": 1, "ask": "facts", …}`; answers go to standard output in
 marked pieces, between which a shell's greetings and other hosts' pieces may come (`Answers` puts them together).
@@ -20,7 +20,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from elas.launch import facts, network
+from elas.launch import network
+from elas.launch.preflight import facts
 
 LIFE_S = 100.0
 """No probe outlives this, whatever became of its connection."""

@@ -1,6 +1,6 @@
 """Collectives over the ranks of a run, checked and then timed: what `elas launch check` starts on every host.
 
-    python -m elas.launch.collectives --hosts '{"n1": 2, "n2": 2}' --host n1 --master-addr A --master-port P
+    python -m elas.launch.preflight.collectives --hosts '{"n1": 2, "n2": 2}' --host n1 --master-addr A --master-port P
 
 starts this host's ranks, which join the process group as a training run does: same variables, same choice of the
 interface, same backend. Values are checked before anything is timed. Of our own only what a rank needs to meet the
@@ -21,7 +21,7 @@ from elas.errors import Failure
 from elas.launch.environment import choose_interface, rank_and_world
 from elas.launch.hostfile import ranks_by_host
 from elas.launch.leash import end_with_launcher
-from elas.launch.probe import say
+from elas.launch.preflight.probe import say
 
 SIZES = (4 * 2**10, 64 * 2**10, 2**20, 16 * 2**20)
 """Bytes of a tensor."""
@@ -50,7 +50,7 @@ def start_ranks(hosts: dict[str, int], host: str, address: str, port: int) -> in
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "ELAS_HOST": host,
     }
-    command = [sys.executable, "-m", "elas.launch.collectives"]
+    command = [sys.executable, "-m", "elas.launch.preflight.collectives"]
     started = [
         subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(local)})
         for local, rank in enumerate(ranks)
@@ -164,7 +164,7 @@ def _longest(seconds: float, device) -> float:
 
 def main(argv: list[str]) -> int:
     """Start this host's ranks; returns their exit status."""
-    parser = argparse.ArgumentParser(prog="python -m elas.launch.collectives")
+    parser = argparse.ArgumentParser(prog="python -m elas.launch.preflight.collectives")
     parser.add_argument("--hosts", type=json.loads, required=True, help="ranks by host, JSON")
     parser.add_argument("--host", default=os.environ.get("SLURMD_NODENAME"), help="this one")
     parser.add_argument("--master-addr", required=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from elas.launch.channels import Channel, Way, ask, open_channels
-from elas.launch.compare import GIB, Problem, Wanted, compare
-from elas.launch.unanswered import unanswered
+from elas.launch.preflight.channels import Channel, Way, ask, open_channels
+from elas.launch.preflight.compare import GIB, Problem, Wanted, compare
+from elas.launch.preflight.unanswered import unanswered
 
 FACTS_S, OTHERS_S = 30.0, 20.0
 PASSED, FAILED, NOTED = "✓", "✗", "!"
@@ -25,7 +25,7 @@ class Report:
         problems: what is wrong, and what is worth knowing.
         master_address: the first host's address as every host reaches it; None when there is none.
         master_port: the port where ranks meet, free on the first host (if no problem says otherwise).
-        bandwidth: what `elas.launch.bandwidth` measured, or None.
+        bandwidth: what `elas.launch.preflight.bandwidth` measured, or None.
     """
 
     slots: dict[str, int]
@@ -97,7 +97,7 @@ def preflight(
         run_dir=None if run_dir is None else str(run_dir),
     )
     report = Report(dict(hosts))
-    words = {host: ["-m", "elas.launch.probe", *([] if way.kind == "srun" else [host])] for host in hosts}
+    words = {host: ["-m", "elas.launch.preflight.probe", *([] if way.kind == "srun" else [host])] for host in hosts}
     progress(f"asking {len(hosts)} host{'s' * (len(hosts) > 1)} …")
     with open_channels(way, list(hosts), words) as channels:
         _ask_all(report, channels, wanted, way)
@@ -163,7 +163,7 @@ def choose_master_address(facts: dict[str, dict], first: str) -> str | None:
     """The address of the first host as every other reaches it; the one its name stands for, if that is one of them.
 
     Args:
-        facts: by host, what `elas.launch.probe` says there.
+        facts: by host, what `elas.launch.preflight.probe` says there.
         first: the host where ranks meet.
 
     Returns:
