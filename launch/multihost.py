@@ -114,6 +114,7 @@ def environment(folder: Path) -> dict[str, str]:
         "PDSH_SSH_ARGS": "--user %u --host %h --node %n",
         "DS_ENV_FILE": str(folder / "environment"),
         "ELAS_LAUNCH_DIR": str(folder),
+        "ELAS_LAUNCHER": str(os.getpid()),
         "ELAS_PYTHON": sys.executable,
         "ELAS_SSH": shutil.which("ssh"),
     }

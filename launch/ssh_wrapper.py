@@ -66,17 +66,23 @@ def main(argv: list[str]) -> int:
     told = json.loads((folder / "hosts.json").read_text())[options.host]
     script = remote_script(options.words, options.host, told, python)
     command = ssh_command(options.host, ["sh", "-c", script], program=os.environ["ELAS_SSH"])
+    _put(folder, f"wrapper.{options.host}", str(os.getpid()))
     status = _run(command, folder)
     if status in _WHY:
         print(f"error: {options.host} ({told}): {_WHY[status].format(python=python)}", file=sys.stderr, flush=True)
-    partial = folder / f".status.{options.host}"
-    with contextlib.suppress(FileNotFoundError):  # the launch is over, and its folder gone
-        partial.write_text(str(status))
-        partial.replace(folder / f"status.{options.host}")
+    _put(folder, f"status.{options.host}", str(status))
     return status
 
 
+def _put(folder: Path, name: str, text: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # the launch is over, and its folder gone
+        (folder / f".{name}").write_text(text)
+        (folder / f".{name}").replace(folder / name)
+
+
 def _run(command: list[str], folder: Path) -> int:
+    """Run ssh to its end, telling the guard at its other end that this launch lives, and what it orders."""
+    launcher = int(os.environ["ELAS_LAUNCHER"])
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     os.set_blocking(process.stdin.fileno(), False)  # a dead connection takes nothing any more
     given = ""
@@ -86,6 +92,10 @@ def _run(command: list[str], folder: Path) -> int:
             return status if status >= 0 else 128 - status
         except subprocess.TimeoutExpired:
             pass
+        if not Path(f"/proc/{launcher}").exists():  # and neither did its guard live to see that
+            process.stdin.close()  # the guards on the hosts know what that means
+            status = process.wait()
+            return status if status >= 0 else 128 - status
         order = ""
         with contextlib.suppress(FileNotFoundError):
             order = (folder / "order").read_text()

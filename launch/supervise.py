@@ -2,7 +2,8 @@
 
 What is started runs below a guard (`elas.launch.guard`) in a session of its own, on a leash: when this process dies,
 however it dies, the guard ends everything. On other hosts there are guards too, whose leashes `elas.launch.ssh_wrapper`
-holds; it and this process talk over a folder: `order` says `stop` or `kill`, `status.HOST` how a host's part ended.
+holds; it and this process talk over a folder: `order` says `stop` or `kill`, `wrapper.HOST` which process holds
+a leash, `status.HOST` how a host's part ended.
 """
 
 import contextlib
@@ -139,13 +140,25 @@ class Supervisor:
         partial.replace(self.folder / "order")
 
     def _read_statuses(self) -> None:
-        if self.folder is None:
-            return
-        for host in self.parts.keys() - self.result.hosts.keys():
-            with contextlib.suppress(FileNotFoundError):
-                self.result.hosts[host] = int((self.folder / f"status.{host}").read_text())
-                if self.result.hosts[host] and not self._killed:
+        for host in self.parts.keys() - self.result.hosts.keys() if self.folder is not None else ():
+            gone = self._is_gone(host)  # before its last word is looked for
+            status = self._left_by(host, "status")
+            if status is None and gone:
+                status = 128 + signal.SIGKILL
+            if status is not None:
+                self.result.hosts[host] = status
+                if status and not self._killed:
                     self.result.failed.append(host)
+
+    def _left_by(self, host: str, what: str) -> int | None:
+        with contextlib.suppress(FileNotFoundError):
+            return int((self.folder / f"{what}.{host}").read_text())
+        return None
+
+    def _is_gone(self, host: str) -> bool:
+        """Whether what holds a host's leash here was killed."""
+        wrapper = self._left_by(host, "wrapper")
+        return wrapper is not None and not Path(f"/proc/{wrapper}").exists()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,14 @@ from pathlib import Path
 from elas.errors import UserError
 
 SHIPPED = "deepspeed/environment.txt"
-_OURS = {"ELAS_GUARD", "ELAS_LAUNCH_DIR", "ELAS_PYTHON", "ELAS_SSH", "ELAS_SSH_ARGS"}  # of this launch, not of the run
+_OURS = {
+    "ELAS_GUARD",
+    "ELAS_LAUNCH_DIR",
+    "ELAS_LAUNCHER",
+    "ELAS_PYTHON",
+    "ELAS_SSH",
+    "ELAS_SSH_ARGS",
+}  # of this launch, not of the run
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PATTERN = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?]*")
 

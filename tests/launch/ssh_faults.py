@@ -71,6 +71,14 @@ def _signal_launcher(name: str) -> Callable[[Launched], None]:
     return lambda launched: send(launched.lab.head, name, [launched.launcher()])
 
 
+def _kill_on_head(*modules: str) -> Callable[[Launched], None]:
+    def make(launched: Launched) -> None:
+        head = launched.lab.head
+        send(head, "KILL", [pid_of(head, module) for module in modules])
+
+    return make
+
+
 LONG_STEPS = (("train.global_batch_size", 1024),)
 """Several seconds of computing without a collective."""
 
@@ -129,6 +137,12 @@ FAULTS = {
         "kill −9 of our guard on a host",
         _kill_process("elas.launch.guard"),
         ("n2 (rank 1) with status",),
+    ),
+    "launcher-and-guard-killed": Fault(
+        "kill −9 of the launcher and its guard together",
+        _kill_on_head("elas.launch.guard", "elas.cli"),
+        (),
+        status=None,
     ),
 }
 
@@ -200,7 +214,8 @@ def main() -> int:
                 outcome = run_fault(lab, ssh, folder, corpus, fault)
                 right = all(text in outcome.output for text in fault.says) and outcome.status != 0
                 bad += not right
-                said = next((line for line in outcome.output.splitlines() if fault.says[0] in line), "NOT AS IT SHOULD")
+                first = [line for line in outcome.output.splitlines() if fault.says and fault.says[0] in line]
+                said = next(iter(first), "" if right else "NOT AS IT SHOULD")
                 cells = [f"{outcome.ended_s:.1f} s", f"{outcome.clean_s:.1f} s", str(outcome.status), f"`{said}`"]
                 print(f"| {' | '.join([fault.what, *cells])} |", flush=True)
                 if options.show or not right:

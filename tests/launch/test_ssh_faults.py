@@ -34,4 +34,4 @@ def test_a_fault_ends_the_run(hosts, corpus, tmp_path, name):
     assert outcome.status == fault.status if fault.status else outcome.status != 0, outcome.output
     assert outcome.clean_s < LIMIT_S
     saved = (tmp_path / "run" / "REQUEUE").exists()
-    assert saved == (name in ("launcher-sigterm", "launcher-sigkill"))  # there, all ranks still could
+    assert saved == name.startswith("launcher-")  # there, all ranks still could
