@@ -115,7 +115,8 @@ class _Run:
         if not found:
             return  # no answer; the next time
         state, last = found["JobState"], self.seen.get("JobState")
-        self.ended = state == "" or (state in _ENDED and state == last)  # some pass through such a state to the queue
+        # Some pass through such a state on their way back to the queue.
+        self.ended = state in ("", "COMPLETED") or (state in _ENDED and state == last)
         if found is not _GONE:
             self.seen = found
         if self._log is None and found.get("StdOut"):
@@ -166,11 +167,11 @@ class _Run:
         state = self.seen.get("JobState", "is gone")
         log = f"; its log is {self._log}" if self._log else ""
         again = "submit it again, and it goes on from there"
-        if ending.state == "stopped" and state in ("COMPLETED", "FAILED"):
-            where = f"step {ending.step}, {ending.checkpoint}"
-            return f"job {self.name} stopped at {where} ({ending.reason or state}); {again}{log}"
-        hint = {"TIMEOUT": " before it had saved: give more --signal-seconds"}.get(state, "")
         seen = "; ".join(complaints(self._log)) if self._log else ""
+        if ending.state == "stopped":
+            where = f"step {ending.step}, {ending.checkpoint}"
+            return f"job {self.name} {state}: stopped at {where} ({seen or ending.reason}); {again}{log}"
+        hint = {"TIMEOUT": " before it had saved: give more --signal-seconds"}.get(state, "")
         return f"job {self.name} {state} (status {status}){hint}" + (f": {seen}" if seen else "") + log
 
 

@@ -25,8 +25,8 @@ pytestmark = [
 SCRIPT = Path(pretrain.__file__).resolve().parent / "slurm" / "pretrain.sbatch"
 OURS = ("munged ", "slurmd ", "slurmstepd")
 ODD = 'it\'s a; $HOME "x" *'
-SLOW_MBIT = 4
-"""With a cable so thin a step takes most of a second, and a run of these lasts until its time is over."""
+SLOW_MBIT = 8
+"""With a cable so thin a step takes a third of a second, and a run of these lasts until its time is over."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def left(slurm) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> dict:
     corpus = write_corpus(tmp_path_factory.mktemp("corpus") / "text")
-    more = {"train.steps": 100, "checkpoint.every_steps": 20, "train.eval_every": 0}
+    more = {"train.steps": 150, "checkpoint.every_steps": 20, "train.eval_every": 0}
     return {**SMALL, "data.train": corpus, "data.split": "90,10,0", **more}
 
 
@@ -189,7 +189,10 @@ def test_a_rank_that_is_killed_or_stopped_ends_its_job(slurm, settings, tmp_path
         reach(tmp_path / name / "run", 3, tmp_path / name / "log")
         pid = rank_on(slurm.lab.hosts["n2"], tmp_path / name / "run")
         slurm.lab.hosts["n2"].run(["kill", f"-{int(number)}", str(pid)])
-    for name, said in (("killed", "was killed by SIGKILL"), ("stopped", "stands still, stopped by a signal")):
+    for name, said in (
+        ("killed", "(was killed by SIGKILL|was the first to end)"),
+        ("stopped", "stands still, stopped by a signal"),
+    ):
         status, out, err = finish(jobs[name], 60)
         assert status == 1, out + err
         job, log = facts(tmp_path / name)["job"], (tmp_path / name / "log").read_text()
