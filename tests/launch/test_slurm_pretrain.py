@@ -185,7 +185,7 @@ def test_a_rank_that_is_killed_or_stopped_ends_its_job(slurm, settings, tmp_path
         jobs[name] = start(
             slurm, tmp_path / name, ["--nodes=2", "--wait"], {**settings, "train.run_dir": run_dir, "train.steps": 5000}
         )
-    for name, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGSTOP)):
+    for name, number in (("stopped", signal.SIGSTOP), ("killed", signal.SIGKILL)):
         reach(tmp_path / name / "run", 3, tmp_path / name / "log")
         pid = rank_on(slurm.lab.hosts["n2"], tmp_path / name / "run")
         slurm.lab.hosts["n2"].run(["kill", f"-{int(number)}", str(pid)])

@@ -49,7 +49,7 @@ def test_the_settings_are_checked_for_all_ranks_of_all_nodes(corpus, tmp_path):
     run = [*corpus, f"--train.run_dir={tmp_path}/run", "--dry-run"]
     assert "start a multiple of 4 ranks" in mistake(submit.main, ["--nodes=3", "--parallel.tensor=4", *run])
     assert "4 data-parallel" in mistake(
-        submit.main, ["--nodes=2", "--ranks-per-node=2", "--train.global_batch_size=10", *run]
+        submit.main, ["--nodes=2", "--ranks-per-node=2", *run, "--train.global_batch_size=10"]
     )
     assert "data.train='nothing'" in mistake(submit.main, [*run, "--data.train=nothing"])
 
