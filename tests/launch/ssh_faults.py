@@ -149,12 +149,21 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a fault: seconds to the launcher's end and to the last process's, what it said, how it ended."""
+    """What came of a fault.
+
+    Attributes:
+        ended_s: seconds to the launcher's end.
+        clean_s: seconds until no host ran anything of it.
+        output: what was said.
+        status: the launcher's exit status.
+        saved: whether the ranks saved first.
+    """
 
     ended_s: float
     clean_s: float
     output: str
     status: int
+    saved: bool
 
 
 def run_fault(lab: Lab, ssh: Ssh, folder: Path, corpus: str, fault: Fault) -> Outcome:
@@ -174,7 +183,8 @@ def run_fault(lab: Lab, ssh: Ssh, folder: Path, corpus: str, fault: Fault) -> Ou
         ended = time.monotonic() - start
         launched.wait_until_nothing_is_left(LIMIT_S - ended)
         clean = time.monotonic() - start
-        return Outcome(ended, clean, launched.finish(5), launched.process.returncode)
+        saved = (launched.run_dir / "REQUEUE").exists()
+        return Outcome(ended, clean, launched.finish(5), launched.process.returncode, saved)
     except subprocess.TimeoutExpired:
         launched.process.kill()
         raise AssertionError(f"{fault.what}: not over after {LIMIT_S:.0f} s; {launched.left()}") from None
