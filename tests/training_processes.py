@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,14 +10,13 @@ from pathlib import Path
 from corpora import arguments
 
 from elas.launch import pretrain
+from elas.launch.local import free_port
 
 
 def start(settings: dict, ranks: int = 2) -> list[subprocess.Popen]:
     """Start ranks without a launcher, so that each can be killed by its own id."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common = {**os.environ, **where, "WORLD_SIZE": str(ranks)}
     common |= {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     return [
         subprocess.Popen(
