@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,3 +115,12 @@ def signal_name(number: int) -> str:
 def exit_code(status: int) -> int:
     """What `os.waitpid` gave, as a shell would say it: 128 + the signal's number for one that was killed."""
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def status_within(process: subprocess.Popen, seconds: float) -> int | None:
+    """A child's exit status, waiting so long at most, 128 + n when signal n killed it; None while it runs."""
+    try:
+        status = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    return status if status >= 0 else 128 - status

@@ -14,6 +14,8 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
+from elas.launch.guard import GRACE_S
+from elas.launch.processes import status_within
 from elas.launch.remote import ssh_command
 
 SIGN_S = 1.0
@@ -86,22 +88,17 @@ def _run(command: list[str], folder: Path) -> int:
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     os.set_blocking(process.stdin.fileno(), False)  # a dead connection takes nothing any more
     given = ""
-    while True:
-        try:
-            status = process.wait(SIGN_S)
-            return status if status >= 0 else 128 - status
-        except subprocess.TimeoutExpired:
-            pass
+    while (status := status_within(process, SIGN_S)) is None:
         if not Path(f"/proc/{launcher}").exists():  # and neither did its guard live to see that
-            process.stdin.close()  # the guards on the hosts know what that means
-            status = process.wait()
-            return status if status >= 0 else 128 - status
+            process.stdin.close()  # the guard on the host knows what that means
+            return status_within(process, 2 * GRACE_S) or UNREACHABLE
         order = ""
         with contextlib.suppress(FileNotFoundError):
             order = (folder / "order").read_text()
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             os.write(process.stdin.fileno(), f"{order}\n".encode() if order != given else b"+\n")
             given = order
+    return status
 
 
 if __name__ == "__main__":

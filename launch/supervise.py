@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from elas.launch.hostfile import ranks_in_words
+from elas.launch.processes import status_within
 
 PEERS_S = 8.0
 """How long the other hosts have to end by themselves, and to say what they saw, after one has failed."""
@@ -79,16 +80,12 @@ class Supervisor:
                 guarded(self.command, host, self.parts), stdin=subprocess.PIPE, env=self.env, start_new_session=True
             )
             answered = 0
-            while True:
-                try:
-                    self.result.status = self._guard.wait(POLL_S)
-                    break
-                except subprocess.TimeoutExpired:
-                    pass
+            while (status := status_within(self._guard, POLL_S)) is None:
                 if len(self._asked) > answered:
                     answered = len(self._asked)
                     self._hand_on()
                 self._watch_hosts()
+            self.result.status = status
             self._guard.stdin.close()
         self._read_statuses()
         self.result.asked = self._asked[0] if self._asked else None
