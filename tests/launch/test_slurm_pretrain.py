@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,36 @@ def began_again(slurm, number: str, times: int, seconds: float) -> None:
 
 
 @pytest.fixture(scope="module")
+def faulty(slurm, settings, tmp_path_factory) -> dict[str, tuple[Path, subprocess.Popen, float]]:
+    """Two jobs, a rank of one killed, a rank of the other stopped: folder, who waits for it, and when that was."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("stopped", "killed")}
+    more = {**settings, "train.steps": 5000}
+    waiting = {
+        name: start(slurm, folder, ["--nodes=2", "--wait"], {**more, "train.run_dir": folder / "run"})
+        for name, folder in folders.items()
+    }
+    found = {}
+    for name, number in (("stopped", signal.SIGSTOP), ("killed", signal.SIGKILL)):
+        reach(folders[name] / "run", 3, folders[name] / "log")
+        host = slurm.lab.hosts["n2"]
+        host.run(["kill", f"-{int(number)}", str(rank_on(host, folders[name] / "run"))])
+        found[name] = folders[name], waiting[name], time.time()
+    return found
+
+
+def rank_on(host, run_dir: Path) -> int:
+    """The process of the one rank that a run has on a host, as the host numbers it."""
+    pids = [pid for pid, args in host.processes().items() if str(run_dir) in args]
+    ranks = [pid for pid in pids if b"\0RANK=" in environ(host, pid)]
+    assert len(ranks) == 1, host.processes()
+    return ranks[0]
+
+
+def environ(host, pid: int) -> bytes:
+    return host.run(["cat", f"/proc/{pid}/environ"]).stdout.encode()
+
+
+@pytest.fixture(scope="module")
 def sweep(slurm, settings, tmp_path_factory) -> tuple[Path, tuple[int, str, str]]:
     """Two runs at once, each over both nodes, and how the command that waited for them ended."""
     folder = tmp_path_factory.mktemp("sweep")
@@ -106,6 +137,25 @@ def sweep(slurm, settings, tmp_path_factory) -> tuple[Path, tuple[int, str, str]
     (folder / "sweep").write_text(f"--train.run_dir {folder}/whole\n--train.run_dir {odd} --train.seed=7\n")
     waiting = start(slurm, folder, ["--nodes=2", "--wait", "--sweep", f"{folder}/sweep"], settings)
     return folder, finish(waiting, 90)
+
+
+def test_a_rank_that_is_killed_or_stopped_ends_its_job(slurm, faulty, sweep):
+    """Within a minute; the sweep runs meanwhile, on the same nodes."""
+    for name, said in (
+        ("killed", "(was killed by SIGKILL|was the first to end)"),
+        ("stopped", "stands still, stopped"),
+    ):
+        folder, waiting, then = faulty[name]
+        status, out, err = finish(waiting, 60)
+        assert status == 1, out + err
+        number, log = facts(folder)["job"], (folder / "log").read_text()
+        assert re.search(rf"^error: n2: rank \d \(process \d+\) {said}", log, re.M), log
+        assert re.search(rf"^error: job {number} FAILED .*n2: rank \d .*{said}.* its log is {folder}/log", err, re.M), (
+            err
+        )
+        job = slurm.job(number)
+        assert job["Restarts"] == "0" and job["ExitCode"] != "0:0"
+        assert time.mktime(time.strptime(job["EndTime"], "%Y-%m-%dT%H:%M:%S")) - then < 60
 
 
 def test_a_sweep_is_an_array_and_its_arguments_arrive_as_they_are(slurm, settings, sweep):
@@ -121,7 +171,7 @@ def test_a_sweep_is_an_array_and_its_arguments_arrive_as_they_are(slurm, setting
 
 
 def test_a_job_disturbed_five_times_trains_as_one_that_was_left_alone(slurm, settings, sweep, tmp_path):
-    """Its time is over, it is preempted, requeued by hand, one node crashes as it starts and one as it trains."""
+    """Its time is over, it is preempted, requeued by hand, a node does not take its part, and one crashes."""
     log, run_dir, lab = tmp_path / "log", tmp_path / "run", slurm.lab
     for host in lab.nodes:
         lab.shape(host, SLOW_MBIT)
@@ -142,18 +192,19 @@ def test_a_job_disturbed_five_times_trains_as_one_that_was_left_alone(slurm, set
 
     trained(run_dir, log, start_number=3)
     slurm.run(["scontrol", "requeue", number])
-    began_again(slurm, number, 3, 30)
+    lose_a_slurmd(slurm, number, "n2")
+    began_again(slurm, number, 4, 30)
+    assert "a node does not answer: queued again" in log.read_text()
 
-    crash(slurm, number, "n2", 4)  # it has just been told to start there: the step fails before SLURM knows why
     trained(run_dir, log, start_number=5)
     crash(slurm, number, "n1", 5)
+    lab.unshape(lab.hosts["n2"])  # n1's cable is a new one
 
     status, out, err = finish(waiting, 60)
     text = log.read_text()
     assert status == 0, out + err
     assert out.count("elas: job ") == text.count("elas: job ") == 6 and f"done: job {number}" in out
     assert facts(tmp_path)["runs"][0]["step"] == settings["train.steps"]
-    assert "a node does not answer: queued again" in text
     # asked by SIGUSR1 twice, and by the SIGTERM of `scontrol requeue`: the next start goes on with the very step
     stopped = [int(step) for step in re.findall(r"stopped after step (\d+)", text)]
     resumed = [int(step) for step in re.findall(r"resumed from .* at step (\d+)", text)]
@@ -166,7 +217,18 @@ def trained(run_dir: Path, log: Path, *, start_number: int) -> None:
     began = f"start {start_number}:"
     wait_for(lambda: "resumed from" in log.read_text().partition(began)[2], 60)
     step = int(re.findall(r"resumed from .* at step (\d+)", log.read_text().partition(began)[2])[-1])
-    reach(run_dir, step + 3, log)
+    reach(run_dir, step + 2, log)
+
+
+def lose_a_slurmd(slurm, number: str, name: str) -> None:
+    """Kill the slurmd of a host just before a job starts there; bring it back when the job is in the queue again."""
+    assert wait_for(lambda: slurm.job(number)["JobState"] == "PENDING", 30), slurm.job(number)
+    time.sleep(3)  # it may start after six
+    host = slurm.lab.hosts[name]
+    (pid,) = [pid for pid, args in host.processes().items() if args.startswith("slurmd ")]
+    host.run(["kill", "-9", str(pid)])
+    assert wait_for(lambda: slurm.job(number)["Restarts"] == "4", 60), slurm.job(number)
+    slurm.start_slurmd(host)
 
 
 def crash(slurm, number: str, name: str, times: int) -> None:
@@ -175,44 +237,6 @@ def crash(slurm, number: str, name: str, times: int) -> None:
     assert wait_for(lambda: slurm.job(number)["Restarts"] == str(times), 60), slurm.job(number)
     slurm.start_node(slurm.lab.restart(name))
     began_again(slurm, number, times, 30)
-
-
-def test_a_rank_that_is_killed_or_stopped_ends_its_job(slurm, settings, tmp_path):
-    """Two jobs at once: of one a rank is killed, of the other one stands still."""
-    jobs = {}
-    for name in ("killed", "stopped"):
-        run_dir = tmp_path / name / "run"
-        jobs[name] = start(
-            slurm, tmp_path / name, ["--nodes=2", "--wait"], {**settings, "train.run_dir": run_dir, "train.steps": 5000}
-        )
-    for name, number in (("stopped", signal.SIGSTOP), ("killed", signal.SIGKILL)):
-        reach(tmp_path / name / "run", 3, tmp_path / name / "log")
-        pid = rank_on(slurm.lab.hosts["n2"], tmp_path / name / "run")
-        slurm.lab.hosts["n2"].run(["kill", f"-{int(number)}", str(pid)])
-    for name, said in (
-        ("killed", "(was killed by SIGKILL|was the first to end)"),
-        ("stopped", "stands still, stopped by a signal"),
-    ):
-        status, out, err = finish(jobs[name], 60)
-        assert status == 1, out + err
-        job, log = facts(tmp_path / name)["job"], (tmp_path / name / "log").read_text()
-        assert re.search(rf"^error: n2: rank \d \(process \d+\) {said}", log, re.M), log
-        assert re.search(
-            rf"^error: job {job} FAILED .*n2: rank \d .*{said}.* its log is {tmp_path}/{name}/log", err, re.M
-        )
-        assert slurm.job(job)["Restarts"] == "0"
-
-
-def rank_on(host, run_dir: Path) -> int:
-    """The process of the one rank that a run has on a host, as the host numbers it."""
-    pids = [pid for pid, args in host.processes().items() if str(run_dir) in args]
-    ranks = [pid for pid in pids if b"\0RANK=" in environ(host, pid)]
-    assert len(ranks) == 1, host.processes()
-    return ranks[0]
-
-
-def environ(host, pid: int) -> bytes:
-    return host.run(["cat", f"/proc/{pid}/environ"]).stdout.encode()
 
 
 def test_gpus_give_the_ranks_and_no_job_is_queued_again_for_ever(slurm, settings, tmp_path):

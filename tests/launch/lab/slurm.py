@@ -29,7 +29,7 @@ MpiDefault=none
 ReturnToService=2
 JobRequeue=1
 KillWait=5
-SlurmdTimeout=6
+SlurmdTimeout=15
 SlurmctldTimeout=10
 MinJobAge=300
 MessageTimeout=3
@@ -80,6 +80,10 @@ class Slurm:
     def start_node(self, host: Host) -> None:
         """Start munge and slurmd on a host, new or restarted."""
         self._start_munge(host)
+        self.start_slurmd(host)
+
+    def start_slurmd(self, host: Host) -> None:
+        """Start slurmd alone."""
         self._start(host, ["slurmd", "-D", "-N", host.name])
 
     def states(self) -> set[str]:
