@@ -59,7 +59,7 @@ def left(slurm) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> dict:
     corpus = write_corpus(tmp_path_factory.mktemp("corpus") / "text")
-    more = {"train.steps": 150, "checkpoint.every_steps": 20, "train.eval_every": 0}
+    more = {"train.steps": 100, "checkpoint.every_steps": 20, "train.eval_every": 0}
     return {**SMALL, "data.train": corpus, "data.split": "90,10,0", **more}
 
 
