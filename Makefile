@@ -21,8 +21,14 @@ install: $(BIN)/elas
 quickstart: install
 	$(BIN)/elas quickstart $(ARGS)
 
+# Launched runs mostly wait: those tests run two at a time. With a path in PYTEST_ARGS, that alone is run.
 test: install
+ifeq ($(filter-out -%,$(PYTEST_ARGS)),)
+	$(BIN)/python -m pytest --ignore tests/launch $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/launch -n 2 --dist loadfile $(PYTEST_ARGS)
+else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+endif
 
 lint: $(BIN)/elas
 	$(BIN)/ruff check .

@@ -92,6 +92,8 @@ def _meet(timeout: timedelta) -> None:
         dist.init_process_group(host.backend(), timeout=timeout)
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        if "EADDRINUSE" in str(error):
+            raise Failure(f"ranks cannot meet at {where}: the port is in use there; give another") from error
         why = f"not all {os.environ['WORLD_SIZE']} ranks met at {where} within {timeout.total_seconds():g} s"
         raise Failure(f"{why} ({error})"[:400]) from error
 

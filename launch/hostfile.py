@@ -21,7 +21,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
         UserError: unreadable, a line of another form, a host given twice, or none at all.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # some editors begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--hostfile {path}: cannot be read ({getattr(error, 'strerror', 'no text')})") from None
     hosts: dict[str, int] = {}
@@ -32,6 +32,10 @@ def read_hostfile(path: Path) -> dict[str, int]:
         match = _LINE.match(text)
         if match is None or int(match[2]) < 1 or match[1].startswith("-"):
             raise UserError(f"--hostfile {path}: line {number}, {line.strip()!r}; write HOST slots=N, N from 1 up")
+        if "@" in match[1]:
+            raise UserError(
+                f"--hostfile {path}: line {number}, {match[1]!r}; give the host alone, the user in ~/.ssh/config"
+            )
         if match[1] in hosts:
             raise UserError(f"--hostfile {path}: line {number}, {match[1]} is given twice; give it one line")
         hosts[match[1]] = int(match[2])

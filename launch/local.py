@@ -11,6 +11,7 @@ from elas.launch import pretrain
 from elas.launch.job import Job, add_options, markers, read_job, split_argv, whole_number
 from elas.launch.supervise import Supervisor
 from elas.launch.verdict import conclude
+from elas.train.run_dir import claim
 
 LAUNCHERS = ("deepspeed", "torchrun")
 
@@ -53,6 +54,7 @@ def main(argv: list[str]) -> int:
     print(f"{'would run' if options.dry_run else 'running'}: {shlex.join(command)}", flush=True)
     if options.dry_run:
         return 0
+    claim(job.config).release()  # another run's, or not to be written to: told now
     return run(job, command, options.json)
 
 

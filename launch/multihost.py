@@ -24,8 +24,10 @@ from elas.launch.job import Job, add_options, input_files, markers, read_job, sp
 from elas.launch.remote import run_on
 from elas.launch.supervise import Supervisor, control_folder, told
 from elas.launch.verdict import conclude
+from elas.train.run_dir import claim
 
-DEFAULT_PORT = 29500
+UNSEEN_PORTS = range(20000, 40000)
+"""Where ranks meet when nobody looks whether a port is free: one of these, by this process's number."""
 
 
 def main(argv: list[str]) -> int:
@@ -60,8 +62,10 @@ def main(argv: list[str]) -> int:
         print(f"{'would run' if options.dry_run else 'running'}: {shlex.join(command)}", flush=True)
         print(f"with {told(parts)}; they meet at {address}:{port}", flush=True)
         if options.dry_run:
-            print(f"variables that travel: {', '.join(travelling) or 'none'}")
+            print(f"variables that travel: {', '.join(travelling) or 'none'}; LAUNCH_FOLDER is made at the start")
             return 0
+        if job.run_dir.is_dir():
+            claim(job.config).release()  # another run's, or not to be written to: told now
         return run(job, command, hosts, travelling, folder, options.json)
 
 
@@ -75,6 +79,8 @@ def _parser() -> cli.Parser:
     parser.add_argument("--hostfile", required=True, type=Path, metavar="FILE", help="lines `HOST slots=N`")
     parser.add_argument("--master-addr", metavar="A", help="where ranks meet (default: the first host's address)")
     parser.add_argument("--master-port", type=int, metavar="P", help="and the port (default: a free one)")
+    parser.add_argument("--min-shm-gb", type=float, metavar="X", help="free /dev/shm (default: 66 MiB a rank)")
+    parser.add_argument("--min-disk-gb", type=float, default=1.0, metavar="X", help="free for the run (default: 1)")
     parser.add_argument("--env-file", type=Path, action="append", default=[], metavar="FILE",
                         help="variables that travel: NAME, a pattern, or NAME=VALUE, a line each")  # fmt: skip
     parser.add_argument("--no-check", action="store_true", help="start without looking at the hosts and the files")
@@ -142,7 +148,8 @@ def _meeting_point(hosts: dict[str, int], job: Job, travelling: dict[str, str], 
     """
     first = next(iter(hosts))
     if options.no_check or options.dry_run:
-        return options.master_addr or _address(first), options.master_port or DEFAULT_PORT
+        port = options.master_port or UNSEEN_PORTS[os.getpid() % len(UNSEEN_PORTS)]
+        return options.master_addr or _address(first), port
     from elas.launch.preflight.channels import Way
     from elas.launch.preflight.report import lines, preflight
 
@@ -153,6 +160,8 @@ def _meeting_point(hosts: dict[str, int], job: Job, travelling: dict[str, str], 
         master_port=options.master_port,
         run_dir=job.run_dir,
         files=input_files(job.config),
+        min_shm_gb=options.min_shm_gb,
+        min_disk_gb=options.min_disk_gb,
         progress=progress,
     )
     progress.clear()
@@ -161,6 +170,11 @@ def _meeting_point(hosts: dict[str, int], job: Job, travelling: dict[str, str], 
     if not report.ok:
         hosts_named = ", ".join(dict.fromkeys(problem.host for problem in report.failures))
         raise Failure(f"not fit for the run: {hosts_named}; nothing was started (--no-check starts all the same)")
+    if options.master_addr is not None:
+        own = [address for interface in report.hosts[first]["interfaces"] for address in interface["addresses"]]
+        if _address(options.master_addr) not in own:
+            fix = f"give one of {', '.join(own)}, or leave it out"
+            raise UserError(f"--master-addr {options.master_addr}: is no address of {first}, where rank 0 runs; {fix}")
     return options.master_addr or report.master_address, report.master_port
 
 
@@ -169,7 +183,7 @@ def _address(host: str) -> str:
     try:
         found = socket.gethostbyname(host)
     except OSError as error:
-        raise UserError(f"--hostfile: {host} has no address here ({error.strerror}); mend its name") from None
+        raise UserError(f"{host}: has no address here ({error.strerror}); mend its name") from None
     if found.startswith("127.") and host != "localhost":
         raise UserError(f"{host} is {found} on this machine, where no other host finds it; give --master-addr")
     return found

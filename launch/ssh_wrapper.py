@@ -21,7 +21,8 @@ from elas.launch.remote import ssh_command
 SIGN_S = 1.0
 UNREACHABLE, NO_ELAS = 255, 97
 _WHY = {
-    UNREACHABLE: "the ssh connection failed or was lost: the host is down, its network is, or it does not let you in",
+    UNREACHABLE: "the ssh connection failed or was lost: the host is down, its network is, or it does not let you in; "
+    "or the guard of the job was killed there",
     127: "no {python} there; every host needs the same Python at the same path",
     126: "{python} cannot be run there",
     NO_ELAS: "elas cannot be imported with {python}; install it there as here",
@@ -65,10 +66,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("words", nargs="...")
     options = parser.parse_args(argv)
     folder, python = Path(os.environ["ELAS_LAUNCH_DIR"]), os.environ["ELAS_PYTHON"]
-    told = json.loads((folder / "hosts.json").read_text())[options.host]
+    _put(folder, f"wrapper.{options.host}", str(os.getpid()))
+    told = json.loads((folder / "hosts.json").read_text()).get(options.host, "its ranks")
     script = remote_script(options.words, options.host, told, python)
     command = ssh_command(options.host, ["sh", "-c", script], program=os.environ["ELAS_SSH"])
-    _put(folder, f"wrapper.{options.host}", str(os.getpid()))
     status = _run(command, folder)
     if status in _WHY:
         print(f"error: {options.host} ({told}): {_WHY[status].format(python=python)}", file=sys.stderr, flush=True)

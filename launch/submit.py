@@ -42,7 +42,8 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         return 0
     what = "elas launch slurm"
-    check_slurm(what, "elas launch ssh", partition=options.partition, partition_option="--partition")
+    wanted = {"partition": options.partition, "partition_option": "--partition", "nodes": options.nodes}
+    check_slurm(what, "elas launch ssh", **wanted)
     submitted = follow.Submitted(_submit(command, variables), jobs, is_array=options.sweep is not None)
     print("\n".join(submitted.lines()), flush=True)
     facts = {"job": submitted.number, "log": submitted.log(), "command": command}

@@ -23,6 +23,8 @@ from elas.launch.processes import status_within
 
 PEERS_S = 8.0
 """How long the other hosts have to end by themselves, and to say what they saw, after one has failed."""
+FINISH_S = 60.0
+"""Ranks end together: a host that runs on so long after another has ended well is stuck."""
 POLL_S = 0.2
 
 
@@ -69,6 +71,7 @@ class Supervisor:
         self.command, self.parts, self.folder, self.env = command, parts, folder, env
         self._asked: list[int] = []
         self._failed_since: float | None = None
+        self._ended_since: float | None = None
         self._killed = False
         self.result = Watched()
 
@@ -108,12 +111,17 @@ class Supervisor:
         """End all hosts when one has failed and the others do not notice."""
         self._read_statuses()
         now = time.monotonic()
+        if self.result.hosts and self._ended_since is None:
+            self._ended_since = now
         if any(self.result.hosts.values()) and self._failed_since is None:
             self._failed_since = now
-        if self._failed_since is None or self._killed or now - self._failed_since < PEERS_S:
+        late = self._failed_since is not None and now - self._failed_since > PEERS_S
+        stuck = self._ended_since is not None and now - self._ended_since > FINISH_S
+        if self._killed or not (late or stuck):
             return
         running = {host: ranks for host, ranks in self.parts.items() if host not in self.result.hosts}
-        _say(f"ending {told(running)}" if running else "ending what is left")
+        why = "" if late else f", where nothing ends {FINISH_S:.0f} s after another host has"
+        _say(f"ending {told(running) if running else 'what is left'}{why}")
         self._kill()
 
     def _kill(self) -> None:

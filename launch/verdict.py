@@ -1,13 +1,18 @@
 """The last word on a run that was started: what to print, what to write, which exit status."""
 
+import contextlib
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from elas.checkpoint.folder import Checkpoint, checkpoints_in, read_checkpoint
+from elas.checkpoint.resume import checkpoints_dir
 from elas.cli import write_json
 from elas.launch.hostfile import ranks_in_words
 from elas.launch.job import Ending, Job, how_it_ended
+from elas.launch.processes import signal_name
 from elas.launch.supervise import Watched
 
 
@@ -33,12 +38,20 @@ def conclude(
         The exit status: 0 done, 2 the user's mistake, 128 + n stopped by signal n, 1 everything else.
     """
     ending = how_it_ended(job, before, after, watched.status)
+    if ending.state == "failed":
+        saved = map(read_checkpoint, checkpoints_in(checkpoints_dir(job.config)))
+        newest = next((found for found in saved if isinstance(found, Checkpoint)), None)
+        if newest is not None:
+            ending = replace(ending, step=newest.step, checkpoint=str(newest.path))
     status = _status(ending, watched)
     statuses = {host: watched.hosts.get(host, watched.status if len(parts) == 1 else None) for host in parts}
-    print("\n".join(_lines(job, ending, watched, parts)), file=sys.stdout if status == 0 else sys.stderr, flush=True)
     hosts = [{"host": h, "ranks": list(ranks), "status": statuses[h]} for h, ranks in parts.items()]
     facts = {"state": ending.state, "status": status, "step": ending.step, "checkpoint": ending.checkpoint}
     write_json(json_file, {**facts, "run_dir": str(job.run_dir), "world_size": job.world, "hosts": hosts})
+    with contextlib.suppress(OSError):  # whoever would read it may be gone; the status says the same
+        print(
+            "\n".join(_lines(job, ending, watched, parts)), file=sys.stdout if status == 0 else sys.stderr, flush=True
+        )
     return status
 
 
@@ -60,15 +73,21 @@ def _lines(job: Job, ending: Ending, watched: Watched, parts: dict[str, range]) 
     name = signal.Signals(watched.asked).name if watched.asked is not None else ""
     if ending.state == "stopped":
         return [f"stopped at {where} ({name or ending.reason}); {again}"]
+    kept = f"run the same command to go on from {ending.checkpoint}" if ending.checkpoint else "nothing was saved yet"
     if name:
-        kept = "the run's newest checkpoint, if there is one, is where the same command goes on"
         return [f"error: ended by {name} before it could save; {kept}"]
     failed = {host: watched.hosts[host] for host in watched.failed} or {os.uname().nodename: watched.status}
     if set(failed.values()) == {2}:
         return ["error: the settings were refused; see above"]
     named = [
-        f"{host}{f' ({ranks_in_words(parts[host])})' if host in parts else ''} with status {status}"
+        f"{host}{f' ({ranks_in_words(parts[host])})' if host in parts else ''} with status {_in_words(status)}"
         for host, status in failed.items()
     ]
     missing = "" if any(failed.values()) else f", but there is no {job.run_dir / 'DONE'}"
-    return [f"error: the run did not come to its end: {', '.join(named)}{missing}; run the same command to go on"]
+    return [f"error: the run did not come to its end: {', '.join(named)}{missing}; {kept}"]
+
+
+def _in_words(status: int) -> str:
+    """An exit status, with the signal that it stands for: 128 + n, or, where Python was asked for −n, 256 − n."""
+    number = status - 128 if 128 < status < 192 else 256 - status if status >= 192 else 0
+    return f"{status} ({signal_name(number)})" if 0 < number < 32 else str(status)

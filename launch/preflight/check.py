@@ -13,6 +13,7 @@ from pathlib import Path
 
 from elas import cli
 from elas.bench.show import Progress, table
+from elas.cluster import check_slurm
 from elas.config import load_config, split_overrides
 from elas.errors import UserError
 from elas.launch import variables
@@ -112,7 +113,8 @@ def _enter_allocation(options, argv: list[str]) -> None:
     """Run this command again in an allocation of its own; returns never."""
     if shutil.which("salloc") is None:
         raise UserError("--slurm: there is no salloc on this machine; run it on a login node")
-    _check_partition(options.partition, options.nodes or 1)
+    wanted = {"partition": options.partition, "partition_option": "--partition", "nodes": options.nodes or 1}
+    check_slurm("--slurm", "a hostfile", **wanted)
     size = [
         f"--nodes={options.nodes or 1}",
         f"--ntasks-per-node={options.ranks or 1}",
@@ -123,24 +125,6 @@ def _enter_allocation(options, argv: list[str]) -> None:
     again = [sys.executable, "-m", "elas.cli", "launch", "check", *argv]
     print(f"waiting for SLURM to give nodes, {options.wait} s at most …", file=sys.stderr, flush=True)
     os.execvp("salloc", ["salloc", "--quiet", "--job-name=elas-check", *size, *where, *again])
-
-
-def _check_partition(partition: str | None, nodes: int) -> None:
-    """Raise `UserError` where SLURM would never give so many nodes."""
-    listed = subprocess.run(["sinfo", "-h", "-o", "%P %D"], capture_output=True, text=True)
-    if listed.returncode:
-        why = (listed.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"--slurm: no cluster answers ({why}); run it on a login node")
-    sizes: dict[str, int] = {}
-    for name, number in (line.split() for line in listed.stdout.splitlines()):
-        sizes[name] = sizes.get(name, 0) + int(number)
-    usual = next((name for name in sizes if name.endswith("*")), None)  # the default's mark
-    sizes = {name.removesuffix("*"): number for name, number in sizes.items()}
-    partition = partition or (usual and usual.removesuffix("*"))
-    if partition is not None and partition not in sizes:
-        raise UserError(f"--partition {partition}: there is none; there are {', '.join(sorted(sizes))}")
-    if partition is not None and nodes > sizes[partition]:
-        raise UserError(f"--nodes {nodes}: partition {partition} has {sizes[partition]}; give fewer")
 
 
 def _hosts(options) -> tuple[dict[str, int], Way]:

@@ -80,7 +80,19 @@ def compare(facts: dict[str, dict], wanted: Wanted) -> list[Problem]:
         for problem in _unlike(facts, key, what, pick, fix, severity)
     ]
     each = [problem for check in _EACH for host in facts for problem in check(host, facts[host], wanted)]
-    return alike + each + _paths(facts, wanted) + _run_dirs(facts, wanted) + _inputs(facts, wanted)
+    return alike + each + _twice(facts) + _paths(facts, wanted) + _run_dirs(facts, wanted) + _inputs(facts, wanted)
+
+
+def _twice(facts: dict[str, dict]) -> list[Problem]:
+    """One machine under two names: its ranks would number its GPUs from 0 twice."""
+    found, owners = [], {}
+    for host, of in facts.items():
+        address = of.get("address")  # as the others reach it; None where there is no way
+        other = owners.setdefault(address, host) if address else host
+        if other != host:
+            why = f"is the machine that is called {other} too"
+            found.append(Problem(host, "host", address, why, f"give {other} one line, with the slots of both"))
+    return found
 
 
 _SAME = "install the same version on all hosts: pip install -c constraints.txt …"

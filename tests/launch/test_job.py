@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from elas.cluster import check_partition
 from elas.errors import UserError
 from elas.launch.hostfile import ranks_by_host, ranks_in_words, read_hostfile
 from elas.launch.job import how_it_ended
@@ -36,7 +37,7 @@ def test_a_run_is_judged_by_a_marker_that_is_new(before, after, status, state):
 
 def test_hostfiles(tmp_path):
     path = tmp_path / "hosts"
-    path.write_text("# ours\n\nn1 slots=2  # big\nn2   slots=1\n")
+    path.write_text("\ufeff# ours\r\n\nn1 slots=2  # big\nn2   slots=1 \r\n")
     hosts = read_hostfile(path)
     assert hosts == {"n1": 2, "n2": 1}
     assert [ranks_in_words(ranks) for ranks in ranks_by_host(hosts).values()] == ["ranks 0-1", "rank 2"]
@@ -51,6 +52,7 @@ def test_hostfiles(tmp_path):
         ("n1 slots=0\n", "line 1"),
         ("n1 slots=1\nn1 slots=1\n", "line 2, n1 is given twice"),
         ("-oProxyCommand=x slots=1\n", "line 1"),
+        ("me@n1 slots=1\n", "line 1, 'me@n1'; give the host alone, the user in ~/.ssh/config"),
     ],
 )
 def test_bad_hostfiles_are_one_line(tmp_path, text, said):
@@ -73,6 +75,16 @@ def test_only_what_is_allowed_travels(tmp_path):
     for value in ("two\nlines", " ahead", "behind\t"):
         with pytest.raises(UserError, match="do not survive"):
             deepspeed_environment({"A": value})
+
+
+def test_a_partition_has_so_many_nodes():
+    listed = "small* 2\nlarge 3\nlarge 5\n"
+    for partition, nodes in ((None, 2), ("large", 8), ("small,large", 8)):
+        check_partition(listed, partition, "-p", nodes)
+    check_partition("small 2\n", None, "-p", 9)  # no default: sbatch will say
+    for partition, nodes, said in ((None, 3, "partition small has 2"), ("large", 9, "has 8"), ("x", 1, "small")):
+        with pytest.raises(UserError, match=said):
+            check_partition(listed, partition, "-p", nodes)
 
 
 def test_plain_arguments_stay_as_they_are():

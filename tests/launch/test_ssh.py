@@ -129,6 +129,18 @@ def test_a_host_that_cannot_import_elas_is_named(lab, corpus, tmp_path):
     assert f"error: n2 (rank 1): elas cannot be imported with {sys.executable}" in outputs[1]
 
 
+def test_what_cannot_be_is_refused_before_anything_starts(lab, corpus, tmp_path):
+    for name, options, slots, said in (
+        ("elsewhere", ("--master-addr", "n2"), None, "--master-addr n2: is no address of n1, where rank 0 runs"),
+        ("twice", (), {"n1": 1, "10.77.0.2": 1}, "10.77.0.2: host: 10.77.0.2 – is the machine that is called n1 too"),
+        ("full", ("--min-disk-gb", "99999"), None, "has less free than the 99999.0 GiB wanted for checkpoints"),
+    ):
+        (tmp_path / name).mkdir()
+        launched = Launched(lab, tmp_path / name, {**ENDLESS, "data.train": corpus}, *options, slots=slots)
+        output = launched.finish(30)
+        assert said in output and "with rank 0" not in output and launched.process.returncode in (1, 2)
+
+
 def test_a_port_that_is_taken_is_named(lab, corpus, tmp_path):
     n1 = lab.hosts["n1"]
     listen = "import socket, time; s = socket.create_server(('', 29511)); time.sleep(100)"
@@ -144,6 +156,7 @@ def test_a_port_that_is_taken_is_named(lab, corpus, tmp_path):
     finally:
         send(n1, "KILL", [pid for pid, words in n1.processes().items() if "create_server" in words])
         listener.wait()
-    assert "n1: port 29511" in outputs[0] and "nothing was started" in outputs[0]
-    assert "error: n1: rank 0 (process" in outputs[1] and "10.77.0.2:29511" in outputs[1]
+    assert "n1: port: 29511" in outputs[0] and "nothing was started" in outputs[0]
+    assert "error: n1: rank 0 (process" in outputs[1]
+    assert "error: ranks cannot meet at 10.77.0.2:29511: the port is in use there" in outputs[1]
     assert wait_for(lambda: not any(host.processes() for host in lab.hosts.values()), 20)
