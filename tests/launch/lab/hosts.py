@@ -92,9 +92,9 @@ class Host:
 
     def processes(self) -> dict[int, str]:
         """Command lines of everything that runs on this host, but for what makes it a host."""
-        listed = self.run(["ps", "-eo", "pid=,stat=,args="]).stdout.splitlines()
+        listed = self.run(["ps", "-ww", "-eo", "pid=,stat=,args="]).stdout.splitlines()
         rows = [line.split(None, 2) for line in listed]
-        idle = ("sleep 1000", "ps -eo", "sshd:")
+        idle = ("sleep 1000", "ps -ww", "sshd:")
         rows = [(int(pid), args) for pid, stat, args in rows if stat[0] != "Z" and not args.startswith(idle)]
         return {pid: args for pid, args in rows if pid != 1}
 
