@@ -23,7 +23,7 @@ from elas.launch.processes import status_within
 
 PEERS_S = 8.0
 """How long the other hosts have to end by themselves, and to say what they saw, after one has failed."""
-FINISH_S = 60.0
+FINISH_S = 30.0
 """Ranks end together: a host that runs on so long after another has ended well is stuck."""
 POLL_S = 0.2
 

@@ -57,9 +57,10 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(corpus, tmp_path):
     step = json.loads((run_dir / "REQUEUE").read_text())["step"]
     steps = {**ENDLESS, "data.train": corpus, "train.steps": step + 2}
     process = start(run_dir, steps, "--ranks", "2", "--json", str(tmp_path / "facts.json"))
-    output = process.communicate(timeout=100)[0]
-    assert process.returncode == 0 and f"done: step {step + 2}" in output, output
-    assert f"at step {step}" in output
+    assert process.stdout.readline().startswith("running: ")
+    process.stdout.close()  # nobody listens any more: it trains to its end all the same, and says so where it can
+    assert process.wait(timeout=100) == 0
+    assert [row["step"] for row in rows(run_dir)] == list(range(1, step + 3))
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert (facts["state"], facts["status"], facts["step"], facts["world_size"]) == ("done", 0, step + 2, 2)
     assert facts["hosts"] == [{"host": os.uname().nodename, "ranks": [0, 1], "status": 0}]
