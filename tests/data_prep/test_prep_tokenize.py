@@ -2,6 +2,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import time
 
 import numpy as np
 import pytest
@@ -99,6 +100,9 @@ def test_a_task_that_fails_leaves_what_was_done_and_no_process(corpus, tokenizer
     monkeypatch.setattr(steps._Encoder, "write", fails)
     with pytest.raises(RuntimeError, match="reader fell over"):
         tokenize_corpus(corpus, tokenizer_folder, tmp_path / "all", tasks)
+    end = time.monotonic() + 5  # killed; the pool's own thread may be the one that waits for them
+    while multiprocessing.active_children() and time.monotonic() < end:
+        time.sleep(0.05)
     assert os.getpid() == pid and not multiprocessing.active_children()
     assert not (tmp_path / "all.bin").exists()
     monkeypatch.undo()

@@ -30,6 +30,7 @@ def test_the_others_end_and_name_it(settings, tmp_path, victim, number):
     ranks = start({**settings, "train.run_dir": tmp_path})
     try:
         wait_for_step(tmp_path, 3, ranks)
+        time.sleep(TIMEOUT / 10 * 2)  # steps are faster than signs of life: each rank has told of one
         since = time.monotonic()
         os.kill(ranks[victim].pid, number)
         output = ranks[1 - victim].communicate(timeout=60)[0]
