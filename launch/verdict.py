@@ -88,6 +88,9 @@ def _lines(job: Job, ending: Ending, watched: Watched, parts: dict[str, range]) 
 
 
 def _in_words(status: int) -> str:
-    """An exit status, with the signal that it stands for: 128 + n, or, where Python was asked for −n, 256 − n."""
-    number = status - 128 if 128 < status < 192 else 256 - status if status >= 192 else 0
+    """An exit status, with the signal that it stands for: 128 + n, or, where Python was asked for −n, 256 − n.
+
+    255 is ssh's own, for a connection that is lost, and no signal.
+    """
+    number = status - 128 if 128 < status < 192 else 256 - status if 192 <= status < 255 else 0
     return f"{status} ({signal_name(number)})" if 0 < number < 32 else str(status)

@@ -7,6 +7,7 @@ import pytest
 
 from elas.cluster import check_partition
 from elas.errors import UserError
+from elas.launch import verdict
 from elas.launch.hostfile import ranks_by_host, ranks_in_words, read_hostfile
 from elas.launch.job import how_it_ended
 from elas.launch.variables import deepspeed_argument, deepspeed_environment, travelling
@@ -90,3 +91,8 @@ def test_a_partition_has_so_many_nodes():
 def test_plain_arguments_stay_as_they_are():
     assert deepspeed_argument("--train.run_dir=/a/b_c-1.0,x") == "--train.run_dir=/a/b_c-1.0,x"
     assert deepspeed_argument("$HOME") == '"\\$HOME"' and deepspeed_argument("") == '""'
+
+
+def test_a_status_is_told_with_its_signal():
+    told = {1: "1", 137: "137 (SIGKILL)", 143: "143 (SIGTERM)", 247: "247 (SIGKILL)", 255: "255"}
+    assert {status: verdict._in_words(status) for status in told} == told
