@@ -15,12 +15,12 @@ from elas.train.deepspeed_config import offloads_optimizer, read_deepspeed_json,
 MOST_SAMPLES = 10**10  # a run's order of samples is an array in memory
 
 
-def validate(config: Config, world_size: int) -> None:
+def validate(config: Config, world_size: int | None) -> None:
     """Check a configuration against itself and the number of ranks; data files are `elas.data.corpus.check_corpus`'s.
 
     Args:
         config: typed configuration.
-        world_size: ranks the launcher started.
+        world_size: ranks the launcher started; None checks what must hold for any number of them.
 
     Raises:
         ConfigError: the first rule broken.
@@ -38,7 +38,8 @@ def validate(config: Config, world_size: int) -> None:
         _run_dir,
     ):
         rule(config)
-    _world(config, world_size)
+    if world_size is not None:
+        _world(config, world_size)
 
 
 _WHOLE_LIMIT = 2**31 - 1  # Megatron and NumPy keep seeds and counts in 32 bits
@@ -235,8 +236,12 @@ def _zero(config: Config) -> None:
 
 def _batches(config: Config) -> None:
     parallel, train = config.parallel, config.train
+    if train.global_batch_size % train.micro_batch_size:
+        why = f"not divisible by train.micro_batch_size={train.micro_batch_size}"
+        fix = f"give a multiple of {train.micro_batch_size}"
+        raise ConfigError("train.global_batch_size", train.global_batch_size, why, fix)
     if parallel.virtual_pipeline > 1 and train.global_batch_size % (train.micro_batch_size * parallel.pipeline):
-        why = f"an interleaved pipeline wants micro-batches in multiples of parallel.pipeline={parallel.pipeline}"
+        why = f"an interleaved pipeline requires micro-batches in multiples of parallel.pipeline={parallel.pipeline}"
         fix = f"give a multiple of {train.micro_batch_size * parallel.pipeline}"
         raise ConfigError("train.global_batch_size", train.global_batch_size, why, fix)
 

@@ -82,10 +82,10 @@ def main(argv: list[str]) -> int:
     """
     end_with_launcher()
     config, options = parse(argv)
-    from elas.validate import check_ranges, validate
+    from elas.validate import validate
 
     if options["show_config"]:
-        check_ranges(config)
+        validate(config, None)
         print(json.dumps(config.to_dict(), indent=2))
         return 0
     srun_environment()

@@ -51,33 +51,30 @@ def presets() -> list[str]:
 
 
 def read_yaml(source: str) -> dict[str, Any]:
-    """Read a YAML file, or a shipped preset by its name (`60m`), into nested dicts.
+    """Read a YAML file, or a shipped preset by its name (`60m`), into values by dotted key.
 
     A top-level `base: NAME` starts from that preset, or from that file (relative to the one that names it), and changes
-    what this one says.
+    the keys that this one gives: an empty section changes nothing, a list replaces a list, `null` is a value.
 
     Raises:
-        UserError: no such file, not YAML, not a mapping, or bases that go round in a circle.
+        UserError: no such file, not YAML, not sections of known keys, or bases that go round in a circle.
     """
     return _with_base(source, ())
 
 
 def _with_base(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
     values, folder = _read_one(source)
-    base = values.pop("base", None)
-    if base is None:
-        return values
+    if "base" not in values:
+        return flatten(values)
+    base = values.pop("base")
     if not isinstance(base, str) or not base:
-        raise ConfigError("base", base, f"in {source} names no file", "give a YAML file or a preset")
+        raise ConfigError("base", base, f"in {source} names no file", "give a YAML file or a preset, or leave it out")
     path = folder / base
     base = str(path.resolve()) if path.is_file() else base
     if base in (*seen, source, str(Path(source).resolve())):
         raise ConfigError("base", base, f"in {source} leads back to itself", "leave it out")
-    merged = _with_base(base, (*seen, source))
-    for section, entries in values.items():
-        both = isinstance(entries, dict) and isinstance(merged.get(section), dict)
-        merged[section] = {**merged[section], **entries} if both else entries
-    return merged
+    # By key, not by section: a section that is empty, `model:`, must not hide the base's.
+    return {**_with_base(base, (*seen, source)), **flatten(values)}
 
 
 def _read_one(source: str) -> tuple[dict[str, Any], Path]:
@@ -119,15 +116,15 @@ def _unknown(key: str, value: object) -> ConfigError:
 
 
 def flatten(values: dict[str, Any]) -> dict[str, Any]:
-    """Nested sections to dotted keys, refusing keys that do not exist.
+    """Nested sections to dotted keys, refusing keys that do not exist. A section may be empty.
 
     Raises:
-        ConfigError: an unknown key, with the nearest valid one.
+        ConfigError: an unknown key, with the nearest valid one; or a key given twice.
     """
     flat = {}
     for section, entries in values.items():
         if section in KEYS:
-            flat[section] = entries
+            _add(flat, section, entries)
         elif section not in SECTIONS:
             raise _unknown(str(section), entries)
         elif entries is None:
@@ -141,8 +138,14 @@ def flatten(values: dict[str, Any]) -> dict[str, Any]:
                     raise ConfigError(f"{section}.{key}", value, "is no setting's name", fix)
                 if f"{section}.{key}" not in KEYS:
                     raise _unknown(f"{section}.{key}", value)
-                flat[f"{section}.{key}"] = value
+                _add(flat, f"{section}.{key}", value)
     return flat
+
+
+def _add(flat: dict[str, Any], key: str, value: Any) -> None:
+    if key in flat:  # once under its section and once with dots: which one is meant?
+        raise ConfigError(key, value, f"is given twice, the other value is {flat[key]!r}", "leave one out")
+    flat[key] = value
 
 
 def split_overrides(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -276,5 +279,5 @@ def load_config(source: str | None = None, overrides: dict[str, Any] | None = No
     Raises:
         ConfigError: one line naming key, value and fix.
     """
-    flat = flatten(read_yaml(source)) if source else {}
+    flat = read_yaml(source) if source else {}
     return from_flat({**flat, **flatten(overrides or {})})

@@ -129,6 +129,50 @@ def test_a_file_can_start_from_another(tmp_path):
             load_config(str(second))
 
 
+BASE = "base: 60m\nmodel: {num_layers: 3, ffn_hidden_size: 128}\ndata: {train: [0.5, a, 0.5, b]}\ntrain: {steps: 9}\n"
+
+
+@pytest.mark.parametrize(
+    "text, key, expected",
+    [
+        ("model:", "model.num_layers", 3),
+        ("model:\n  # hidden_size: 64", "model.num_layers", 3),
+        ("model: {}", "model.hidden_size", 512),  # of the base's base
+        ("model:\nmodel.num_layers: 5", "model.num_layers", 5),
+        ("train:\nmodel: {num_layers: 4}", "train.steps", 9),  # a section only in the base
+        ("log: {every_steps: 2}", "log.every_steps", 2),  # a section only here
+        ("model: {ffn_hidden_size: null}", "model.ffn_hidden_size", None),  # null is a value
+        ("data: {train: [c]}", "data.train", ["c"]),  # lists are replaced, not joined
+        ("data:", "data.train", ["0.5", "a", "0.5", "b"]),
+    ],
+)
+def test_a_base_keeps_what_is_not_given_anew(tmp_path, text, key, expected):
+    (tmp_path / "first.yaml").write_text(BASE)
+    (tmp_path / "middle.yaml").write_text("base: first.yaml\nmodel:\ntrain:\n")
+    for base in ("first.yaml", "middle.yaml"):
+        config = load_config(write(tmp_path, f"base: {base}\n{text}\n"))
+        section, name = key.split(".")
+        assert getattr(getattr(config, section), name) == expected
+
+
+@pytest.mark.parametrize(
+    "base, text, why",
+    [
+        ("model: 3", "model: {num_layers: 2}", "model=3: is a section"),  # not hidden by what comes over it
+        ("modle: {num_layers: 3}", "model:", "did you mean model"),
+        ("", "model: {num_layers: null}", "model.num_layers=None: has no value"),
+        ("", "model: {num_layers: 2}\nmodel.num_layers: 3", "model.num_layers=3: is given twice, the other value is 2"),
+        ("", "base:", "base is given twice"),
+    ],
+)
+def test_mistakes_in_a_base_or_over_one_are_named(tmp_path, base, text, why):
+    (tmp_path / "first.yaml").write_text(base)
+    with pytest.raises(ConfigError, match=why):
+        load_config(write(tmp_path, f"base: first.yaml\n{text}\n"))
+    with pytest.raises(ConfigError, match="base=None: in .* names no file"):
+        load_config(write(tmp_path, "base:\n"))
+
+
 def test_every_key_is_described():
     import ast
     import inspect
@@ -142,6 +186,33 @@ def test_every_key_is_described():
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
                     described.add(field.target.id)
     assert {key.split(".")[1] for key in KEYS} <= described
+
+
+@pytest.mark.parametrize(
+    "settings, why",
+    [
+        (["--model.hidden_size", "100"], "does not split into 8 heads"),
+        (["--low_rank.rank", "4096"], "low_rank.rank=4096: larger than"),
+        (["--optimizer.kind", "loro", "--low_rank.kind", "none"], "steps on the manifold"),
+        (["--parallel.pipeline", "2", "--parallel.zero", "3"], "parallel.zero=3: not with"),
+        (["--train.global_batch_size", "100"], "not divisible by train.micro_batch_size=32"),
+        (["--train.run_dir", "/etc/passwd"], "train.run_dir='/etc/passwd': is a file"),
+    ],
+)
+def test_show_config_refuses_what_training_would(settings, why, capsys):
+    from elas import cli
+
+    assert cli.exit_status(cli.run, ["train", "--config", "60m", "--show-config", *settings]) == 2
+    shown, error = capsys.readouterr()
+    assert why in error and len(error.splitlines()) == 1 and not shown
+
+
+def test_show_config_does_not_ask_how_many_ranks(capsys):
+    from elas import cli
+
+    settings = ["--parallel.tensor", "2", "--parallel.pipeline", "2", "--parallel.sequence", "true"]
+    assert cli.exit_status(cli.run, ["train", "--config", "60m", "--show-config", *settings]) == 0
+    assert "error" not in capsys.readouterr().err
 
 
 def test_results_go_through_links_and_into_pipes(tmp_path):
