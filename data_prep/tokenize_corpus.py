@@ -230,9 +230,9 @@ def _finished(plan: Plan) -> dict | None:
         raise ConfigError("--output", there[0], why, "give --overwrite to replace it, or another prefix")
     for manifest, prefix in zip(manifests, plan.outputs):
         for name, said in manifest.get("files", {}).items():
-            file = Path(prefix).parent / name
+            file = Path(f"{prefix}{Path(name).suffix}")  # a corpus that was renamed keeps the old names inside
             if not file.is_file() or file.stat().st_size != said["bytes"]:
-                why = f"{name} is missing or cut short"
+                why = f"{file.name} is missing or cut short"
                 raise ConfigError("--output", prefix, why, "give --overwrite to make it again, or another prefix")
     shutil.rmtree(plan.work, ignore_errors=True)  # ended in the middle of removing it
     facts = {key: manifests[0][key] for key in ("skipped", "skip_reasons", "dtype", "vocab_size", "tokenizer_sha256")}

@@ -18,8 +18,8 @@ def verify(prefix: str) -> dict:
         prefix: path without `.bin`.
 
     Returns:
-        `files` that were looked at, `documents`, `tokens` (0 where that cannot be said), and `bad`: a line for
-        everything that is wrong.
+        `files` that were looked at, always those at `prefix`, however they were named when written; `documents`,
+        `tokens` (0 where that is unknown), and `bad`: a line for everything that is wrong.
     """
     bad: list[str] = []
     report = {"files": 0, "documents": 0, "tokens": 0, "bad": bad}
@@ -29,7 +29,8 @@ def verify(prefix: str) -> dict:
     listed = manifest.get("files")
     for name, facts in listed.items() if isinstance(listed, dict) else ():
         report["files"] += 1
-        bad += _check_file(Path(prefix).parent / name, facts)
+        # By its ending: the manifest keeps the name that the files had when written, and a copy may have another.
+        bad += _check_file(Path(f"{prefix}{Path(name).suffix}"), facts)
     try:
         files = read_token_files("prefix", prefix)
     except (ConfigError, OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,30 @@ def test_verify_finds_every_flipped_or_lost_byte(tokens):
     assert verified(tokens)["ok"]
     Path(f"{tokens}.manifest.json").write_text("{")
     assert "manifest.json" in verified(tokens)["bad"][0]["why"]
+
+
+def test_verify_reads_the_files_that_it_is_given(tokenizer_folder, tmp_path, write_jsonl):
+    """Copies and renamed corpora, of the trained-on and the held-out side: neither vouched for by the original."""
+    corpus = Corpus([write_jsonl([{"text": f"number {n}"} for n in range(50)])])
+    (tmp_path / "made").mkdir()
+    made = [tmp_path / "made" / side for side in ("train", "valid")]
+    tokenize_corpus(corpus, tokenizer_folder, made[0], Options(workers=1, valid_output=made[1], valid_fraction=0.3))
+    ends = (".bin", ".idx", ".manifest.json")
+    for source in made:
+        for copy in (tmp_path / "made" / f"{source.name}-copy", tmp_path / "other.v1"):
+            for end in ends:
+                shutil.copy(f"{source}{end}", f"{copy}{end}")
+            assert verified(copy)["ok"], "a good copy"
+            for end in (".bin", ".idx"):
+                whole = Path(f"{copy}{end}").read_bytes()
+                Path(f"{copy}{end}").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+                (bad,) = [row["why"] for row in verified(copy)["bad"] if "SHA-256" in row["why"]]
+                assert bad.startswith(f"{copy}{end}: "), "the damaged copy by its own name"
+                assert verified(source)["ok"]
+                Path(f"{copy}{end}").write_bytes(whole)
+    for end in ends:  # renamed, and the original gone
+        Path(f"{made[0]}{end}").rename(f"{tmp_path / 'renamed'}{end}")
+    assert verified(tmp_path / "renamed")["ok"] and not verified(made[0])["ok"]
 
 
 def test_verify_looks_at_the_tokens_themselves(tokens):
