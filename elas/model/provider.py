@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from megatron.core.models.gpt import GPTModel
 
@@ -62,5 +63,25 @@ def build_chunks(config: Config) -> list[GPTModel]:
 
 
 def count_parameters(chunks: list[torch.nn.Module]) -> int:
-    """Parameters on this rank."""
-    return sum(p.numel() for chunk in chunks for p in chunk.parameters())
+    """Parameters of the whole model, each counted once whatever the layout; every rank calls it.
+
+    A rank counts its tensor-parallel shards. What all tensor-parallel ranks hold alike is counted by the first of them,
+    a tied embedding by the first pipeline stage, a weight that ZeRO 3 has partitioned by its full shape.
+    """
+    first = mpu.get_tensor_model_parallel_rank() == 0
+    total = 0
+    for chunk in chunks if mpu.get_data_parallel_rank() == 0 else ():
+        copy = tied_copy(chunk)
+        for parameter in chunk.parameters():
+            if parameter is not copy and (first or getattr(parameter, "tensor_model_parallel", False)):
+                total += getattr(parameter, "ds_numel", parameter.numel())
+    counted = torch.tensor(total, device=torch.cuda.current_device())
+    dist.all_reduce(counted)
+    return int(counted)
+
+
+def tied_copy(chunk: GPTModel) -> torch.nn.Parameter | None:
+    """The last pipeline stage's copy of a tied embedding, where this chunk holds it."""
+    if chunk.share_embeddings_and_output_weights and chunk.post_process and not chunk.pre_process:
+        return chunk.shared_embedding_or_output_weight()
+    return None

@@ -3,9 +3,6 @@
 import math
 import time
 
-import torch
-import torch.distributed as dist
-
 from elas.checkpoint.folder import Checkpoint, read_checkpoint
 from elas.checkpoint.resume import first_whole, restore
 from elas.checkpoint.saver import Saver
@@ -234,13 +231,10 @@ def _tokens_per_step(config: Config) -> int:
 
 
 def _announce(config: Config, layout: Layout, engine: Engine, resume: Checkpoint | None, metrics: Metrics) -> None:
-    sizes = torch.tensor(
-        [count_parameters(engine.chunks) if layout.dp_rank == 0 else 0], device=torch.cuda.current_device()
-    )
-    dist.all_reduce(sizes)
+    parameters = count_parameters(engine.chunks)
     sequence = ", sequence parallel" if layout.sequence_parallel else ""
     metrics.say(
-        f"{describe(config)}, {config.train.dtype}, {int(sizes) / 1e6:.1f} M parameters; "
+        f"{describe(config)}, {config.train.dtype}, {parameters / 1e6:.1f} M parameters; "
         f"TP {layout.tp} × PP {layout.pp} × DP {layout.dp}, ZeRO {engine.stage}{sequence}"
     )
     if resume:
