@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from elas.errors import Failure, UserError
 COMMANDS = {
     "quickstart": ("elas.quickstart", "corpus → tokenizer → tokens → 2-rank training → evaluation → report"),
     "train": ("elas.launch.pretrain", "one training run; several ranks when started by a launcher"),
+    "config": ("elas.config.cli", "what a setting means: `config`, `config SECTION`, `config KEY`"),
     "launch": ("elas.launch.cli", "start a run: `launch local`, `ssh`, `slurm`; are hosts fit: `launch check`"),
     "checkpoint": ("elas.checkpoint.cli", "what a run saved: `checkpoint list`, `verify`, `info`"),
     "build": ("elas.build", "compile ahead of time what runs on this machine will need"),
@@ -37,13 +39,15 @@ class Parser(argparse.ArgumentParser):
         prog: the command as typed, `elas prep tokenize`.
         description: what it does, one sentence.
         example: a command line that works, shown at the end of `--help`.
+        settings: whether the command also takes `--section.key VALUE`; `--help` and mistakes then say what there is.
     """
 
-    def __init__(self, prog: str, description: str, example: str):
+    def __init__(self, prog: str, description: str, example: str, *, settings: bool = False):
+        self._takes_settings = settings
         super().__init__(
             prog=prog,
             description=description,
-            epilog=f"example:\n  {example}",
+            epilog=f"{_about_settings() if settings else ''}example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -61,10 +65,25 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage and exiting."""
-        words = message.removeprefix("unrecognized arguments: ").split()
-        settings = [word for word in words if message.startswith("unrecognized") and "." in word.split("=")[0]]
-        hint = f"settings start with two dashes: --{settings[0].lstrip('-')}; " if settings else ""
-        raise UserError(f"{self.prog}: {message} ({hint}see {self.prog} --help)")
+        hint = None
+        if self._takes_settings and message.startswith("unrecognized arguments: "):
+            from elas.config.hints import meant_option
+
+            words = message.removeprefix("unrecognized arguments: ").split()
+            hint = next((found for word in words if (found := meant_option(word))), None)
+        raise UserError(f"{self.prog}: {message} ({f'{hint}; ' if hint else ''}see {self.prog} --help)")
+
+
+def _about_settings() -> str:
+    from elas.config import SECTIONS, presets
+
+    return (
+        "settings:\n"
+        "  --section.key VALUE wins over the configuration file; `elas config` explains every key\n"
+        f"  sections: {' '.join(SECTIONS)}\n"
+        f"{textwrap.fill('  presets: ' + ' '.join(presets()), 100, subsequent_indent=' ' * 11, break_on_hyphens=False)}"
+        "\n\n"
+    )
 
 
 def write_json(path: Path | None, facts: dict) -> None:

@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
         "elas quickstart",
         "Train a small ELAS model on Python's standard library, on two ranks. Any setting: --section.key VALUE.",
         "elas quickstart --steps 100 --workdir /tmp/elas",
+        settings=True,
     )
     parser.add_argument(
         "--workdir", type=Path, default=Path("quickstart"), help="where everything goes (default: %(default)s)"

@@ -8,7 +8,9 @@ import math
 import os
 from pathlib import Path
 
-from elas.config import Config, ffn_width
+from elas.config import KEYS, Config, ffn_width
+from elas.config.kinds import LARGEST, Range, range_of
+from elas.config.schema import field_type
 from elas.errors import ConfigError
 from elas.train.deepspeed_config import offloads_optimizer, read_deepspeed_json, zero_stage
 
@@ -42,47 +44,18 @@ def validate(config: Config, world_size: int | None) -> None:
         _world(config, world_size)
 
 
-_WHOLE_LIMIT = 2**31 - 1  # Megatron and NumPy keep seeds and counts in 32 bits
-_RANGES = {
-    "1 or more": (
-        lambda value: 1 <= value <= _WHOLE_LIMIT,
-        "model.hidden_size model.num_layers model.num_attention_heads model.vocab_size model.seq_length low_rank.rank "
-        "model.num_query_groups model.ffn_hidden_size model.max_position_embeddings model.rotary_base parallel.tensor "
-        "parallel.pipeline parallel.virtual_pipeline train.steps train.micro_batch_size train.global_batch_size "
-        "log.every_steps train.max_bad_steps schedule.decay_steps optimizer.exact_every",
-    ),
-    "0 or more": (
-        lambda value: 0 <= value <= _WHOLE_LIMIT,
-        "schedule.warmup_steps sparsity.dense_steps optimizer.clip_grad optimizer.weight_decay checkpoint.keep "
-        "checkpoint.every_steps checkpoint.keep_every train.eval_every train.eval_batches log.sparsity_tokens "
-        "train.seed train.max_rollbacks",
-    ),
-    "more than 0": (
-        lambda value: value > 0,
-        "optimizer.eps model.norm_eps model.init_std sparsity.scale train.stop_after_minutes train.timeout_seconds",
-    ),
-    "more than 0, and 1000 at most": (lambda value: 0 < value <= 1000, "optimizer.lr"),
-    "0 or more, and below 1": (lambda value: 0 <= value < 1, "optimizer.beta1 optimizer.beta2"),
-    "a value from 0 to 1": (lambda value: 0 <= value <= 1, "schedule.min_lr_ratio"),
-}
-
-
 def check_ranges(config: Config) -> None:
-    """Raise `ConfigError` for a number outside of its range."""
-    for section, values in config.to_dict().items():
-        for name, value in values.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"{section}.{name}", value, "is not a number to compute with", "give a finite one")
-    for wanted, (holds, keys) in _RANGES.items():
-        for key in keys.split():
-            section, name = key.split(".")
-            value = getattr(getattr(config, section), name)
-            if value is not None and not holds(value):
-                large = isinstance(value, int) and value > _WHOLE_LIMIT
-                why, fix = (
-                    ("too large", f"give {_WHOLE_LIMIT} or less") if large else ("out of range", f"give {wanted}")
-                )
-                raise ConfigError(key, value, why, fix)
+    """Raise `ConfigError` for a number outside of the range that stands in its field."""
+    for key in KEYS:  # in the order of the schema
+        section, name = key.split(".")
+        value, allowed = getattr(getattr(config, section), name), range_of(field_type(key))
+        if not isinstance(allowed, Range) or value is None or allowed.holds(value):
+            continue
+        if not math.isfinite(value):
+            raise ConfigError(key, value, "is not a number to compute with", "give a finite one")
+        if isinstance(value, int) and value > LARGEST:
+            raise ConfigError(key, value, "too large", f"give {LARGEST} or less")
+        raise ConfigError(key, value, "out of range", f"give {allowed}")
 
 
 def _schedule(config: Config) -> None:

@@ -22,7 +22,8 @@ def read(argv: list[str], world: int, *, look_at_files: bool = True) -> Job:
         UserError: the first thing found wrong.
     """
     settings, rest = split_argv(argv)
-    parser = Parser("pretrain.sbatch", "Train under SLURM.", "sbatch --nodes 2 launch/slurm/pretrain.sbatch --config F")
+    example = "sbatch --nodes 2 launch/slurm/pretrain.sbatch --config F"
+    parser = Parser("pretrain.sbatch", "Train under SLURM.", example, settings=True)
     add_options(parser)
     options = parser.parse_args(rest)
     job = read_job(settings, options, world, look_at_files=look_at_files)

@@ -41,7 +41,7 @@ class Ending:
 
 def add_options(parser: ArgumentParser) -> None:
     """The options of a run that are no settings, as `elas train` has them."""
-    parser.add_argument("--config", help="YAML file, or a preset: 60m, 130m, 350m, 1b, 7b, quickstart")
+    parser.add_argument("--config", metavar="FILE", help="YAML file, or a preset's name")
     parser.add_argument("--deepspeed_config", help="DeepSpeed JSON, such as ds_configs/zero1.json")
 
 

@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
         "elas launch local",
         "Start a run on this machine. Settings as for elas train: --section.key VALUE.",
         "elas launch local --ranks 2 --config 60m --data.train data/c4 --train.run_dir runs/60m",
+        settings=True,
     )
     add_options(parser)
     parser.add_argument("--ranks", type=int, metavar="N", help="processes (default: one a GPU, or one)")

@@ -74,6 +74,7 @@ def _parser() -> cli.Parser:
         "elas launch ssh",
         "Start a run on several hosts, over ssh. Settings as for elas train: --section.key VALUE.",
         "elas launch ssh --hostfile hosts --config 1b --data.train data/c4 --train.run_dir /shared/runs/1b",
+        settings=True,
     )
     add_options(parser)
     parser.add_argument("--hostfile", required=True, type=Path, metavar="FILE", help="lines `HOST slots=N`")

@@ -10,11 +10,11 @@ Every mistake that can be seen in the settings, the files and the number of rank
 """
 
 import dataclasses
-import json
 import sys
 
 from elas.cli import Parser, end_process, exit_status, write_json
 from elas.config import Config, load_config, split_overrides
+from elas.config.writing import to_yaml
 from elas.launch.environment import choose_interface, rank_and_world, srun_environment
 from elas.launch.leash import end_with_launcher
 
@@ -34,14 +34,18 @@ def parse(argv: list[str]) -> tuple[Config, dict]:
     overrides, rest = split_overrides(argv)
     parser = Parser(
         "elas train",
-        "Train a model. Any setting can be given as --section.key VALUE, which wins over the configuration file; "
-        "--show-config prints them all. For several ranks start launch/pretrain.py with deepspeed, torchrun or srun.",
+        "Train a model. For several ranks: elas launch, or launch/pretrain.py under deepspeed, torchrun or srun.",
         "elas train --config 60m --data.train data/c4 --train.run_dir runs/60m",
+        settings=True,
     )
-    parser.add_argument("--config", help="YAML file, or a preset: 60m, 130m, 350m, 1b, 7b, quickstart")
+    parser.add_argument("--config", metavar="FILE", help="YAML file, or a preset's name")
     parser.add_argument("--deepspeed_config", help="DeepSpeed JSON, such as ds_configs/zero1.json")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers; not used")
-    parser.add_argument("--show-config", action="store_true", help="print the whole configuration as JSON and stop")
+    parser.add_argument(
+        "--show-config",
+        action="store_true",
+        help="print the whole configuration as YAML (--json FILE: as JSON too), and stop",
+    )
     options = vars(parser.parse_args(rest))
     if options["deepspeed_config"]:
         overrides["parallel.deepspeed_config"] = options["deepspeed_config"]
@@ -86,7 +90,8 @@ def main(argv: list[str]) -> int:
 
     if options["show_config"]:
         validate(config, None)
-        print(json.dumps(config.to_dict(), indent=2))
+        print(to_yaml(config), end="")
+        write_json(options["json"], config.to_dict())
         return 0
     srun_environment()
     rank, world = rank_and_world()

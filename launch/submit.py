@@ -75,6 +75,7 @@ def _parser() -> cli.Parser:
         "on. Settings as for elas train: --section.key VALUE.",
         "elas launch slurm --nodes 4 --gpus-per-node 8 --time 12:00:00 --config 1b --data.train data/c4 "
         "--train.run_dir runs/1b --wait",
+        settings=True,
     )
     add_options(parser)
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes (default: 1)")

@@ -1,18 +1,18 @@
 """Settings from YAML files, presets and `--section.key value`, each mistake one line that names key, value and fix."""
 
-import dataclasses
 import difflib
 import re
-import types
-import typing
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
-from elas.config.schema import KEYS, SECTIONS, Config
-from elas.errors import ConfigError, UserError
+from elas.config.hints import unknown_key, wrong_type
+from elas.config.kinds import name_of, parts_of, plain
+from elas.config.schema import KEYS, SECTIONS, Config, field_type
+from elas.config.shares import resolve_shares
+from elas.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
@@ -42,6 +42,11 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
     list("-+.0123456789"),
 )
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML as configurations are written in it; raises `yaml.YAMLError`, or RecursionError."""
+    return yaml.load(text, _Loader)
 
 
 def presets() -> list[str]:
@@ -94,9 +99,9 @@ def _read_one(source: str) -> tuple[dict[str, Any], Path]:
         )
         raise ConfigError("config", source, error.strerror or "cannot be read", fix) from None
     try:
-        values = yaml.load(text, _Loader)
+        values = parse_yaml(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError("config", source, f"is not YAML ({error})", "mend the file") from None
+        raise ConfigError("config", source, f"is not YAML ({error})", "fix the file") from None
     if values is None:
         return {}, folder
     if not isinstance(values, dict):
@@ -104,15 +109,6 @@ def _read_one(source: str) -> tuple[dict[str, Any], Path]:
             "config", source, "does not hold sections", "write `section:` and indented `key: value` lines"
         )
     return values, folder
-
-
-def _unknown(key: str, value: object) -> ConfigError:
-    # First a right name under another section, then the nearest spelling.
-    near = sorted(k for k in KEYS if "." in key and k.split(".")[-1] == key.split(".")[-1])
-    near = near or difflib.get_close_matches(key, KEYS if "." in key else set(SECTIONS), n=1, cutoff=0.5)
-    return ConfigError(
-        key, value, "unknown key", f"did you mean {near[0]}?" if near else f"sections are {', '.join(SECTIONS)}"
-    )
 
 
 def flatten(values: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +122,7 @@ def flatten(values: dict[str, Any]) -> dict[str, Any]:
         if section in KEYS:
             _add(flat, section, entries)
         elif section not in SECTIONS:
-            raise _unknown(str(section), entries)
+            raise unknown_key(str(section), entries)
         elif entries is None:
             continue
         elif not isinstance(entries, dict):
@@ -137,7 +133,7 @@ def flatten(values: dict[str, Any]) -> dict[str, Any]:
                     fix = 'write texts that hold commas in quotes, "99,1,0"'
                     raise ConfigError(f"{section}.{key}", value, "is no setting's name", fix)
                 if f"{section}.{key}" not in KEYS:
-                    raise _unknown(f"{section}.{key}", value)
+                    raise unknown_key(f"{section}.{key}", value)
                 _add(flat, f"{section}.{key}", value)
     return flat
 
@@ -180,7 +176,7 @@ def split_settings(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
             continue
         key = name[2:]
         if key not in KEYS:
-            raise _unknown(key, value if sep else (argv[i + 1] if i + 1 < len(argv) else ""))
+            raise unknown_key(key, value if sep else (argv[i + 1] if i + 1 < len(argv) else ""))
         if not sep:
             i += 1
             if i >= len(argv) or argv[i].partition("=")[0].removeprefix("--") in KEYS:
@@ -191,79 +187,65 @@ def split_settings(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
     return settings, rest
 
 
-def _field_type(key: str) -> Any:
-    section, name = key.split(".")
-    return {f.name: f.type for f in dataclasses.fields(SECTIONS[section])}[name]
-
-
 def _is_text(key: str) -> bool:
-    return _field_type(key) is str
+    return parts_of(field_type(key)) == [str]
 
 
 def _parse_scalar(key: str, value: str) -> Any:
     try:
-        parsed = yaml.load(value, _Loader)
+        parsed = parse_yaml(value)
     except (yaml.YAMLError, RecursionError):
-        raise ConfigError(key, value, "cannot be read", f"give {_kind_name(_field_type(key))}") from None
+        raise ConfigError(key, value, "cannot be read", f"give {name_of(field_type(key))}") from None
     return value if isinstance(parsed, dict) else parsed
 
 
 def from_flat(flat: dict[str, Any]) -> Config:
-    """Build a `Config` from dotted keys, with types checked by jsonargparse.
+    """Build a `Config` from dotted keys, with types checked by jsonargparse, and shares of `train.steps` made steps.
 
     Raises:
         ConfigError: a value of the wrong type, or not one of the choices.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
-
     built = {}
     for section, cls in SECTIONS.items():
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls, section)
         values = {k.split(".")[1]: _blend(v) for k, v in flat.items() if k.startswith(f"{section}.")}
         for name, value in values.items():
             _check_given(f"{section}.{name}", value)
+        built[section] = cls(**_typed(section, values))
+    config = Config(**built)
+    resolve_shares(config)
+    return config
+
+
+def _typed(section: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of one section, converted to their fields' types."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    for name in values:
+        # Plain types: ranges are ours to check (`elas.validate`), in words that name the fix.
+        parser.add_argument(f"--{name}", type=plain(field_type(f"{section}.{name}")))
+    typed = {}
+    for name, value in values.items():
         try:
-            built[section] = parser.instantiate_classes(parser.parse_object({section: values}))[section]
-        except ArgumentError as error:
-            raise _type_error(section, values, str(error)) from None
-    return Config(**built)
+            typed[name] = getattr(parser.parse_object({name: value}), name)
+        except ArgumentError:
+            raise wrong_type(f"{section}.{name}", value) from None
+    return typed
 
 
 def _check_given(key: str, value: Any) -> None:
     """Refuse an empty value where the setting has to have one."""
-    kind = _field_type(key)
-    optional = type(None) in typing.get_args(kind)
+    kind = field_type(key)
+    optional = type(None) in parts_of(kind)
     if value is None and not optional:
-        raise ConfigError(key, None, "has no value", f"give {_kind_name(kind)}, or leave the key out")
-    if value == "" and str in (kind, *typing.get_args(kind)):
+        raise ConfigError(key, None, "has no value", f"give {name_of(kind)}, or leave the key out")
+    if value == "" and str in parts_of(kind):
         raise ConfigError(key, "", "is empty", "give a text" + (" or null" if optional else ""))
-
-
-def _kind_name(kind: Any) -> str:
-    """A type as a user would say it."""
-    if typing.get_origin(kind) is Literal:
-        return f"one of {', '.join(map(repr, typing.get_args(kind)))}"
-    parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
-    return " or ".join(names.get(part) or ("a list" if typing.get_origin(part) is list else _kind_name(part))
-                       for part in parts)  # fmt: skip
 
 
 def _blend(value: Any) -> Any:
     """A blend `[0.7, A, 0.3, B]` mixes numbers and text; the field holds text."""
     return [str(v) for v in value] if isinstance(value, list) else value
-
-
-def _type_error(section: str, values: dict[str, Any], message: str) -> UserError:
-    named = re.search(rf"{section}\.(\w+)", message)
-    name = (
-        named.group(1) if named and named.group(1) in values else next((k for k in values if f'"{k}"' in message), None)
-    )
-    if name is None:
-        return UserError(f"{section}: {message}")
-    kind = _kind_name(_field_type(f"{section}.{name}"))
-    return ConfigError(f"{section}.{name}", values[name], "wrong type or choice", f"give {kind}")
 
 
 def load_config(source: str | None = None, overrides: dict[str, Any] | None = None) -> Config:

@@ -1,39 +1,58 @@
-"""Every setting: one small dataclass a section, a description for every key, a default that a researcher would pick."""
+"""Every setting: one small dataclass a section; each key with its range, a default that a researcher would pick, and a
+description in the string below it. `elas config`, `--show-config` and the checks before a run are made from these.
+"""
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from elas.config.kinds import (
+    AboveZero,
+    BelowOne,
+    Count,
+    CountOrZero,
+    File,
+    Folder,
+    Fraction,
+    Rate,
+    Says,
+    StepsOrShare,
+    StepsOrShareNotZero,
+    ZeroOrMore,
+)  # fmt: skip
+
+Corpus = Annotated[str, Says("a prefix, or prefixes with or without weights")] | list[str]
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
     """Shape of the transformer (Llama-style: RMSNorm, rotary positions, causal attention, no biases)."""
 
-    hidden_size: int = 512
-    """Width h of the residual stream."""
-    num_layers: int = 8
+    hidden_size: Count = 512
+    """Width h of the residual stream, in features."""
+    num_layers: Count = 8
     """Transformer layers."""
-    num_attention_heads: int = 8
+    num_attention_heads: Count = 8
     """Query heads; h / heads is the head dimension."""
-    num_query_groups: int | None = None
+    num_query_groups: Count | None = None
     """Key/value heads (grouped-query attention); null means one for each query head."""
-    ffn_hidden_size: int | None = None
+    ffn_hidden_size: Count | None = None
     """Width d_ff of the FFN; null means 8/3·h for swiglu and 4·h for relu2, rounded up to a multiple of 64."""
     activation: Literal["swiglu", "relu2"] = "relu2"
     """FFN non-linearity: gated SiLU, or squared ReLU without a gate."""
-    vocab_size: int = 32000
+    vocab_size: Count = 32000
     """Rows of the embedding and of the output layer."""
-    seq_length: int = 256
+    seq_length: Count = 256
     """Tokens in a sample."""
-    max_position_embeddings: int | None = None
+    max_position_embeddings: Count | None = None
     """Longest sequence the model is meant for; null means seq_length."""
     tie_embeddings: bool = False
     """Share the embedding with the output layer."""
-    norm_eps: float = 1e-6
+    norm_eps: AboveZero = 1e-6
     """Epsilon of RMSNorm."""
-    rotary_base: int = 10000
+    rotary_base: Count = 10000
     """Base of the rotary frequencies."""
-    init_std: float = 0.02
+    init_std: AboveZero = 0.02
     """Standard deviation of embedding, output layer and full-rank linears."""
 
 
@@ -43,7 +62,7 @@ class LowRankConfig:
 
     kind: Literal["none", "lowrank", "cola"] = "lowrank"
     """none: full rank; lowrank: W = factor_out · factor_in; cola: a non-linearity between the factors."""
-    rank: int = 128
+    rank: Count = 128
     """Inner width r of every factor pair."""
     activation: Literal["silu", "relu2"] = "silu"
     """Non-linearity between the factors (cola only)."""
@@ -61,13 +80,13 @@ class SparsityConfig:
     """masked: exact gradient of the pruned function; ste: straight through the mask."""
     backward: Literal["dense", "split"] = "dense"
     """split: weight gradients see the activation pruned along tokens too, but for its densest 5 % of features."""
-    dense_steps: int = 1000
-    """First steps without pruning."""
+    dense_steps: StepsOrShare = 1000
+    """First steps without pruning, or their share of train.steps: 0.2 is the first fifth."""
     ffn_memory: Literal["fused", "compressed", "eager"] = "fused"
     """What the FFN keeps for its backward pass: nothing d_ff wide, 9/16 of a bf16 activation, or everything."""
-    scale: float = 1.0
+    scale: AboveZero = 1.0
     """β, the factor on soft-thresholded values."""
-    implementation: str = "auto"
+    implementation: Annotated[str, Says("auto, or a name: docs/kernels.md")] = "auto"
     """Kernel implementation by name; auto picks the fastest there is and says so."""
 
 
@@ -75,17 +94,17 @@ class SparsityConfig:
 class ParallelConfig:
     """How the model is cut over ranks; data parallelism takes what is left of the world size."""
 
-    tensor: int = 1
+    tensor: Count = 1
     """Tensor-parallel ranks."""
-    pipeline: int = 1
+    pipeline: Count = 1
     """Pipeline stages."""
-    virtual_pipeline: int = 1
+    virtual_pipeline: Count = 1
     """Model chunks on each stage (interleaved schedule when above 1)."""
     sequence: bool = False
     """Sequence parallelism beside tensor parallelism."""
     zero: Literal[0, 1, 2, 3] | None = None
     """ZeRO stage; null takes the deepspeed_config's; without one 1, or 0 where one rank is all data parallelism."""
-    deepspeed_config: str | None = None
+    deepspeed_config: File | None = None
     """DeepSpeed JSON with DeepSpeed's own knobs; null takes the shipped ds_configs/zeroN.json."""
 
 
@@ -95,19 +114,19 @@ class OptimizerConfig:
 
     kind: Literal["adamw", "loro"] = "adamw"
     """adamw, or LORO's Riemannian steps on the factors."""
-    lr: float = 1e-3
+    lr: Rate = 1e-3
     """Peak learning rate."""
-    beta1: float = 0.9
+    beta1: BelowOne = 0.9
     """Decay of the first moment."""
-    beta2: float = 0.95
+    beta2: BelowOne = 0.95
     """Decay of the second moment."""
-    eps: float = 1e-8
+    eps: AboveZero = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: float = 0.1
+    weight_decay: ZeroOrMore = 0.1
     """Decoupled weight decay; not applied to norms."""
-    clip_grad: float = 1.0
+    clip_grad: ZeroOrMore = 1.0
     """Global gradient-norm limit; 0 turns clipping off."""
-    exact_every: int | None = 500
+    exact_every: Count | None = 500
     """Steps between exact steps on the low-rank manifold (loro only); null takes no exact steps."""
     refresh: Literal["with_exact", "only", "none"] = "with_exact"
     """Zero all moments after each exact step (loro only); only: zero them, without the exact step; none: never."""
@@ -119,11 +138,11 @@ class ScheduleConfig:
 
     kind: Literal["cosine", "cosine_restart", "wsd", "constant"] = "cosine"
     """cosine decay, with a 5-step ramp after each LORO refresh; warm-up, stable, decay (linear); or constant."""
-    warmup_steps: int = 100
-    """Linear ramp from 0 to lr."""
-    decay_steps: int | None = None
-    """Last steps of wsd in which the rate falls; null means a tenth of train.steps."""
-    min_lr_ratio: float = 0.1
+    warmup_steps: StepsOrShare = 100
+    """Steps of the linear ramp from 0 to lr, or their share of train.steps."""
+    decay_steps: StepsOrShareNotZero | None = None
+    """Last steps of wsd in which the rate falls, or their share of train.steps; null means a tenth."""
+    min_lr_ratio: Fraction = 0.1
     """Final rate as a fraction of lr."""
 
 
@@ -131,51 +150,51 @@ class ScheduleConfig:
 class DataConfig:
     """Tokens: Megatron `.bin/.idx` pairs, named by their common prefix."""
 
-    train: str | list[str] | None = None
+    train: Corpus | None = None
     """Prefix, or a blend `[0.7, A, 0.3, B]` (weights may be left out)."""
-    valid: str | list[str] | None = None
+    valid: Corpus | None = None
     """Like train, for validation; null takes the part that split gives."""
-    split: str = "99,1,0"
-    """Shares of train cut for train, validation, test when valid is none."""
-    tokenizer: str | None = None
+    split: Annotated[str, Says("up to three shares, such as 99,1,0")] = "99,1,0"
+    """Shares of train cut for train, validation, test when valid is null."""
+    tokenizer: Annotated[str, Says("a path")] | None = None
     """Tokenizer folder or file, to check the vocabulary; null trusts the corpus's manifest."""
     packing: Literal["packed", "document"] = "packed"
     """A sample holds documents end to end, or one alone, truncated or filled up (as in the papers)."""
-    cache: str | None = None
+    cache: Folder | None = None
     """Folder for sample indices; null means RUN_DIR/index-cache."""
 
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """The run."""
+    """Length, batch, precision and supervision of the run."""
 
-    steps: int = 10000
+    steps: Count = 10000
     """Optimizer steps in all."""
-    micro_batch_size: int = 8
+    micro_batch_size: Count = 8
     """Samples in one forward pass of one data-parallel rank."""
-    global_batch_size: int = 512
+    global_batch_size: Count = 512
     """Samples in one optimizer step over all ranks."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Weights and activations; bfloat16 keeps fp32 master weights and moments in ZeRO."""
-    seed: int = 1234
+    seed: CountOrZero = 1234
     """Seed of the initialisation and the data order."""
-    run_dir: str = "runs/elas"
+    run_dir: Folder = "runs/elas"
     """Folder for metrics, curves and checkpoints."""
-    max_bad_steps: int = 10
-    """Steps whose loss or gradient is not finite are skipped; so many in a row end the run."""
+    max_bad_steps: Count = 10
+    """Steps whose loss or gradient is not finite are skipped; this many consecutive ones end the run."""
     on_spike: Literal["stop", "rollback", "ignore"] = "ignore"
     """When the loss jumps: end the run, go back to the last checkpoint and on with other samples, or nothing."""
-    spike_nats: float = 1.0
-    """A loss so far above the median of the last 50 is a spike."""
-    max_rollbacks: int = 3
-    """Rollbacks of one start of the run, after which a spike ends it."""
-    timeout_seconds: float | None = 600.0
-    """The run ends, naming the rank, when one gives no sign of life or none makes progress for so long; null: never."""
-    stop_after_minutes: float | None = None
-    """Finish the step, save and end after so much time, as on SIGTERM; null for no limit."""
-    eval_every: int = 500
+    spike_nats: AboveZero = 1.0
+    """Nats above the median of the last 50 losses that count as a spike."""
+    max_rollbacks: CountOrZero = 3
+    """Rollbacks in one start of the run, after which a spike ends it."""
+    timeout_seconds: AboveZero | None = 600.0
+    """Seconds without a heartbeat of a rank, or without progress, that end the run, naming the rank; null: never."""
+    stop_after_minutes: AboveZero | None = None
+    """Finish the step, save and end after this many minutes, as on SIGTERM; null for no limit."""
+    eval_every: CountOrZero = 500
     """Steps between validations; 0 validates only at the start and at the end."""
-    eval_batches: int = 16
+    eval_batches: CountOrZero = 16
     """Global batches in one validation; 0 turns validation off."""
 
 
@@ -183,27 +202,27 @@ class TrainConfig:
 class CheckpointConfig:
     """Saving and resuming."""
 
-    every_steps: int = 1000
+    every_steps: CountOrZero = 1000
     """Steps between saves; the last step always saves; 0 saves only then."""
-    keep: int = 2
+    keep: CountOrZero = 2
     """Newest checkpoints kept; 0 keeps all."""
-    keep_every: int = 0
-    """Checkpoints at multiples of so many steps are kept for ever; 0 keeps none for that."""
+    keep_every: CountOrZero = 0
+    """Checkpoints at multiples of this many steps are never removed; 0 removes them like the rest."""
     async_save: bool = False
     """Save in the background while training goes on; takes a copy of each rank's part in host memory."""
-    resume: str = "auto"
-    """auto: the newest whole checkpoint of run_dir if there is one; none: start afresh; or a checkpoint's path."""
+    resume: Annotated[str, Says("auto, none, or a checkpoint's path")] = "auto"
+    """auto: the newest intact checkpoint of run_dir if there is one; none: start afresh; or a checkpoint's path."""
 
 
 @dataclass(kw_only=True)
 class LogConfig:
     """What is written while training."""
 
-    every_steps: int = 10
+    every_steps: Count = 10
     """Steps between lines in metrics.jsonl, on the console and in TensorBoard."""
     tensorboard: bool = True
     """Also write TensorBoard event files under RUN_DIR/tensorboard."""
-    sparsity_tokens: int = 1024
+    sparsity_tokens: CountOrZero = 1024
     """Tokens a layer and logged step on which zeros and dropped values are counted; 0 turns it off."""
 
 
@@ -236,4 +255,10 @@ def ffn_width(config: Config) -> int:
 
 
 SECTIONS = {f.name: f.default_factory for f in dataclasses.fields(Config)}
-KEYS = {f"{name}.{f.name}" for name, cls in SECTIONS.items() for f in dataclasses.fields(cls)}
+KEYS = [f"{name}.{f.name}" for name, cls in SECTIONS.items() for f in dataclasses.fields(cls)]
+
+
+def field_type(key: str) -> Any:
+    """The type of `section.name`'s field, with what is annotated to it (`elas.config.kinds`)."""
+    section, name = key.split(".")
+    return SECTIONS[section].__dataclass_fields__[name].type

@@ -89,6 +89,12 @@ def read_token_files(key: str, prefix: str) -> TokenFiles:
     for end in (".idx", ".bin"):
         if not Path(prefix + end).is_file():
             fix = "give the prefix of a .bin/.idx pair, see elas prep tokenize"
+            short = prefix.removesuffix(".bin").removesuffix(".idx")
+            if short != prefix and Path(short + end).is_file():
+                fix = f"give the prefix, without its ending: {short}"
+            elif Path(prefix).is_dir():
+                inside = sorted(path.with_suffix("") for path in Path(prefix).glob("*.idx"))
+                fix = f"give the prefix of a pair in that folder: {inside[0]}" if inside else fix
             raise ConfigError(key, prefix, f"there is no {prefix + end}", fix)
     index = f"{prefix}.idx"
     try:

@@ -72,8 +72,9 @@ def _parser() -> cli.Parser:
         "See whether hosts are fit for a run: those of a hostfile over ssh, SLURM's with --slurm, else this machine. "
         "Settings as for elas train say where the run and its data lie, which are then looked at on every host.",
         "elas launch check --hostfile hosts --config 1b --data.train data/c4 --train.run_dir /shared/runs/1b",
+        settings=True,
     )
-    parser.add_argument("--config", help="YAML file, or a preset: 60m, 130m, 350m, 1b, 7b, quickstart")
+    parser.add_argument("--config", metavar="FILE", help="YAML file, or a preset's name")
     parser.add_argument("--hostfile", type=Path, metavar="FILE", help="lines `HOST slots=N`")
     parser.add_argument("--slurm", action="store_true", help="nodes of SLURM: of this allocation, or of one for this")
     parser.add_argument("--nodes", type=int, metavar="N", help="with --slurm: how many (default: the allocation's)")

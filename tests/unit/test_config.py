@@ -169,7 +169,7 @@ def test_mistakes_in_a_base_or_over_one_are_named(tmp_path, base, text, why):
     (tmp_path / "first.yaml").write_text(base)
     with pytest.raises(ConfigError, match=why):
         load_config(write(tmp_path, f"base: first.yaml\n{text}\n"))
-    with pytest.raises(ConfigError, match="base=None: in .* names no file"):
+    with pytest.raises(ConfigError, match=r"base=None: in .* names no file"):
         load_config(write(tmp_path, "base:\n"))
 
 

@@ -1,0 +1,88 @@
+"""What every key is, for people and scripts: type, default, range, meaning; made from `elas.config.schema` alone.
+
+A key without a description, or a number without a range, is an error when this is first used.
+"""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import typing
+from typing import Any, Literal
+
+from elas.config import schema
+from elas.config.kinds import Range, parts_of, range_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One setting.
+
+    Attributes:
+        key: `section.name`.
+        type: `int | null`, with Python's names.
+        default: as it stands in the schema.
+        range: which values it takes, in words; "" where the type says it.
+        help: what it means, one sentence or two, with its unit.
+    """
+
+    key: str
+    type: str
+    default: Any
+    range: str
+    help: str
+
+
+@functools.cache
+def catalogue() -> dict[str, Key]:
+    """Every key by name, in the order of the schema.
+
+    Raises:
+        TypeError: a number without a range.
+        KeyError: a key without a description.
+    """
+    helps, found = _descriptions(), {}
+    for section, cls in schema.SECTIONS.items():
+        for field in dataclasses.fields(cls):
+            key = f"{section}.{field.name}"
+            kinds = parts_of(field.type)
+            if {int, float} & set(kinds) and not isinstance(range_of(field.type), Range):
+                raise TypeError(f"elas.config.schema: {key} is a number without a Range; see elas.config.kinds")
+            text = helps[cls.__name__, field.name]
+            found[key] = Key(key, _type_name(kinds), field.default, _range_text(field.type), text)
+    return found
+
+
+def section_help(section: str) -> str:
+    """What a section is about, one sentence."""
+    return " ".join(inspect.getdoc(schema.SECTIONS[section]).split())
+
+
+def _descriptions() -> dict[tuple[str, str], str]:
+    """The string below each field, by class and field; Python itself does not keep them."""
+    found = {}
+    for node in ast.parse(inspect.getsource(schema)).body:
+        if isinstance(node, ast.ClassDef):
+            for field, text in zip(node.body, node.body[1:]):
+                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    found[node.name, field.target.id] = " ".join(ast.literal_eval(text.value).split())
+    return found
+
+
+def _type_name(kinds: list[Any]) -> str:
+    def name(kind: Any) -> str:
+        if typing.get_origin(kind) is Literal:
+            return type(typing.get_args(kind)[0]).__name__
+        if kind is type(None):
+            return "null"
+        return "list[str]" if typing.get_origin(kind) is list else kind.__name__
+
+    return " | ".join(map(name, kinds))
+
+
+def _range_text(kind: Any) -> str:
+    literals = [part for part in parts_of(kind) if typing.get_origin(part) is Literal]
+    choices = [str(one) for part in literals for one in typing.get_args(part)]
+    if choices:
+        return " | ".join(choices)
+    return "true | false" if bool in parts_of(kind) else str(range_of(kind) or "")

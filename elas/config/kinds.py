@@ -1,0 +1,111 @@
+"""What a setting may hold: plain types, and the range of a number, which stands in the field as `Annotated`.
+
+A number without a range is an error when `elas.config` is imported (`elas.config.catalogue`), so no key lacks one.
+"""
+
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+LARGEST = 2**31 - 1
+"""Megatron and NumPy keep seeds and counts in 32 bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Which numbers a setting takes; each bound that is None is open.
+
+    Attributes:
+        least, most: the smallest and the largest number.
+        above, below: bounds that are themselves outside.
+        share_of: a key that a number between 0 and 1 is a share of.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    share_of: str | None = None
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is in the range."""
+        if not math.isfinite(value) or abs(value) > LARGEST:
+            return False
+        if self.share_of and isinstance(value, float):
+            return 0 < value < 1
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            return f"a value from {self.least:g} to {self.most:g}"
+        parts = [f"more than {self.above:g}"] if self.above is not None else []
+        parts += [f"{self.least:g} or more"] if self.least is not None else []
+        parts += [f"and {self.most:g} at most"] if self.most is not None else []
+        parts += [f"and below {self.below:g}"] if self.below is not None else []
+        parts += [f"or a share of {self.share_of} between 0 and 1"] if self.share_of else []
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Says:
+    """What a text setting takes, in words; whoever reads the text checks it."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Count = Annotated[int, Range(least=1)]
+CountOrZero = Annotated[int, Range(least=0)]
+StepsOrShare = Annotated[int | float, Range(least=0, share_of="train.steps")]
+StepsOrShareNotZero = Annotated[int | float, Range(least=1, share_of="train.steps")]
+AboveZero = Annotated[float, Range(above=0)]
+ZeroOrMore = Annotated[float, Range(least=0)]
+BelowOne = Annotated[float, Range(least=0, below=1)]
+Fraction = Annotated[float, Range(least=0, most=1)]
+Rate = Annotated[float, Range(above=0, most=1000)]
+Folder = Annotated[str, Says("a folder's path")]
+File = Annotated[str, Says("a file's path")]
+
+
+def parts_of(kind: Any) -> list[Any]:
+    """The plain types that a field's type is made of, `Annotated` and unions taken apart; a Literal stays whole."""
+    if typing.get_origin(kind) is Annotated:
+        return parts_of(typing.get_args(kind)[0])
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return [part for one in typing.get_args(kind) for part in parts_of(one)]
+    return [kind]
+
+
+def plain(kind: Any) -> Any:
+    """A field's type without what is annotated."""
+    return typing.Union[tuple(parts_of(kind))]  # noqa: UP007  the parts are known only here
+
+
+def range_of(kind: Any) -> Range | Says | None:
+    """What is annotated to a field's type, or to a part of a union."""
+    if typing.get_origin(kind) is Annotated:
+        return next((one for one in typing.get_args(kind)[1:] if isinstance(one, Range | Says)), None)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next((found for one in typing.get_args(kind) if (found := range_of(one))), None)
+    return None
+
+
+def name_of(kind: Any) -> str:
+    """A field's type as a user would say it: `a whole number or null`."""
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+
+    def name(part: Any) -> str:
+        if typing.get_origin(part) is Literal:
+            return f"one of {', '.join(map(repr, typing.get_args(part)))}"
+        return "a list" if typing.get_origin(part) is list else names[part]
+
+    return " or ".join(name(part) for part in parts_of(kind))
