@@ -14,6 +14,7 @@ import sys
 
 from elas.cli import Parser, end_process, exit_status, write_json
 from elas.config import Config, load_config, split_overrides
+from elas.config.phases import unreached
 from elas.config.writing import to_yaml
 from elas.launch.environment import choose_interface, rank_and_world, srun_environment
 from elas.launch.leash import end_with_launcher
@@ -72,6 +73,12 @@ def prebuild(config: Config) -> None:
     prebuild_deepspeed(offload=offloads_optimizer(read_deepspeed_json(config)))
 
 
+def warn_of_unreached(config: Config, start: int) -> None:
+    """A line on stderr for each phase that the run will not reach, going on after step `start`."""
+    for line in unreached(config, start):
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
 def main(argv: list[str]) -> int:
     """Run `elas train`.
 
@@ -114,6 +121,8 @@ def main(argv: list[str]) -> int:
         return 0
     prebuild(config)
     lock = run_dir.claim(config) if rank == 0 else None
+    if rank == 0:
+        warn_of_unreached(config, resume.step if resume else 0)
     from elas import parallel
     from elas.train.loop import run
 
