@@ -7,6 +7,7 @@ tensor-parallel shard), or nothing. A `Fragment` is that stretch, as views into 
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from elas.train.engine import Engine
@@ -43,18 +44,26 @@ def fragments(engine: Engine) -> dict[torch.nn.Parameter, Fragment]:
     if engine.stage == 3:
         return _stage3(engine)
     if engine.stage > 0:
-        found = {}
-        for group, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups):
-            for p in group:
-                if p._hp_mapping is not None:
-                    inside, of_parameter = p._hp_mapping.hp_fragment_address, p._hp_mapping.lp_fragment_address
-                    found[p] = Fragment(flat, inside.start, of_parameter.start, of_parameter.numel)
-        return found
+        return _stages_1_and_2(optimizer)
     if hasattr(optimizer, "fp32_groups"):
         pairs = [pair for both in zip(optimizer.fp16_groups, optimizer.fp32_groups) for pair in zip(*both)]
     else:
         pairs = [(p, p) for group in optimizer.param_groups for p in group["params"]]
     return {p: Fragment(master, 0, 0, p.numel()) for p, master in pairs}
+
+
+def _stages_1_and_2(optimizer) -> dict[torch.nn.Parameter, Fragment]:
+    found = {}
+    for group, flat in enumerate(optimizer.single_partition_of_fp32_groups):
+        size = flat.numel()
+        first = dist.get_rank(optimizer.real_dp_process_group[group]) * size
+        # The order in memory, gaps included: `bit16_groups` and `_hp_mapping` ignore round_robin_gradients.
+        members, offsets = optimizer.round_robin_bit16_groups[group], optimizer.round_robin_bit16_offsets[group]
+        for parameter, offset in zip(members, offsets, strict=True):
+            start, end = max(first, offset), min(first + size, offset + parameter.numel())
+            if start < end:
+                found[parameter] = Fragment(flat, start - first, start - offset, end - start)
+    return found
 
 
 def _stage3(engine: Engine) -> dict[torch.nn.Parameter, Fragment]:
