@@ -195,8 +195,6 @@ def _parallel(config: Config) -> None:
 def _zero(config: Config) -> None:
     stage = zero_stage(read_deepspeed_json(config))
     parallel = config.parallel
-    if stage not in (0, 1, 2, 3):
-        raise ConfigError("parallel.deepspeed_config", parallel.deepspeed_config, f"ZeRO stage {stage}", "use 0 to 3")
     if parallel.deepspeed_config is not None and parallel.zero not in (None, stage):
         why = f"{parallel.deepspeed_config} asks for ZeRO {stage}"
         raise ConfigError("parallel.zero", parallel.zero, why, "give one of the two")
