@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from elas.checkpoint import state, storage
+from elas.checkpoint import selfcheck, state, storage
 from elas.checkpoint.folder import file_facts, prune, put_in_place
 from elas.checkpoint.resume import checkpoints_dir, identity, versions
 from elas.checkpoint.tensors import PartOfTensor
@@ -69,11 +69,13 @@ class Saver:
             facts: more for the manifest, such as `consumed_samples`.
 
         Raises:
-            Failure: it could not be written, the same on every rank; what was there before stays.
+            Failure: it could not be written, or masters are not the model's weights; the same on every rank. What was
+                there before stays.
         """
         start = time.perf_counter()
         self.finish()
         target = checkpoints_dir(self.config) / f"step_{step:08d}"
+        self._check(target)
         partial = target.with_name(target.name + ".partial")
         manifest = self._manifest(step, tokens, facts or {})
         self._begin(partial)
@@ -82,7 +84,8 @@ class Saver:
             self._plan = storage.make_plan(tensors)
         if self.config.checkpoint.async_save:
             tensors = self._copy(tensors)
-        self._writing = _Writing(partial, target, manifest, self._plan, tensors)
+        sample = selfcheck.Sample(self.engine, step) if dist.get_rank() == 0 else None
+        self._writing = _Writing(partial, target, manifest, self._plan, tensors, sample)
         if self.config.checkpoint.async_save:
             self._writing.start()
         else:
@@ -111,10 +114,21 @@ class Saver:
             problem = ["; ".join(problems) or self._put_in_place(writing, [results for results, _ in everybody])]
         dist.broadcast_object_list(problem, src=0)
         if problem[0]:
-            kept = f"the last whole one is {self.last}" if self.last else "there is none before it"
-            raise Failure(f"checkpoint {writing.target.name} could not be written ({problem[0]}); {kept}")
+            raise Failure(f"checkpoint {writing.target.name} could not be written ({problem[0]}); {self._kept()}")
         self.last = writing.target
         return writing.target
+
+    def _kept(self) -> str:
+        return f"the last intact one is {self.last}" if self.last else "there is none before it"
+
+    def _check(self, target: Path) -> None:
+        """Compare the masters with the model's weights, on every rank."""
+        wrong: list = [None] * dist.get_world_size()
+        dist.all_gather_object(wrong, selfcheck.scrambled_weight(self.engine))
+        for rank, name in enumerate(wrong):
+            if name:
+                what = f"the optimizer's copy of {name} on rank {rank} is not the weight that the model computes with"
+                raise Failure(f"checkpoint {target.name} was not written: {what}; {self._kept()}")
 
     def _put_in_place(self, writing: "_Writing", results: list) -> str | None:
         """Index, manifest, name; a text says what went wrong."""
@@ -127,6 +141,8 @@ class Saver:
                     return f"rank 0 does not see {name}: train.run_dir must lie on a file system that all hosts share"
                 if (writing.partial / name).stat().st_size != facts["bytes"]:
                     return f"{name} is cut short"
+            if difference := writing.sample.difference(writing.partial):
+                return f"rank 0: {difference}"
             put_in_place(writing.partial, writing.target, writing.manifest | {"files": files})
         except OSError as error:
             return f"rank 0: {error.strerror or error}"
@@ -195,8 +211,16 @@ def _why(error: BaseException) -> str:
 class _Writing:
     """One rank's part of one checkpoint, on its way to the disk."""
 
-    def __init__(self, partial: Path, target: Path, manifest: dict, plan: storage.Plan, tensors: storage.Tensors):
-        self.partial, self.target, self.manifest = partial, target, manifest
+    def __init__(
+        self,
+        partial: Path,
+        target: Path,
+        manifest: dict,
+        plan: storage.Plan,
+        tensors: storage.Tensors,
+        sample: selfcheck.Sample | None,
+    ):
+        self.partial, self.target, self.manifest, self.sample = partial, target, manifest, sample
         self.problem: str | None = None
         self._plan, self._tensors = plan, tensors
         self._results: tuple[dict, list] = ({}, [])

@@ -36,7 +36,7 @@ def capture(engine: Engine) -> dict[str, PartOfTensor]:
         fragment = held.get(parameter)
         if fragment is None or not _saves(engine, parameter, number):
             continue
-        place = _place(engine, parameter)
+        place = place_of(engine, parameter)
         tensors[f"weight.{name}"] = PartOfTensor.of(place, fragment.master(), fragment.start)
         for moment in MOMENTS:
             tensors[f"{moment}.{name}"] = PartOfTensor.of(place, fragment.moment(state, moment), fragment.start)
@@ -51,7 +51,7 @@ def targets(engine: Engine) -> dict[str, PartOfTensor]:
         fragment = held.get(parameter)
         if fragment is None:
             continue
-        place = _place(engine, parameter)
+        place = place_of(engine, parameter)
         entry = state[fragment.flat]
         for moment in MOMENTS:  # ZeRO 0 has none before the first step
             if moment not in entry:
@@ -66,7 +66,7 @@ def computed_with(engine: Engine) -> dict[str, PartOfTensor]:
     """What this rank is to load, second part: the weights that the model computes with, in their own dtype."""
     tensors = {}
     for name, parameter in parameters_by_name(engine).items():
-        place = _place(engine, parameter)
+        place = place_of(engine, parameter)
         if engine.stage < 3:
             tensors[f"weight.{name}"] = PartOfTensor.of(place, parameter.data.view(-1), 0)
             continue
@@ -141,6 +141,17 @@ def restore_random(tensor: torch.Tensor) -> None:
     get_cuda_rng_tracker().set_states({name: _tensor(text) for name, text in facts["megatron"].items()})
 
 
+def place_of(engine: Engine, parameter: torch.nn.Parameter) -> Place:
+    """Where this rank's tensor-parallel shard of a parameter lies in the whole tensor."""
+    shape = tuple(parameter.ds_shape) if engine.stage == 3 else tuple(parameter.shape)
+    layout: Layout = engine.layout
+    if layout.tp == 1 or not getattr(parameter, "tensor_model_parallel", False):
+        return Place(shape, shape)
+    dim, full = parameter.partition_dim, list(shape)
+    full[dim] *= layout.tp
+    return Place(shape, tuple(full), dim, layout.tp_rank, parameter.partition_stride if dim == 0 else 1)
+
+
 def _saves(engine: Engine, parameter: torch.nn.Parameter, number: int) -> bool:
     """Whether this rank saves its part: those that hold the same are dealt out by the parameter's number."""
     layout = engine.layout
@@ -149,16 +160,6 @@ def _saves(engine: Engine, parameter: torch.nn.Parameter, number: int) -> bool:
     if not getattr(parameter, "tensor_model_parallel", False) and layout.tp_rank != number % layout.tp:
         return False
     return engine.stage > 0 or layout.dp_rank == number % layout.dp
-
-
-def _place(engine: Engine, parameter: torch.nn.Parameter) -> Place:
-    shape = tuple(parameter.ds_shape) if engine.stage == 3 else tuple(parameter.shape)
-    layout: Layout = engine.layout
-    if layout.tp == 1 or not getattr(parameter, "tensor_model_parallel", False):
-        return Place(shape, shape)
-    dim, full = parameter.partition_dim, list(shape)
-    full[dim] *= layout.tp
-    return Place(shape, tuple(full), dim, layout.tp_rank, parameter.partition_stride if dim == 0 else 1)
 
 
 def _text(state: torch.Tensor) -> str:

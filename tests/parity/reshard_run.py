@@ -38,6 +38,44 @@ def save(overrides: dict, run_dir: str) -> float:
     return loss
 
 
+def scrambled_save(overrides: dict, run_dir: str) -> tuple[str, list[str], tuple]:
+    """Save, misread where weights lie, save again; the error, the checkpoints that are there, and read-back's words."""
+    from elas.checkpoint import selfcheck
+    from elas.checkpoint.saver import Saver
+    from elas.errors import Failure
+
+    config, engine, step = _engine(overrides, run_dir)
+    step(0)
+    saver = Saver(config, engine)
+    saver.save(1, tokens=0, facts={"consumed_samples": 0})
+    samples = [selfcheck.Sample(engine, 1)]
+    step(1)
+    samples.append(selfcheck.Sample(engine, 1))
+    read_back = tuple(sample.difference(saver.last) for sample in samples)
+    optimizer = engine.deepspeed.optimizer
+    if engine.stage == 3:
+        positions = optimizer.grad_position
+        one, two = (optimizer.get_param_id(p) for p in _two_alike(list(engine.chunks[0].parameters()), "ds_shape"))
+        positions[one], positions[two] = positions[two], positions[one]
+    elif engine.stage:
+        optimizer.round_robin_bit16_groups[0].reverse()
+    else:
+        masters = optimizer.fp32_groups[0]
+        one, two = (next(i for i, m in enumerate(masters) if m is p) for p in _two_alike(masters, "shape"))
+        masters[one], masters[two] = masters[two], masters[one]
+    try:
+        saver.save(2, tokens=0, facts={"consumed_samples": 0})
+    except Failure as error:
+        return str(error), sorted(path.name for path in saver.last.parent.iterdir()), read_back
+    return "", [], read_back
+
+
+def _two_alike(tensors: list, shape: str) -> list:
+    """Two matrices of one shape."""
+    matrices = [t for t in tensors if len(getattr(t, shape)) > 1]
+    return [t for t in matrices if getattr(t, shape) == getattr(matrices[-1], shape)][:2]
+
+
 def load(overrides: dict, source: str, run_dir: str) -> float:
     """Load what `save` left in `source`, save it again from this layout, and take the next step; its loss."""
     from elas.checkpoint.resume import find_checkpoint, first_whole, restore

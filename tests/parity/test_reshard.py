@@ -101,5 +101,18 @@ def test_a_save_beside_training_holds_the_state_it_was_called_in(saved, tmp_path
     world, overrides = LAYOUTS["tp2-zero3"]
     loss = run_ranks(world, reshard_run.save, {**overrides, "checkpoint.async_save": True}, str(tmp_path))[0]
     assert loss == want
+    beside = reshard_run.tensors(str(tmp_path))
     for name, tensor in reshard_run.tensors(run_dir).items():
-        assert torch.equal(tensor, reshard_run.tensors(str(tmp_path))[name]), name
+        assert torch.equal(tensor, beside[name]), name
+
+
+@pytest.mark.parametrize("stage, dtype", [(0, "bfloat16"), (1, "float32"), (2, "bfloat16"), (3, "float32")])
+def test_a_save_notices_weights_that_are_not_the_models(tmp_path, stage, dtype):
+    """Were DeepSpeed's memory misread, the save fails on every rank, and what was saved before stays."""
+    settings = {"parallel.zero": stage, "train.dtype": dtype, "model.num_layers": 1}
+    results = run_ranks(2, reshard_run.scrambled_save, settings, str(tmp_path))
+    (error, kept, (same, other)), (elsewhere, *_) = results
+    assert error == elsewhere and "is not the weight that the model computes with" in error
+    assert "checkpoint step_00000002 was not written" in error and "step_00000001" in error
+    assert kept == ["step_00000001"]
+    assert same is None and "is not the model's" in other  # read from the files: weights of then, weights of now

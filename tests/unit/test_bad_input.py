@@ -205,7 +205,10 @@ def test_deepspeed_json_may_not_say_what_the_configuration_says(corpus, tmp_path
         ('{"pipeline": {"stages": 2}}', "set parallel.pipeline"),
         ('{"foo": 1}', "sets foo"),
         ('{"wall_clock_breakdown": "maybe"}', "wall_clock_breakdown='maybe' goes to DeepSpeed's log"),
-        ('{"communication_data_type": "zz"}', "communication_data_type is 'zz'"),
+        (
+            '{"zero_optimization": {"stage": 1}, "communication_data_type": "zz"}',
+            "communication_data_type is 'zz'",
+        ),
         ('{"flops_profile": {}}', "did you mean flops_profiler"),
         ('{"wall_clock_breakdown": false, "wall_clock_breakdown": true}', "wall_clock_breakdown is given twice"),
         ('{"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "tpu"}}}', "device is 'tpu'"),

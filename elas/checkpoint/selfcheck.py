@@ -1,0 +1,103 @@
+"""A save checks itself: what goes to the disk against the weights that the model computes with.
+
+A checkpoint holds ZeRO's fp32 masters and moments, found through DeepSpeed's own bookkeeping (`elas.train.fragments`).
+Were that bookkeeping misread, files would be intact and their checksums right, and resuming would train another model.
+The model's weights are an independent witness: DeepSpeed copies every master into them, rounded to their dtype.
+
+- Before anything is written, every rank compares windows of each of its masters with the model's weights. Moments lie
+  at the same offsets as masters.
+- After the index is written, rank 0 reads windows of some tensors back by name, others at each save, through the index
+  and whichever ranks' files hold them.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from elas.checkpoint import storage
+from elas.checkpoint.state import parameters_by_name, place_of
+from elas.checkpoint.tensors import PartOfTensor
+from elas.train.engine import Engine
+from elas.train.fragments import fragments
+
+WINDOW = 256  # elements
+READ_BACK = 4  # tensors a save
+
+
+def computing_weights(engine: Engine, parameter: torch.nn.Parameter) -> tuple[torch.Tensor, int]:
+    """The weights of a parameter that this rank computes with: flat, and the index of the first in the shard."""
+    if engine.stage < 3:
+        return parameter.data.view(-1), 0
+    shard = parameter.ds_tensor
+    start = engine.layout.dp_rank * shard.numel()
+    numel = max(0, min(shard.numel(), parameter.ds_numel - start))  # the last ranks hold padding
+    return shard.view(-1)[:numel], start
+
+
+def _windows(numel: int) -> Iterator[tuple[int, int]]:
+    """The beginning, middle and end of a stretch, as (first, count)."""
+    count = min(WINDOW, numel)
+    for first in sorted({0, (numel - count) // 2, numel - count}):
+        yield first, count
+
+
+@torch.no_grad()
+def scrambled_weight(engine: Engine) -> str | None:
+    """Name of the first weight whose master on this rank is not what the model computes with; None if all agree."""
+    held, names, differ = fragments(engine), [], []
+    for name, parameter in parameters_by_name(engine).items():
+        fragment = held.get(parameter)
+        if fragment is None:
+            continue
+        master = fragment.master()
+        weights, start = computing_weights(engine, parameter)
+        weights = weights.narrow(0, fragment.start - start, fragment.numel)
+        for first, count in _windows(fragment.numel):
+            here = weights.narrow(0, first, count)
+            names.append(name)
+            differ.append((master.narrow(0, first, count).to(here.device, here.dtype) != here).any())
+    if not differ:
+        return None
+    wrong = torch.stack(differ).nonzero()  # one read from the device
+    return names[int(wrong[0])] if len(wrong) else None
+
+
+class Sample:
+    """Windows of some of this rank's weights as they are now, to be compared with a checkpoint's files later.
+
+    Args:
+        engine: whose weights.
+        step: decides which tensors and windows: others at each save.
+    """
+
+    def __init__(self, engine: Engine, step: int):
+        self._windows: dict[str, tuple] = {}
+        parameters = list(parameters_by_name(engine).items())
+        chosen = torch.Generator().manual_seed(step)
+        for number in torch.randperm(len(parameters), generator=chosen)[:READ_BACK].tolist():
+            name, parameter = parameters[number]
+            weights, start = computing_weights(engine, parameter)
+            if not weights.numel():
+                continue
+            count = min(WINDOW, weights.numel())
+            first = int(torch.randint(weights.numel() - count + 1, (), generator=chosen))
+            values = weights.narrow(0, first, count).to("cpu", copy=True)
+            self._windows[f"weight.{name}"] = (place_of(engine, parameter), start + first, values)
+
+    def difference(self, folder: Path) -> str | None:
+        """Read the windows back; a text names the first tensor that does not hold them.
+
+        Args:
+            folder: of a checkpoint whose index is written.
+        """
+        read = {name: torch.zeros(values.numel()) for name, (_, _, values) in self._windows.items()}
+        parts = {name: PartOfTensor.of(place, read[name], first) for name, (place, first, _) in self._windows.items()}
+        try:
+            storage.read(folder, parts)
+        except (RuntimeError, KeyError, ValueError, OSError) as error:
+            return f"reading it back failed ({' '.join(str(error).split())[:200]})"
+        for name, (_, _, values) in self._windows.items():
+            if not torch.equal(read[name].to(values.dtype), values):
+                return f"{name} read back is not the model's"
+        return None
