@@ -8,67 +8,27 @@ together), so a run that is given more steps goes on as if it had had them from 
 """
 
 import logging
-import pickle
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
 from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.utils import Split
 
 from elas.config import Config
 from elas.data.corpus import parse_blend
 from elas.data.documents import IGNORED, TruncatedDocuments
+from elas.data.packed import Epochs, PackedDocuments, packed_epoch, packed_settings
+from elas.data.split import EVERYTHING, divide, parse_split
 from elas.data.token_files import read_token_files
 from elas.errors import ConfigError, UserError
 from elas.parallel import Layout
 
-Epoch = GPTDataset | TruncatedDocuments
-
-
-class _Tokens:
-    """What `GPTDataset` asks of a tokenizer: no id is padding (samples are packed full), none resets positions."""
-
-    pad = -1
-    eod = -2
-    vocab_size = None
-    unique_identifiers: ClassVar = OrderedDict(kind="elas-packed")
-
-
-class Epochs(torch.utils.data.Dataset):
-    """`samples` samples of a dataset, over and over: the first epoch in its own order, later ones shuffled anew.
-
-    Args:
-        dataset: one epoch, in Megatron's shuffled order.
-        samples: how many to hand out.
-        seed: of the later epochs' orders.
-    """
-
-    def __init__(self, dataset: GPTDataset | TruncatedDocuments, samples: int, seed: int):
-        self.dataset, self.samples, self.seed = dataset, samples, seed
-        # What BlendedDataset asks of its parts; `samples` is left out, so its cache serves runs of every length.
-        self.index_split = dataset.index_split
-        self.unique_identifiers = OrderedDict(kind="elas-epochs", dataset=dataset.unique_identifiers, seed=seed)
-        self._order = lru_cache(maxsize=2)(self._order)
-
-    def __len__(self) -> int:
-        return self.samples
-
-    def __getitem__(self, index: int) -> dict:
-        epoch, position = divmod(int(index), len(self.dataset))
-        return self.dataset[int(self._order(epoch)[position]) if epoch else position]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        """Order of one epoch: int64 `[samples of an epoch]`."""
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
+Epoch = PackedDocuments | TruncatedDocuments
+Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and labels, int64 [micro_batch_size, seq_length]
 
 
 @dataclass(frozen=True)
@@ -77,6 +37,9 @@ class Datasets:
 
     train: torch.utils.data.Dataset
     valid: torch.utils.data.Dataset | None
+    """What one validation passes, each sample once."""
+    valid_available: int = 0
+    """Samples that there are for validation; more than `len(valid)` where `train.eval_batches` takes a part."""
     sources: tuple[str, ...] = ()
     """Prefixes of what `train` is blended from; empty where that is one corpus."""
 
@@ -103,59 +66,35 @@ def build_datasets(config: Config, beyond: int = 0) -> Datasets:
     valid_samples = config.train.eval_batches * config.train.global_batch_size
     prefixes, weights = parse_blend("data.train", config.data.train)
     own = config.data.valid is not None
-    parts = [_one_epoch(config, prefix, "1,0,0" if own else config.data.split) for prefix in prefixes]
-    train = _blend(config, "data.train", [train for train, _ in parts], weights, train_samples)
+    shares = EVERYTHING if own else parse_split(config.data.split)
+    train_parts = [_one_epoch(config, prefix, Split.train, shares) for prefix in prefixes]
+    train = _blend(config, "data.train", train_parts, weights, train_samples)
     sources = tuple(prefixes) if len(prefixes) > 1 else ()
     if not valid_samples:
-        return Datasets(train, None, sources)
-    held_out = [valid for _, valid in parts]
+        return Datasets(train, None, sources=sources)
     if own:
         prefixes, weights = parse_blend("data.valid", config.data.valid)
-        held_out = [_one_epoch(config, prefix, "0,1,0")[1] for prefix in prefixes]
-    valid = _blend(config, "data.valid" if own else "data.split", held_out, weights, valid_samples)
-    return Datasets(train, valid, sources)
-
-
-def _settings(config: Config, **source) -> GPTDatasetConfig:
-    return GPTDatasetConfig(
-        random_seed=config.train.seed,
-        sequence_length=config.model.seq_length,
-        path_to_cache=config.data.cache or str(Path(config.train.run_dir) / "index-cache"),
-        tokenizer=_Tokens(),
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-        **source,
+        shares = (0.0, 1.0, 0.0)
+    parts = [_one_epoch(config, prefix, Split.valid, shares) for prefix in prefixes]
+    return Datasets(
+        train, *_once(config, "data.valid" if own else "data.split", parts, weights, valid_samples), sources
     )
 
 
-def _one_epoch(config: Config, prefix: str, split: str) -> tuple[Epoch | None, Epoch | None]:
-    """One epoch of a corpus's training and validation documents, None where the split gives a part nothing."""
+def _cache(config: Config) -> str:
+    return config.data.cache or str(Path(config.train.run_dir) / "index-cache")
+
+
+def _one_epoch(config: Config, prefix: str, part: Split, shares: tuple[float, float, float]) -> Epoch | None:
+    """One epoch of the documents of a corpus that are for training or validation; None where there are none."""
+    files = read_token_files("data", prefix)
+    documents = divide(files.documents, shares)[part.value]
+    seed, seq_length = config.train.seed, config.model.seq_length
     if config.data.packing == "document":
-        return _truncated_documents(config, prefix, split)
-    settings = _settings(config, blend=([prefix], None), split=split)
-    builder = BlendedMegatronDatasetBuilder(GPTDataset, [None] * len(Split), lambda: True, settings)
-    try:
-        train, valid, _test = builder.build()
-    except (EOFError, ValueError, pickle.UnpicklingError) as error:  # how NumPy takes a damaged file
-        folder = settings.path_to_cache
-        raise ConfigError("data.cache", folder, f"holds a damaged sample index ({error})", "remove it") from error
-    return train, valid
-
-
-def _truncated_documents(config: Config, prefix: str, split: str) -> tuple[Epoch | None, Epoch | None]:
-    """The same, a document a sample; documents are divided as Megatron divides them."""
-    shares = np.array([float(share) for share in (split + ",0,0").split(",")[:3]])
-    edges = [
-        0,
-        *(round(edge) for edge in np.cumsum(shares / shares.sum()) * read_token_files("data", prefix).documents),
-    ]
-    found = []
-    for part, (first, last) in zip((Split.train, Split.valid), pairwise(edges)):
-        samples = TruncatedDocuments(prefix, first, last, part, config.model.seq_length, config.train.seed)
-        found.append(samples if len(samples) else None)
-    return found[0], found[1]
+        return TruncatedDocuments(files, documents, part, seq_length, seed)
+    if files.lengths_of(documents).sum() <= seq_length:  # Megatron looks for samples in an empty part forever
+        return None
+    return packed_epoch(files, documents, part, seed=seed, seq_length=seq_length, cache=_cache(config))
 
 
 def _blend(
@@ -171,15 +110,35 @@ def _blend(
         return Epochs(parts[0], samples, config.train.seed)
     sources = [Epochs(part, samples, config.train.seed) for part in parts]
     weights = weights or [float(len(part)) for part in parts]
-    settings = _settings(config, blend=(["blend"], None), split="1,0,0")
+    settings = packed_settings(config.train.seed, config.model.seq_length, _cache(config))
     return BlendedMegatronDatasetBuilder.build_generic_dataset(
         BlendedDataset, lambda: True, True, sources, weights, samples, settings
     )
 
 
+def _once(
+    config: Config, key: str, parts: list[Epoch | None], weights: list[float] | None, samples: int
+) -> tuple[torch.utils.data.Dataset, int]:
+    """At most `samples` of the parts, none of them twice, and how many there could be.
+
+    A blend ends where the first of its sources does, so that its weights hold.
+    """
+    sizes = np.array([0 if part is None else len(part) for part in parts], dtype=float)
+    shares = np.array(weights or sizes)
+    available = int(min(sizes / shares) * shares.sum() + 1e-6) if sizes.all() else 0
+    blend = _blend(config, key, parts, weights, min(samples, available))
+    if len(parts) == 1:
+        return blend, available
+    spent = blend.dataset_sample_index >= sizes[blend.dataset_index]  # Megatron keeps weights to within a sample
+    if not spent.any():
+        return blend, available
+    end = int(np.argmax(spent))
+    return torch.utils.data.Subset(blend, range(end)), end
+
+
 def micro_batches(
     dataset: torch.utils.data.Dataset, config: Config, layout: Layout, *, consumed: int = 0
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Iterator[Batch]:
     """This data-parallel rank's micro-batches, from `consumed` samples of the whole run on, until the data ends.
 
     Yields:
@@ -190,21 +149,44 @@ def micro_batches(
         UserError: a token id that the model has no embedding for.
     """
     size, stride = config.train.micro_batch_size, config.train.micro_batch_size * layout.dp
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     for start in range(consumed, len(dataset) - stride + 1, stride):
         first = start + layout.dp_rank * size
-        samples = [dataset[index] for index in range(first, first + size)]
-        tokens, labels = (torch.stack([sample[key] for sample in samples]) for key in ("tokens", "labels"))
-        _check_ids(tokens, labels, config.model.vocab_size, first)
-        yield tokens.to(device, torch.int64), labels.to(device, torch.int64)
+        yield _batch(dataset, range(first, first + size), config, "data.train")
 
 
-def _check_ids(tokens: torch.Tensor, labels: torch.Tensor, vocab_size: int, first: int) -> None:
+def whole_set(dataset: torch.utils.data.Dataset, config: Config, layout: Layout) -> Iterator[list[Batch]]:
+    """Every sample once, in rounds of at most a global batch: this data-parallel rank's micro-batches of each round.
+
+    Every rank gets as many rounds and micro-batches as every other. The last may hold fewer samples than places:
+    those are filled with blanks, whose labels all are −1.
+    """
+    size, stride = config.train.micro_batch_size, config.train.micro_batch_size * layout.dp
+    key = "data.train" if config.data.valid is None else "data.valid"
+    together = stride * (layout.pp if layout.vpp > 1 else 1)  # an interleaved schedule takes multiples of its stages
+    for start in range(0, len(dataset), config.train.global_batch_size):
+        left = min(config.train.global_batch_size, len(dataset) - start)
+        firsts = range(start + layout.dp_rank * size, start + -(-left // together) * together, stride)
+        yield [_batch(dataset, range(first, first + size), config, key) for first in firsts]
+
+
+def _batch(dataset: torch.utils.data.Dataset, places: range, config: Config, key: str) -> Batch:
+    """One micro-batch on this process's device; places past the end of the dataset are blank."""
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    samples = [dataset[index] for index in places if index < len(dataset)]
+    shape = (len(places), config.model.seq_length)
+    tokens, labels = torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORED)
+    for row, sample in enumerate(samples):
+        tokens[row], labels[row] = sample["tokens"], sample["labels"]
+    _check_ids(key, tokens, labels, config.model.vocab_size, places.start)
+    return tokens.to(device), labels.to(device)
+
+
+def _check_ids(key: str, tokens: torch.Tensor, labels: torch.Tensor, vocab_size: int, first: int) -> None:
     for ids in (tokens, torch.where(labels == IGNORED, 0, labels)):
         low, high = (int(value) for value in torch.aminmax(ids))
         if low < 0 or high >= vocab_size:
             raise UserError(
-                f"data.train: token id {low if low < 0 else high} near sample {first} is outside "
+                f"{key}: token id {low if low < 0 else high} near sample {first} is outside "
                 f"model.vocab_size={vocab_size}; set model.vocab_size to the tokenizer's, or tokenise again",
                 on_every_rank=False,
             )

@@ -4,8 +4,11 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
+
 from elas.config import Config
-from elas.data.token_files import manifest_vocabulary, read_manifest, read_token_files
+from elas.data.split import divide, parse_split
+from elas.data.token_files import TokenFiles, manifest_vocabulary, read_manifest, read_token_files
 from elas.errors import ConfigError
 
 
@@ -20,7 +23,7 @@ def parse_blend(key: str, value: str | list[str]) -> tuple[list[str], list[float
         Prefixes, and their weights or None.
 
     Raises:
-        ConfigError: no prefix, or weights that are not positive numbers.
+        ConfigError: no prefix, weights that are not positive numbers, or one corpus named twice.
     """
     parts = value.split() if isinstance(value, str) and not os.path.exists(f"{value}.idx") else value
     parts = [parts] if isinstance(parts, str) else list(parts)
@@ -28,10 +31,22 @@ def parse_blend(key: str, value: str | list[str]) -> tuple[list[str], list[float
     if not parts:
         raise ConfigError(key, value, "names no corpus", "give the prefix of a .bin/.idx pair")
     if all(weight is None for weight in weights):
-        return parts, None
+        return _distinct(key, value, parts), None
     if len(parts) % 2 or not all(weight and 0 < weight < math.inf for weight in weights):
         raise ConfigError(key, value, "is not a blend", "write [WEIGHT, PREFIX, WEIGHT, PREFIX, …], weights above 0")
-    return parts[1::2], [float(weight) for weight in weights]
+    return _distinct(key, value, parts[1::2]), [float(weight) for weight in weights]
+
+
+def _distinct(key: str, value: str | list[str], prefixes: list[str]) -> list[str]:
+    """The prefixes; twice named, however spelt, a corpus would begin both its shares with the same samples."""
+    seen: dict[str, str] = {}
+    for prefix in prefixes:
+        file = os.path.realpath(f"{prefix}.bin")
+        if file in seen:
+            why = f"names one corpus twice ({seen[file]}" + (")" if prefix == seen[file] else f" and {prefix})")
+            raise ConfigError(key, value, why, "name it once, with the weights added")
+        seen[file] = prefix
+    return prefixes
 
 
 def _weight(text: str) -> float | None:
@@ -47,7 +62,7 @@ def check_corpus(config: Config) -> None:
     Raises:
         ConfigError: no or missing or empty files, too few tokens for one sample, or a vocabulary that does not fit.
     """
-    data, model = config.data, config.model
+    data = config.data
     if data.train is None:
         raise ConfigError("data.train", None, "no corpus to train on", "give the prefix of a .bin/.idx pair")
     if data.tokenizer is not None:
@@ -60,11 +75,9 @@ def check_corpus(config: Config) -> None:
             continue
         for prefix in parse_blend(key, value)[0]:
             files = read_token_files(key, prefix)
-            if data.packing == "packed" and files.tokens <= model.seq_length:
-                why = (
-                    f"{files.tokens} tokens do not make one sample of model.seq_length={model.seq_length} and its label"
-                )
-                raise ConfigError(key, prefix, why, "use a larger corpus or shorter sequences")
+            why = _too_small(config, files, np.arange(files.documents))
+            if why:
+                raise ConfigError(key, prefix, f"holds {why}", "use a larger corpus or shorter sequences")
             vocabulary = manifest_vocabulary(prefix)
             if vocabulary is None:
                 vocabulary = files.largest_sampled() + 1
@@ -109,27 +122,34 @@ def _check_vocabulary(config: Config, vocabulary: int, source: str) -> None:
 
 def _check_split(config: Config) -> None:
     split = config.data.split
-    try:
-        shares = [float(share) for share in split.split(",")]
-    except ValueError:
-        shares = []
-    if not 1 <= len(shares) <= 3 or not all(0 <= share < math.inf for share in shares) or not sum(shares):
-        raise ConfigError("data.split", split, "is not a split", "write three shares, such as 99,1,0")
+    shares = parse_split(split)
     wants_valid = config.data.valid is None and config.train.eval_batches > 0
     fix = "give data.valid, a larger validation share, or train.eval_batches=0"
-    if wants_valid and (len(shares) < 2 or shares[1] == 0):
+    if wants_valid and shares[1] == 0:
         raise ConfigError("data.split", split, "leaves nothing to validate on", fix)
-    shares = [share / sum(shares) for share in (*shares, 0, 0)[:3]]
-    for prefix in parse_blend("data.train", config.data.train)[0] if config.data.valid is None else ():
+    if config.data.valid is not None:
+        return
+    for prefix in parse_blend("data.train", config.data.train)[0]:
         files = read_token_files("data.train", prefix)
-        # Megatron cuts at rounded documents, and looks for samples in an empty part forever.
-        first, second = round(shares[0] * files.documents), round((shares[0] + shares[1]) * files.documents)
-        parts = {"train": (0, first), "validate": (first, second)}
-        for part, (begin, end) in parts.items() if wants_valid else [("train", parts["train"])]:
-            if end <= begin:
-                why = f"leaves no document of {prefix} ({files.documents}) to {part} on"
-                raise ConfigError("data.split", split, why, fix)
-            tokens = files.tokens_of(begin, end)
-            if config.data.packing == "packed" and tokens <= config.model.seq_length:
-                why = f"leaves {tokens} tokens of {prefix} to {part} on, too few for one sample and its label"
-                raise ConfigError("data.split", split, why, fix)
+        train, valid = divide(files.documents, shares)
+        for purpose, documents in (("train", train), ("validate", valid))[: 1 + wants_valid]:
+            way_out = fix if purpose == "validate" else "give a larger training share, or a larger corpus"
+            if not len(documents):
+                why = f"leaves no document of {prefix} ({files.documents}) to {purpose} on"
+                raise ConfigError("data.split", split, why, way_out)
+            why = _too_small(config, files, documents)
+            if why:
+                raise ConfigError("data.split", split, f"leaves, of {prefix} to {purpose} on, {why}", way_out)
+
+
+def _too_small(config: Config, files: TokenFiles, documents: np.ndarray) -> str:
+    """Why some documents do not make one sample; empty where they do."""
+    lengths, seq_length = files.lengths_of(documents), config.model.seq_length
+    if config.data.packing == "document":
+        return "" if (lengths > 1).any() else "no document of two tokens or more"
+    tokens = int(lengths.sum())
+    return (
+        ""
+        if tokens > seq_length
+        else f"{tokens} tokens, too few for a sample of model.seq_length={seq_length} and its label"
+    )

@@ -11,7 +11,7 @@ import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
-from elas.data.token_files import read_token_files
+from elas.data.token_files import TokenFiles
 
 IGNORED = -1
 """Label of a position that has no next token."""
@@ -21,23 +21,22 @@ class TruncatedDocuments(torch.utils.data.Dataset):
     """The beginnings of documents, shuffled.
 
     Args:
-        prefix: of the token files.
-        first, last: documents [first, last) are in it; those of one token or none make no sample.
-        split: what part of the corpus that is.
+        files: the corpus.
+        documents: numbers of those in it, int64, ascending; those of one token or none make no sample.
+        part: training or validation.
         seq_length: tokens in a sample.
         seed: of the order.
     """
 
-    def __init__(self, prefix: str, first: int, last: int, split: Split, seq_length: int, seed: int):
-        self.prefix, self.first, self.last, self.seq_length, self.seed = prefix, first, last, seq_length, seed
-        lengths = np.concatenate([part for _, part in read_token_files("data", prefix).document_lengths(1 << 20)])
-        usable = first + np.flatnonzero(lengths[first:last] > 1)
-        self._order = np.random.default_rng((seed, first)).permutation(usable)
+    def __init__(self, files: TokenFiles, documents: np.ndarray, part: Split, seq_length: int, seed: int):
+        self.prefix, self.seq_length = files.prefix, seq_length
+        usable = documents[files.lengths_of(documents) > 1]
+        self._order = np.random.default_rng((seed, part.value)).permutation(usable)
         self._tokens: IndexedDataset | None = None
         # What BlendedDataset asks of its parts.
-        self.index_split = split
-        facts = {"prefix": prefix, "first": first, "last": last, "seq_length": seq_length, "seed": seed}
-        self.unique_identifiers = OrderedDict(kind="elas-truncated-documents", **facts)
+        self.index_split = part
+        facts = {"content": files.content(documents), "seq_length": seq_length, "seed": seed}
+        self.unique_identifiers = OrderedDict(kind="elas-truncated-documents", part=part.name, **facts)
 
     def __len__(self) -> int:
         return len(self._order)

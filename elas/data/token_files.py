@@ -36,22 +36,39 @@ class TokenFiles:
     tokens: int
     dtype: np.dtype
 
-    def tokens_of(self, first: int, last: int) -> int:
-        """Tokens in documents [first, last)."""
+    def _tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each sequence's length (int32), and the sequence each document begins at (int64, with the end), mapped."""
         with open(f"{self.prefix}.idx", "rb") as file:
             sequences, entries = _HEADER.unpack(file.read(len(MAGIC) + _HEADER.size)[len(MAGIC) :])[2:]
         header = len(MAGIC) + _HEADER.size
-        starts = np.memmap(f"{self.prefix}.idx", "<i8", "r", header + 12 * sequences, (entries,))
         lengths = np.memmap(f"{self.prefix}.idx", "<i4", "r", header, (sequences,))
+        return lengths, np.memmap(f"{self.prefix}.idx", "<i8", "r", header + 12 * sequences, (entries,))
+
+    def tokens_of(self, first: int, last: int) -> int:
+        """Tokens in documents [first, last)."""
+        lengths, starts = self._tables()
         return int(lengths[int(starts[first]) : int(starts[last])].sum(dtype=np.int64))
+
+    def lengths_of(self, documents: np.ndarray) -> np.ndarray:
+        """Tokens of each of some documents, by ascending numbers: int64, as many."""
+        found, first = [np.zeros(0, dtype=np.int64)], 0
+        for begin, (_, lengths) in zip(range(0, self.documents, _CHUNK), self.document_lengths(_CHUNK)):
+            last = int(np.searchsorted(documents, begin + len(lengths)))
+            found.append(lengths[documents[first:last] - begin])
+            first = last
+        return np.concatenate(found)
+
+    def sequences_of(self, documents: np.ndarray) -> np.ndarray:
+        """Numbers of the sequences that some documents consist of, int64; elas writes one sequence a document."""
+        lengths, starts = self._tables()
+        if len(lengths) == self.documents and np.array_equal(starts, np.arange(len(starts))):
+            return documents
+        counts = starts[documents + 1] - starts[documents]
+        return np.repeat(starts[documents] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
 
     def document_lengths(self, chunk: int) -> Iterator[tuple[int, np.ndarray]]:
         """Tokens of every document, int64, up to `chunk` documents at a time, each with the tokens before them."""
-        with open(f"{self.prefix}.idx", "rb") as file:
-            sequences, entries = _HEADER.unpack(file.read(len(MAGIC) + _HEADER.size)[len(MAGIC) :])[2:]
-        header = len(MAGIC) + _HEADER.size
-        starts = np.memmap(f"{self.prefix}.idx", "<i8", "r", header + 12 * sequences, (entries,))
-        lengths = np.memmap(f"{self.prefix}.idx", "<i4", "r", header, (sequences,))
+        lengths, starts = self._tables()
         before = 0
         for begin in range(0, self.documents, chunk):
             edges = np.asarray(starts[begin : begin + chunk + 1])
@@ -59,6 +76,14 @@ class TokenFiles:
             of_documents = np.diff(of_sequences[edges - edges[0]])
             yield before, of_documents
             before += int(of_documents.sum())
+
+    def content(self, documents: np.ndarray) -> str:
+        """Key of some documents in caches: the corpus's fingerprint, every length in it, and their numbers (int64)."""
+        digest = hashlib.sha256(self.fingerprint().encode())
+        for table in (*self._tables(), documents):
+            for begin in range(0, len(table), _CHUNK):
+                digest.update(table[begin : begin + _CHUNK].tobytes())
+        return digest.hexdigest()[:16]
 
     def fingerprint(self) -> str:
         """Of the tokens in up to 256 stretches of 16 KiB, evenly spread: all of them up to 4 MiB, a sample beyond."""

@@ -25,6 +25,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from elas import host
 from elas.config import Config
+from elas.data.batches import Batch
 from elas.extensions import load_deepspeed
 from elas.model.provider import build_chunks
 from elas.optim.adamw import build_adamw
@@ -32,8 +33,6 @@ from elas.optim.loro import build_loro, refresh
 from elas.parallel import DeepSpeedGroups, Layout
 from elas.train import grads
 from elas.train.deepspeed_config import deepspeed_config, offloads_optimizer, zero_stage
-
-Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and labels, int64 [micro_batch_size, seq_length]
 
 
 class LossModel(torch.nn.Module):
@@ -79,6 +78,7 @@ class Engine:
         deepspeed: DeepSpeed's engine.
         base_optimizer: what DeepSpeed steps: AdamW or LORO.
         mark: told what comes next, by name.
+        labels: labels of the last step's global batch that count; without those that fill up a document's sample.
     """
 
     def __init__(self, config: Config, layout: Layout):
@@ -121,6 +121,7 @@ class Engine:
         if config.optimizer.kind == "loro":
             refresh(self.base_optimizer.state.values())  # of the step that ZeRO takes to allocate its state
 
+        self.labels = 0
         self._accumulation = None
         self._last: list[Batch] = []
         self.mark: Callable[[str], None] = lambda operation: None
@@ -173,18 +174,29 @@ class Engine:
         return norm is not None and not 0 <= float(norm) < math.inf
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterator[Batch]) -> float:
-        """Mean loss over one global batch, without gradients; the same on every rank."""
+    def evaluate(self, micro: list[Batch]) -> tuple[float, int]:
+        """Forward without gradients; every rank calls it with as many micro-batches.
+
+        Args:
+            micro: this data-parallel rank's, as many as an interleaved schedule can take.
+
+        Returns:
+            Sum of the losses of all ranks' labels that count (nats), and how many there are: to be added up before
+            dividing, since batches may hold unequal numbers of them. The same on every rank.
+        """
         self.mark("validation")
-        micro = [next(batches) for _ in range(self.micro_batches)]
-        counted = self._counted(micro)
         if self.uses_schedule:
-            losses = self._pass_schedule(micro, counted, forward_only=True)
+            sums = self._pass_schedule(micro, counted=1.0, forward_only=True)  # the sum over one label
         else:
             self.deepspeed.eval()
-            losses = [self.deepspeed(tokens, labels, counted).detach() for tokens, labels in micro]
+            sums = [self.deepspeed(tokens, labels, 1.0).detach() for tokens, labels in micro]
             self.deepspeed.train()
-        return self._mean_loss(losses)
+        total = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
+        if self._knows_loss and sums:
+            total[0] = torch.stack(sums).double().sum()
+            total[1] = sum((labels >= 0).sum() for _, labels in micro)
+        dist.all_reduce(total)
+        return float(total[0]), int(total[1])
 
     @torch.no_grad()
     def is_finite(self) -> bool:
@@ -198,9 +210,11 @@ class Engine:
     def _counted(self, micro: list[Batch]) -> float | None:
         """Labels that count, on average over all micro-batches; None where all do."""
         if self.config.data.packing == "packed":
+            self.labels = self.config.train.global_batch_size * self.config.model.seq_length
             return None
         count = torch.stack([(labels >= 0).sum() for _, labels in micro]).sum().double()
         dist.all_reduce(count, group=mpu.get_data_parallel_group())
+        self.labels = int(count)
         return float(count) / (len(micro) * self.layout.dp)
 
     def _pass_schedule(
@@ -257,9 +271,14 @@ class Engine:
         self.deepspeed.step()
         return float(self.deepspeed.get_global_grad_norm())
 
+    @property
+    def _knows_loss(self) -> bool:
+        """Whether this rank's losses are to be summed: of those that hold the same, one is."""
+        return self.layout.is_last_stage and self.layout.tp_rank == 0
+
     def _mean_loss(self, losses: list[torch.Tensor]) -> float:
         total = torch.zeros((), dtype=torch.float64, device=torch.cuda.current_device())
-        if self.layout.is_last_stage and self.layout.tp_rank == 0 and losses:
+        if self._knows_loss and losses:
             total += torch.stack([loss.double() for loss in losses]).mean()
         dist.all_reduce(total)
         return float(total) / self.layout.dp

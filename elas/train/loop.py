@@ -7,7 +7,7 @@ from elas.checkpoint.folder import Checkpoint, read_checkpoint
 from elas.checkpoint.resume import first_whole, restore
 from elas.checkpoint.saver import Saver
 from elas.config import Config
-from elas.data.batches import build_datasets, micro_batches
+from elas.data.batches import build_datasets, micro_batches, whole_set
 from elas.errors import Failure
 from elas.model import observe
 from elas.model.activation import set_sparse
@@ -52,6 +52,7 @@ class _Run:
     Attributes:
         step: optimizer steps taken, skipped ones included.
         consumed: samples consumed; more than `step` global batches after a rollback, which goes on with fresh ones.
+        tokens: trained on: labels that counted. What fills up a document's sample counts for nothing.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class _Run:
             resume = first_whole(resume, config)
         self.step = resume.step if resume else 0
         self.consumed = resume.manifest["consumed_samples"] if resume else 0
+        self.tokens = resume.manifest["tokens"] if resume else 0
         self._open_data()
         self.engine = Engine(config, layout)
         self.engine.mark = lambda operation: watchdog.mark(self.step, operation)
@@ -76,7 +78,7 @@ class _Run:
         self.bad, self.spikes = BadSteps(), Spikes(config.train.spike_nats)
         self.loss: float | None = None
         self.valid_loss: float | None = None
-        self.clock = _Clock(self.step)
+        self.clock = _Clock(self.step, self.tokens)
         _announce(config, layout, self.engine, resume, self.metrics)
 
     def _open_data(self) -> None:
@@ -90,7 +92,7 @@ class _Run:
         config, stopped = self.config, ""
         if self.step == 0:
             self._validate()
-        self.clock.restart(self.step)
+        self.clock.restart(self.step, self.tokens)
         while self.step < config.train.steps and not stopped:
             self._one_step()
             if config.train.on_spike != "ignore" and self._spiked():
@@ -105,10 +107,10 @@ class _Run:
         if stopped:
             self.metrics.say(f"stopped after step {self.step} ({stopped}); the same command goes on from there")
         self.metrics.close()
-        tokens, checkpoint = self.step * _tokens_per_step(config), str(self.saver.last)
+        checkpoint = str(self.saver.last)
         if self.layout.rank == 0:
             write_marker(config, {"step": self.step, "checkpoint": checkpoint}, stopped)
-        return RunResult(self.step, tokens, self.loss, self.valid_loss, checkpoint, stopped)
+        return RunResult(self.step, self.tokens, self.loss, self.valid_loss, checkpoint, stopped)
 
     def _one_step(self) -> None:
         config, engine, cycle = self.config, self.engine, self.cycle
@@ -124,6 +126,7 @@ class _Run:
             cycle.begin(step)
         self.loss, norm = engine.step(self.batches)
         self.consumed += config.train.global_batch_size
+        self.tokens += engine.labels
         if self.bad.note(self.loss, norm):
             self._skipped(norm)
             return
@@ -134,7 +137,8 @@ class _Run:
             drawn = self.datasets.samples_by_source(self.consumed)
             more = (exact.metrics() if exact else {}) | ({"sources": drawn} if drawn else {})
             more |= self.bad.metrics() | self.spikes.metrics()
-            _log(config, engine, self.metrics, self.clock, step, loss=self.loss, grad_norm=norm, lr=lr, **more)
+            values = {"step": step, "tokens": self.tokens, "loss": self.loss, "grad_norm": norm, "lr": lr, **more}
+            _log(config, engine, self.metrics, self.clock, values)
 
     def _skipped(self, norm: float) -> None:
         """Tell of a step without an update; end the run when there are too many."""
@@ -163,10 +167,10 @@ class _Run:
         self.metrics.say(f"step {self.step:>6}: {what}; back to step {checkpoint.step}, with the samples after these")
         restore(self.engine, checkpoint)
         self.spikes.rolled_back()
-        self.step = checkpoint.step
+        self.step, self.tokens = checkpoint.step, checkpoint.manifest["tokens"]
         self._open_data()
         self.metrics.drop_after(self.step)
-        self.clock.restart(self.step)
+        self.clock.restart(self.step, self.tokens)
         return True
 
     def _save_if_due(self) -> str:
@@ -180,8 +184,8 @@ class _Run:
                 raise self._diverged("weights that are not finite after the update")
             self.engine.mark("saving")
             facts = {"consumed_samples": self.consumed, **self.bad.metrics(), **self.spikes.metrics()}
-            saver.save(self.step, self.step * _tokens_per_step(config), facts)
-            self.clock.restart(self.step)
+            saver.save(self.step, self.tokens, facts)
+            self.clock.restart(self.step, self.tokens)
         return stopped
 
     def _validate(self) -> None:
@@ -191,16 +195,21 @@ class _Run:
             return
         observe.look_next(engine.chunks, 0)
         set_sparse(engine.chunks, self.step > config.sparsity.dense_steps)
-        batches = micro_batches(self.datasets.valid, config, self.layout)
-        losses = [engine.evaluate(batches) for _ in range(config.train.eval_batches)]
-        loss = self.valid_loss = sum(losses) / len(losses)
+        total, tokens = 0.0, 0
+        for micro in whole_set(self.datasets.valid, config, self.layout):
+            losses, counted = engine.evaluate(micro)
+            total, tokens = total + losses, tokens + counted
+        loss = self.valid_loss = total / tokens
         if not math.isfinite(loss):
             raise self._diverged(f"validation loss {loss}")
-        perplexity, tokens = math.exp(min(loss, 80.0)), len(losses) * _tokens_per_step(config)
-        self.metrics.log("validation", {"step": self.step, "loss": loss, "ppl": perplexity, "tokens": tokens})
-        told = f"validation loss {loss:.4f}  perplexity {perplexity:,.1f}  ({tokens:,} tokens)"
-        self.metrics.say(f"step {self.step:>6}  {told}")
-        self.clock.restart(self.step)
+        samples, available = len(self.datasets.valid), self.datasets.valid_available
+        perplexity, share = math.exp(min(loss, 80.0)), samples / available
+        row = {"step": self.step, "loss": loss, "ppl": perplexity, "tokens": tokens, "samples": samples, "share": share}
+        self.metrics.log("validation", row)
+        of = "all" if samples == available else f"{share:.1%}"
+        of_set = f"({tokens:,} tokens, {of} of the validation set)"
+        self.metrics.say(f"step {self.step:>6}  validation loss {loss:.4f}  perplexity {perplexity:,.1f}  {of_set}")
+        self.clock.restart(self.step, self.tokens)
 
     def _diverged(self, what: str) -> FloatingPointError:
         """What to raise when numbers blew up."""
@@ -214,20 +223,17 @@ class _Run:
 class _Clock:
     """Time since the last logged step, with validation and saving left out."""
 
-    def __init__(self, step: int):
-        self.restart(step)
+    def __init__(self, step: int, tokens: int):
+        self.restart(step, tokens)
 
-    def restart(self, step: int) -> None:
-        self.step, self.start = step, time.perf_counter()
+    def restart(self, step: int, tokens: int) -> None:
+        self.step, self.tokens, self.start = step, tokens, time.perf_counter()
 
-    def seconds_per_step(self, step: int) -> float:
-        seconds = (time.perf_counter() - self.start) / max(1, step - self.step)
-        self.restart(step)
-        return seconds
-
-
-def _tokens_per_step(config: Config) -> int:
-    return config.train.global_batch_size * config.model.seq_length
+    def per_step_and_second(self, step: int, tokens: int) -> tuple[float, float]:
+        """Seconds a step, and tokens a second."""
+        passed, trained, steps = time.perf_counter() - self.start, tokens - self.tokens, step - self.step
+        self.restart(step, tokens)
+        return passed / max(1, steps), trained / passed
 
 
 def _announce(config: Config, layout: Layout, engine: Engine, resume: Checkpoint | None, metrics: Metrics) -> None:
@@ -243,17 +249,15 @@ def _announce(config: Config, layout: Layout, engine: Engine, resume: Checkpoint
         metrics.say(f"resumed from {resume.path} at step {resume.step}")
 
 
-def _log(config: Config, engine: Engine, metrics: Metrics, clock: _Clock, step: int, **values: float) -> None:
+def _log(config: Config, engine: Engine, metrics: Metrics, clock: _Clock, values: dict) -> None:
     counts = observe.sum_over_ranks(engine.chunks, config.model.num_layers)
-    seconds = clock.seconds_per_step(step)
+    step_s, tokens_per_s = clock.per_step_and_second(values["step"], values["tokens"])
     row = {
-        "step": step,
-        "tokens": step * _tokens_per_step(config),
         **values,
-        "tokens_per_s": _tokens_per_step(config) / seconds,
-        "step_s": seconds,
+        "tokens_per_s": tokens_per_s,
+        "step_s": step_s,
         **observe.shares(counts.sum(0)),
-        "sparse_active": step > config.sparsity.dense_steps and config.sparsity.kind == "2:4",
+        "sparse_active": values["step"] > config.sparsity.dense_steps and config.sparsity.kind == "2:4",
     }
     if counts.any():
         row["layers"] = observe.by_layer(counts)

@@ -185,6 +185,134 @@ def test_one_truncated_document_a_sample(tmp_path):
     assert len(datasets.valid.dataset) == 5
 
 
+def test_the_held_out_documents_are_spread_and_exact_in_number():
+    from elas.data.split import divide, parse_split
+
+    for documents, split, counts in ((200, "99,1,0", (198, 2)), (1000, "80,15,5", (800, 150)), (9, "5,4", (5, 4))):
+        train, valid = divide(documents, parse_split(split))
+        assert (len(train), len(valid)) == counts
+        assert not set(train) & set(valid) and max(*train, *valid) < documents
+        assert list(train) == sorted(set(train)) and list(valid) == sorted(set(valid))
+    _, valid = divide(1000, parse_split("90,10,0"))
+    assert np.array_equal(valid // 10, np.arange(100))  # one of each ten
+    assert len(set((valid % 10).tolist())) == 10  # at no fixed place among them
+    train, valid = divide(7, parse_split("1,0,0"))
+    assert list(train) == list(range(7)) and not len(valid)
+    assert [len(part) for part in divide(4, (0.0, 1.0, 0.0))] == [0, 4]
+
+
+@pytest.mark.parametrize("packing", ("packed", "document"))
+def test_held_out_documents_are_never_trained_on(tmp_path, packing):
+    from elas.data.batches import build_datasets
+    from elas.data.split import divide
+    from elas.data_prep.indexed_writer import write_documents
+
+    write_documents(tmp_path / "text", [np.full(50, number) for number in range(40)], np.uint16)  # an id a document
+    more = {"data.train": str(tmp_path / "text"), "data.packing": packing, "data.split": "80,10,10"}
+    for steps in (1, 30):
+        datasets = build_datasets(settings(tmp_path, **more, **{"train.steps": steps, "train.eval_batches": 9}))
+        trained, held_out = divide(40, (0.8, 0.1, 0.1))
+        seen = {int(n) for i in range(len(datasets.train.dataset)) for n in datasets.train[i]["tokens"].unique()}
+        assert seen <= set(trained.tolist()) | {0} and len(seen) >= 31  # packed: the last sample is cut off
+        seen = {int(n) for i in range(len(datasets.valid)) for n in datasets.valid[i]["tokens"].unique()}
+        assert seen <= set(held_out.tolist()) | ({0} if packing == "document" else set())
+
+
+def test_documents_of_several_sequences_stay_on_one_side(tmp_path):
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    from elas.data.batches import build_datasets
+    from elas.data.split import divide
+
+    builder = IndexedDatasetBuilder(f"{tmp_path}/text.bin", dtype=np.uint16)
+    for number in range(20):
+        builder.add_document(torch.full((60,), number), [20] * 3 if number % 2 else [60])
+    builder.finalize(f"{tmp_path}/text.idx")
+    config = settings(tmp_path, **{"data.train": str(tmp_path / "text"), "data.split": "75,25", "train.steps": 1})
+    datasets = build_datasets(config)
+    trained, held_out = divide(20, (0.75, 0.25, 0.0))
+    for dataset, allowed in ((datasets.train.dataset, trained), (datasets.valid, held_out)):
+        seen = {int(n) for i in range(len(dataset)) for n in dataset[i]["tokens"].unique()}
+        assert seen <= set(allowed.tolist()) and len(seen) >= len(allowed) - 1
+
+
+def rows_of(config, dp: int) -> list[list[int]]:
+    """First tokens of the samples that a validation passes, in order, blanks as −1; checks that ranks stay in step."""
+    from elas.data.batches import build_datasets, whole_set
+
+    valid = build_datasets(config).valid
+    ranks = [list(whole_set(valid, config, layout(dp, rank))) for rank in range(dp)]
+    assert len({tuple(len(micro) for micro in rounds) for rounds in ranks}) == 1
+    found = []
+    for micros in zip(*[[batch for micro in rounds for batch in micro] for rounds in ranks]):
+        for tokens, labels in micros:
+            assert tokens.shape == labels.shape == (config.train.micro_batch_size, config.model.seq_length)
+            found += [t[:4].tolist() if (row >= 0).any() else [-1] for t, row in zip(tokens, labels)]
+    return found
+
+
+@pytest.mark.parametrize("dp", (1, 2, 3, 4))
+def test_validation_passes_its_set_once_and_no_more(tmp_path, dp):
+    """24 held-out samples and a global batch of 12: three rounds are asked for, two there are; then 5, less than one."""
+    corpus = write_corpus(tmp_path / "text")
+    more = {"data.train": corpus, "train.global_batch_size": 12, "train.micro_batch_size": 1, "train.eval_batches": 3}
+    for held_out, samples in (("10", 24), ("2.5", 6)):
+        config = settings(tmp_path, **more, **{"data.split": f"90,{held_out},0"})
+        found = rows_of(config, dp)
+        real = [row for row in found if row != [-1]]
+        assert len(real) == len({tuple(row) for row in real}) == samples
+        assert len(found) == -(-samples // dp) * dp and found[:samples] == real
+    config.train.eval_batches, config.data.split = 1, "70,30,0"
+    assert len(rows_of(config, dp)) == 12
+
+
+def test_a_validation_blend_ends_with_its_first_source(tmp_path, one_rank):
+    from elas.data.batches import build_datasets
+
+    corpus = write_corpus(tmp_path / "text")
+    a, b = (write_corpus(tmp_path / name, documents=n, seed=n) for name, n in (("a", 40), ("b", 4)))
+    more = {"data.train": corpus, "train.eval_batches": 100}
+    datasets = build_datasets(settings(tmp_path, **more, **{"data.valid": [a, b]}))
+    sizes = [7999 // 32, 799 // 32]
+    assert sum(sizes) - 2 <= len(datasets.valid) <= sum(sizes) and len(datasets.valid) == datasets.valid_available
+    datasets = build_datasets(settings(tmp_path, **more, **{"data.valid": ["0.5", a, "0.5", b]}))
+    assert abs(len(datasets.valid) - 2 * sizes[1]) <= 1 and datasets.valid_available == len(datasets.valid)
+    for dataset in (datasets.valid,):
+        samples = [dataset[i]["tokens"].numpy().tobytes() for i in range(len(dataset))]
+        assert len(set(samples)) == len(samples)
+
+
+@pytest.mark.parametrize("packing", ("packed", "document"))
+@pytest.mark.parametrize("blend", (False, True))
+def test_a_cached_sample_index_serves_one_content(tmp_path, one_rank, packing, blend):
+    """Tokenised again under the same name: shorter, longer, or only cut into other documents."""
+    from elas.data.batches import build_datasets
+    from elas.data_prep.indexed_writer import write_documents
+
+    other = write_corpus(tmp_path / "other", seed=5)
+    prefix = str(tmp_path / "text")
+    stream = np.arange(6000) % 500
+    more = {"data.train": ["0.5", prefix, "0.5", other] if blend else prefix, "data.packing": packing}
+    config = settings(tmp_path, **more, **{"data.cache": str(tmp_path / "cache"), "train.steps": 40})
+    for lengths in ([150] * 40, [50] * 40, [100] * 60, [150] * 20 + [50] * 60):
+        write_documents(prefix, np.split(stream[: sum(lengths)], np.cumsum(lengths)[:-1]), np.uint16)
+        train = build_datasets(config).train
+        fresh = settings(tmp_path, **more, **{"data.cache": str(tmp_path / f"fresh{len(lengths)}"), "train.steps": 40})
+        expected = build_datasets(fresh).train
+        assert len(train) == len(expected)
+        assert all(torch.equal(train[i]["tokens"], expected[i]["tokens"]) for i in range(320))
+
+
+def test_a_corpus_named_twice_in_a_blend_is_refused(tmp_path):
+    a, b = (write_corpus(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
+    (tmp_path / "link.bin").symlink_to(f"{a}.bin")
+    again = f"{tmp_path}/./a"
+    for blend in ([a, b, a], ["0.5", a, "0.2", b, "0.3", a], f"0.5 {a} 0.5 {again}", [a, f"{tmp_path}/link"]):
+        for key in ("data.train", "data.valid"):
+            with pytest.raises(ConfigError, match=f"{key}=.*names one corpus twice .*; name it once, with the weights"):
+                parse_blend(key, blend)
+
+
 def test_a_blend_counts_its_sources(tmp_path, one_rank):
     from elas.data.batches import build_datasets
 
