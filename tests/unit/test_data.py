@@ -253,7 +253,7 @@ def rows_of(config, dp: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("dp", (1, 2, 3, 4))
 def test_validation_passes_its_set_once_and_no_more(tmp_path, dp):
-    """24 held-out samples and a global batch of 12: three rounds are asked for, two there are; then 5, less than one."""
+    """24 held-out samples where 36 are asked for; then 6, less than a global batch; then 12 of 74."""
     corpus = write_corpus(tmp_path / "text")
     more = {"data.train": corpus, "train.global_batch_size": 12, "train.micro_batch_size": 1, "train.eval_batches": 3}
     for held_out, samples in (("10", 24), ("2.5", 6)):
