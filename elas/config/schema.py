@@ -155,7 +155,7 @@ class DataConfig:
     valid: Corpus | None = None
     """Like train, for validation; null takes the part that split gives."""
     split: Annotated[str, Says("up to three shares, such as 99,1,0")] = "99,1,0"
-    """Shares of train cut for train, validation, test when valid is null."""
+    """Shares of each corpus's documents for training, validation and test, spread over it; used when valid is null."""
     tokenizer: Annotated[str, Says("a path")] | None = None
     """Tokenizer folder or file, to check the vocabulary; null trusts the corpus's manifest."""
     packing: Literal["packed", "document"] = "packed"
@@ -195,7 +195,7 @@ class TrainConfig:
     eval_every: CountOrZero = 500
     """Steps between validations; 0 validates only at the start and at the end."""
     eval_batches: CountOrZero = 16
-    """Global batches in one validation; 0 turns validation off."""
+    """Global batches in one validation, which passes its set at most once; 0 turns validation off."""
 
 
 @dataclass(kw_only=True)

@@ -137,19 +137,16 @@ def _check_split(config: Config) -> None:
             if not len(documents):
                 why = f"leaves no document of {prefix} ({files.documents}) to {purpose} on"
                 raise ConfigError("data.split", split, why, way_out)
-            why = _too_small(config, files, documents)
+            why = _too_small(config, files, documents, f" of {prefix} to {purpose} on")
             if why:
-                raise ConfigError("data.split", split, f"leaves, of {prefix} to {purpose} on, {why}", way_out)
+                raise ConfigError("data.split", split, f"leaves {why}", way_out)
 
 
-def _too_small(config: Config, files: TokenFiles, documents: np.ndarray) -> str:
-    """Why some documents do not make one sample; empty where they do."""
+def _too_small(config: Config, files: TokenFiles, documents: np.ndarray, of: str = "") -> str:
+    """Why some documents do not make one sample, with whose they are; empty where they do."""
     lengths, seq_length = files.lengths_of(documents), config.model.seq_length
     if config.data.packing == "document":
-        return "" if (lengths > 1).any() else "no document of two tokens or more"
-    tokens = int(lengths.sum())
-    return (
-        ""
-        if tokens > seq_length
-        else f"{tokens} tokens, too few for a sample of model.seq_length={seq_length} and its label"
-    )
+        return "" if (lengths > 1).any() else f"no document of two tokens or more{of}"
+    if lengths.sum() > seq_length:
+        return ""
+    return f"{lengths.sum()} tokens{of}, too few for a sample of model.seq_length={seq_length} and its label"
