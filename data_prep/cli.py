@@ -60,6 +60,7 @@ def tokenize(argv: list[str]) -> int:
         valid_fraction=args.valid_fraction,
         append_eod=args.append_eod == "yes",
         eod_token=args.eod_token,
+        prepend_bos=args.prepend_bos,
         filters=[parse_filter(text) for text in args.filter],
         min_chars=args.min_chars,
         max_chars=args.max_chars,
@@ -107,6 +108,7 @@ def _tokenize_parser() -> Parser:
     eod = {"choices": ("yes", "no"), "default": "yes"}
     add("--append-eod", **eod, help="end every document with the end-of-document id; default: yes")
     add("--eod-token", metavar="TOKEN", help="the token that ends documents; default: the tokenizer's own")
+    add("--prepend-bos", action="store_true", help="begin every document with the beginning-of-sequence id")
     add = parser.add_argument_group("how").add_argument
     add("--workers", type=int, metavar="N", help="processes (slurm: jobs) at a time; default: one a usable core")
     add("--executor", choices=("local", "slurm", "ray"), default="local", help="where the tasks run; default: local")
@@ -156,6 +158,8 @@ def verify(argv: list[str]) -> int:
         print(f"{'ok ' if not report['bad'] else 'BAD'}  {prefix}  {counted}")
         for why in report["bad"]:
             print(f"     {why}")
+        for note in report["notes"]:
+            print(f"     note: {note}")
     return 0 if not bad else 1
 
 
@@ -232,6 +236,8 @@ def _table(facts: dict) -> str:
     """Aligned `key  value` lines; numbers with thousands separators, nested facts in a row."""
     rows = []
     for key, value in facts.items():
+        if value is None:
+            continue
         if isinstance(value, list):
             value = ", ".join(map(str, value))
         elif isinstance(value, dict):

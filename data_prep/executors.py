@@ -24,7 +24,7 @@ from datatrove.executor.local import LocalPipelineExecutor
 from loguru import logger
 
 from elas.cluster import check_slurm
-from elas.data_prep import steps
+from elas.data_prep import encoder, steps
 from elas.data_prep.memory import peak_rss_mb
 from elas.data_prep.plan import Plan, load_plan
 from elas.errors import Failure, UserError
@@ -103,7 +103,7 @@ class LocalExecutor(LocalPipelineExecutor):
                 self._run_in_pool(tasks, tell)
         finally:
             logger.enable("datatrove")
-            steps.progress = None
+            encoder.progress = None
 
     def run_task(self, task: int) -> tuple[int, float]:
         """Run one task on a copy of the pipeline; returns this process's id and its peak memory."""
@@ -112,15 +112,15 @@ class LocalExecutor(LocalPipelineExecutor):
         return os.getpid(), peak_rss_mb()
 
     def _run_here(self, tasks: list[int], tell: Callable[[int, int], None]) -> None:
-        steps.progress = multiprocessing.get_context("fork").Array("q", 2)
+        encoder.progress = multiprocessing.get_context("fork").Array("q", 2)
         for task in tasks:
             pid, peak = self.run_task(task)
             self.peaks[pid] = peak
-            tell(*steps.progress)
+            tell(*encoder.progress)
 
     def _run_in_pool(self, tasks: list[int], tell: Callable[[int, int], None]) -> None:
         context = multiprocessing.get_context("fork")
-        steps.progress = context.Array("q", 2)
+        encoder.progress = context.Array("q", 2)
         steps.prepare(load_plan(self.pipeline[0].work))  # before forking: one tokenizer in memory, shared
         pool = ProcessPoolExecutor(min(self.workers, len(tasks)), context, initializer=_start_worker)
         _Job.executor = self
@@ -131,7 +131,7 @@ class LocalExecutor(LocalPipelineExecutor):
                 for future in done:
                     pid, peak = future.result()
                     self.peaks[pid] = max(peak, self.peaks.get(pid, 0.0))
-                tell(*steps.progress)
+                tell(*encoder.progress)
         except BrokenProcessPool as error:
             done = len(finished_tasks(Path(self.pipeline[0].work)))
             why = f"a worker was killed, for want of memory perhaps; {done} of {self.tasks} tasks are done"

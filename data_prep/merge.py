@@ -19,6 +19,7 @@ import numpy as np
 from elas.cli import write_json
 from elas.data_prep.duplicates import find_duplicates
 from elas.data_prep.indexed_writer import write_index
+from elas.data_prep.loss import Loss
 from elas.data_prep.plan import Plan
 from elas.data_prep.readers import parquet_row_groups
 from elas.data_prep.shards import DOCUMENT, SIDES, part_path
@@ -40,7 +41,7 @@ def merge(plan: Plan) -> dict:
         Failure: a part is missing.
         UserError: no document is left on one of the sides.
     """
-    reasons = _reasons(plan)
+    reasons, loss = _counts(plan)
     kept = [None] * len(plan.outputs)
     if plan.settings.deduplicate:
         for side in range(len(plan.outputs)):
@@ -51,7 +52,7 @@ def merge(plan: Plan) -> dict:
     _check_not_empty(plan, sides, reasons)
     common = {"skipped": reasons.total(), "skip_reasons": dict(sorted(reasons.items()))}
     settings = asdict(plan.settings)
-    common |= {k: settings[k] for k in ("dtype", "vocab_size", "tokenizer_sha256", "eod")}
+    common |= {k: settings[k] for k in ("dtype", "vocab_size", "tokenizer_sha256", "eod", "bos")}
     partial = [side.write() for side in sides]
     skipped = _write_skipped(plan)
     for side in sides:
@@ -63,10 +64,12 @@ def merge(plan: Plan) -> dict:
     for side in sides:
         source = plan.source | {"settings": settings, "sources": side.sources(), "files": side.files_read()}
         manifest = {"format": "elas-tokens-2", "plan": plan.identity, **side.facts(), **common, "source": source}
+        manifest["loss"] = loss.to_json()
         write_json(Path(f"{side.prefix}.manifest.json"), manifest)
-    facts = dict(common)
+    facts = common | {"loss": loss.counts()}
     for side, prefix in zip(sides, ("", "valid_")):
         facts |= {prefix + key: side.counts[key] for key in ("documents", "tokens", "bytes_in")}
+    loss.warn(sum(side.counts["documents"] for side in sides), Path(f"{sides[0].prefix}.manifest.json"))
     return facts
 
 
@@ -174,15 +177,25 @@ def _selected(file, sizes: np.ndarray, keep: np.ndarray) -> Iterator[bytes]:
             yield data
 
 
-def _reasons(plan: Plan) -> Counter:
-    """How much every task left out, and why."""
-    reasons: Counter = Counter()
+def _counts(plan: Plan) -> tuple[Counter, Loss]:
+    """How much every task left out, and why, and what the tokenizer lost of the rest."""
+    reasons, loss = Counter(), Loss()
     for task in range(len(plan.tasks)):
         try:
-            reasons.update(json.loads(part_path(plan.work, task, "json").read_text())["reasons"])
+            facts = json.loads(part_path(plan.work, task, "json").read_text())
         except FileNotFoundError:
             raise Failure(f"task {task} of {len(plan.tasks)} is not done; start the same command again") from None
-    return reasons
+        if facts["tokenizer_sha256"] != plan.settings.tokenizer_sha256:
+            why = f"task {task} of {len(plan.tasks)} was done with another tokenizer than the plan's"
+            raise Failure(f"{plan.work}: {why}; start again with --overwrite")
+        reasons.update(facts["reasons"])
+        loss.merge(facts["loss"])
+    if loss.example is not None:
+        file, begin = plan.files[loss.example.pop("file")], loss.example.pop("begin")
+        line = loss.example.pop("line")
+        line = None if line is None else line + _Lines(plan).before(plan.files.index(file), begin)
+        loss.example = {"place": place(file, line), **loss.example}
+    return reasons, loss
 
 
 def _write_skipped(plan: Plan) -> Path:

@@ -16,7 +16,7 @@ from elas.cli import write_json
 from elas.data_prep.sources import Corpus, SourceFile
 from elas.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 SMALLEST_TASK, LARGEST_TASK = 2_000_000, 64_000_000
 TASKS = 64
 """How many tasks a corpus of middling size is cut into; smaller and larger ones keep to the bounds above."""
@@ -29,10 +29,11 @@ class Settings:
     Args:
         field: key or column of the text.
         tokenizer: path of the tokenizer, absolute.
-        tokenizer_sha256: its content.
+        tokenizer_sha256: of all of it that decides ids.
         vocab_size: number of token ids.
         dtype: `uint16` or `int32`.
         eod: id that ends every document, None for none.
+        bos: id that begins every document, None for none.
         valid_fraction: fraction of documents to hold out, by hash of their text.
         filters: names of datatrove's filters, and their arguments.
         min_chars, max_chars, min_tokens, max_tokens: documents outside are left out; None for no bound.
@@ -45,6 +46,7 @@ class Settings:
     vocab_size: int
     dtype: str
     eod: int | None
+    bos: int | None = None
     valid_fraction: float = 0.0
     filters: list[list] = field(default_factory=list)
     min_chars: int | None = None
@@ -85,9 +87,10 @@ class Plan:
     @cached_property
     def identity(self) -> dict[str, str]:
         """Digests of what must be the same for finished tasks to count, by what it is."""
-        settings = {k: v for k, v in asdict(self.settings).items() if k != "tokenizer"}
+        settings = {k: v for k, v in asdict(self.settings).items() if not k.startswith("tokenizer")}
         files = [(f.name, f.kind, f.size, f.mtime_ns) for f in self.files]
         parts = {"settings": settings, "files": files, "tasks": self.tasks, "format": FORMAT}
+        parts["tokenizer"] = self.settings.tokenizer_sha256
         parts["held-out part"] = len(self.outputs)
         return {key: hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] for key, value in parts.items()}
 

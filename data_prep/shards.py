@@ -4,7 +4,7 @@
     parts/00012.train.docs   a `DOCUMENT` a document, in order
     parts/00012.valid.…      the same of held-out documents, where there are any to hold out
     parts/00012.skipped.jsonl  what could not be read: index of the file, begin of the piece, line within it, reason
-    parts/00012.json         counts; put in place last, so that where it is the rest is whole
+    parts/00012.json         counts, and what tokenizer it was; put in place last, so that where it is the rest is whole
 
 All are written under names of their own and renamed, so two processes at the same task do no harm.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from elas.data_prep.loss import Loss
 from elas.data_prep.sources import kind_of
 
 SIDES = ("train", "valid")
@@ -37,10 +38,17 @@ class PartWriter:
         task: number of the task.
         sides: how many of `SIDES` there are.
         dtype: of a token.
+        tokenizer_sha256: what the ids are of; `merge` puts no others together.
+
+    Attributes:
+        reasons: how many documents were left out, by reason.
+        loss: what the tokenizer loses of the others.
     """
 
-    def __init__(self, work: Path, task: int, sides: int, dtype: str):
+    def __init__(self, work: Path, task: int, sides: int, dtype: str, tokenizer_sha256: str):
         self.work, self.task, self.dtype = work, task, np.dtype(dtype)
+        self._tokenizer = tokenizer_sha256
+        self.loss = Loss()
         self.reasons: Counter[str] = Counter()
         self._mine = f".{os.getpid()}"
         (work / "parts").mkdir(parents=True, exist_ok=True)
@@ -68,7 +76,8 @@ class PartWriter:
             os.replace(file.name, part_path(self.work, self.task, end))
         counts = part_path(self.work, self.task, "json")
         partial = Path(f"{counts}{self._mine}")
-        partial.write_text(json.dumps({"reasons": dict(sorted(self.reasons.items()))}))
+        facts = {"reasons": dict(sorted(self.reasons.items())), "loss": self.loss.to_json()}
+        partial.write_text(json.dumps(facts | {"tokenizer_sha256": self._tokenizer}))
         partial.replace(counts)
 
     def discard(self) -> None:

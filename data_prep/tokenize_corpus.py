@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from elas.data_prep.folders import folders_for
 from elas.data_prep.memory import peak_rss_mb
 from elas.data_prep.plan import Plan, Settings, load_plan, make_plan, saved_identity, work_folder
 from elas.data_prep.sources import Corpus, check_fraction
-from elas.data_prep.tokenizer import load_tokenizer
+from elas.data_prep.tokenizer import Tokenizer, load_tokenizer
 from elas.errors import ConfigError, Failure, UserError
 
 UINT16_VOCAB = 65500  # Megatron's own bound for two-byte tokens
@@ -37,6 +38,7 @@ class Options:
         valid_fraction: fraction of documents to hold out, by hash of their text.
         append_eod: end every document with the end-of-document id.
         eod_token: the token that ends documents; None for the tokenizer's own.
+        prepend_bos: begin every document with the tokenizer's beginning-of-sequence id.
         filters: of `elas.data_prep.quality.parse_filter`.
         min_chars, max_chars, min_tokens, max_tokens: leave other documents out.
         deduplicate: keep only the first of documents with the same text.
@@ -52,6 +54,7 @@ class Options:
     valid_fraction: float = 0.0
     append_eod: bool = True
     eod_token: str | None = None
+    prepend_bos: bool = False
     filters: list[list] = field(default_factory=list)
     min_chars: int | None = None
     max_chars: int | None = None
@@ -194,20 +197,14 @@ def _run(plan: Plan, options: Options, tell: Tell) -> dict[int, float]:
 
 def _settings(corpus: Corpus, tokenizer_path: str | Path, options: Options) -> Settings:
     tokenizer = load_tokenizer(tokenizer_path)
-    eod = None
-    if options.append_eod and options.eod_token is None:
-        eod = tokenizer.eod
-    elif options.append_eod:
-        eod = tokenizer.id_of(options.eod_token)
-        if eod is None:
-            raise ConfigError("--eod-token", options.eod_token, "the tokenizer has no such token", "give one it has")
     return Settings(
         field=corpus.field,
         tokenizer=str(Path(tokenizer_path).absolute()),
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
         dtype=np.dtype(np.uint16 if tokenizer.vocab_size < UINT16_VOCAB else np.int32).name,
-        eod=eod,
+        eod=_eod(tokenizer, options),
+        bos=_bos(tokenizer, tokenizer_path) if options.prepend_bos else None,
         valid_fraction=options.valid_fraction,
         filters=options.filters,
         min_chars=options.min_chars,
@@ -216,6 +213,32 @@ def _settings(corpus: Corpus, tokenizer_path: str | Path, options: Options) -> S
         max_tokens=options.max_tokens,
         deduplicate=options.deduplicate,
     )
+
+
+def _eod(tokenizer: Tokenizer, options: Options) -> int | None:
+    """Id that ends every document."""
+    if not options.append_eod:
+        return None
+    if options.eod_token is None:
+        return tokenizer.eod
+    eod = tokenizer.id_of(options.eod_token)
+    if eod is None:
+        near = get_close_matches(options.eod_token, tokenizer.vocab, n=1)
+        special = ", ".join(sorted(tokenizer.token_of(i) for i in tokenizer.special_ids)[:5])
+        fix = f"did you mean {near[0]!r}?" if near else f"its special tokens are {special}" if special else ""
+        raise ConfigError("--eod-token", options.eod_token, "the tokenizer has no such token", fix or "give one it has")
+    return eod
+
+
+def _bos(tokenizer: Tokenizer, path: str | Path) -> int:
+    """Id that begins every document."""
+    try:
+        return tokenizer.bos
+    except NotImplementedError:
+        why = f"the tokenizer {path} has no beginning-of-sequence token"
+        raise ConfigError(
+            "--prepend-bos", True, why, "name one in its tokenizer_config.json, or leave this out"
+        ) from None
 
 
 def _finished(plan: Plan) -> dict | None:
@@ -238,8 +261,8 @@ def _finished(plan: Plan) -> dict | None:
     facts = {key: manifests[0][key] for key in ("skipped", "skip_reasons", "dtype", "vocab_size", "tokenizer_sha256")}
     for manifest, prefix in zip(manifests, ("", "valid_")):
         facts |= {prefix + key: manifest[key] for key in ("documents", "tokens", "bytes_in")}
-    size = 0.0
-    return facts | {"already_done": True, "mb_per_s": size, "peak_rss_mb": round(peak_rss_mb(), 1)}
+    facts["loss"] = {key: n for key, n in manifests[0]["loss"].items() if key != "example"}
+    return facts | {"already_done": True, "mb_per_s": 0.0, "peak_rss_mb": round(peak_rss_mb(), 1)}
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from elas.data_prep.tokenizer import MODEL_NAME, SentencePieceTokenizer
 from elas.errors import ConfigError, UserError
 
 CHUNK_CHARS = 2000
+SMALLEST_VOCAB = 300
 DEFAULT_SAMPLE_BYTES = 16_000_000
 READ_AT_MOST = 8
 """Of a corpus of more than so many samples, only so many samples' bytes are read, from all over it."""
@@ -55,8 +56,9 @@ def train_tokenizer(
     output = Path(output)
     if model_type not in ("bpe", "unigram"):
         raise ConfigError("--model-type", model_type, "unknown", "choose bpe or unigram")
-    if vocab_size < 300:
-        raise ConfigError("--vocab-size", vocab_size, "bytes and special ids alone take 262", "give 300 or more")
+    if vocab_size < SMALLEST_VOCAB:
+        why = "bytes and special ids alone take 262"
+        raise ConfigError("--vocab-size", vocab_size, why, f"give {SMALLEST_VOCAB} or more")
     if sample_bytes < 10_000:
         raise ConfigError("--sample-bytes", sample_bytes, "too small to learn from", "give 10000 or more")
     check_fraction("--valid-fraction", valid_fraction)
@@ -157,9 +159,13 @@ def _train(sample: list[str], vocab_size: int, model_type: str) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        if "!sentences_.empty()" in str(error):
+        # What is left when NULs, spaces and its own signs are taken away: no sentence, or none with a character.
+        if any(sign in str(error) for sign in ("!sentences_.empty()", "all_chars_count", "desired_vocab_size_ >")):
             raise nothing from error
         bound = re.search(r"value <= (\d+)", str(error))
+        if bound and int(bound[1]) < SMALLEST_VOCAB:
+            why = f"the text has only {bound[1]} different pieces, and a tokenizer needs {SMALLEST_VOCAB}"
+            raise ConfigError("--vocab-size", vocab_size, why, "give more text") from error
         if bound:
             fix = f"give at most {bound[1]} or more text"
             raise ConfigError("--vocab-size", vocab_size, "more pieces than the text has", fix) from error

@@ -1,12 +1,14 @@
-"""Whether token files are what their manifest says: sizes, checksums, counts, ids in range, and how documents end."""
+"""Whether token files are what their manifest says: sizes, checksums, counts, ids in range, ends of documents."""
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from elas.data.token_files import TokenFiles, read_manifest, read_token_files
-from elas.errors import ConfigError
+from elas.data_prep.tokenizer import load_tokenizer
+from elas.errors import ConfigError, UserError
 
 _CHUNK = 1 << 22
 
@@ -19,10 +21,11 @@ def verify(prefix: str) -> dict:
 
     Returns:
         `files` that were looked at, always those at `prefix`, however they were named when written; `documents`,
-        `tokens` (0 where that is unknown), and `bad`: a line for everything that is wrong.
+        `tokens` (0 where that is unknown), `bad`: a line for everything that is wrong, and `notes`: what is not, but
+        is worth knowing.
     """
     bad: list[str] = []
-    report = {"files": 0, "documents": 0, "tokens": 0, "bad": bad}
+    report = {"files": 0, "documents": 0, "tokens": 0, "bad": bad, "notes": []}
     manifest = read_manifest(prefix)
     if not manifest:
         bad.append(f"{prefix}.manifest.json: missing or cannot be read; the files were not finished, or not made here")
@@ -40,7 +43,23 @@ def verify(prefix: str) -> dict:
         if manifest and manifest.get(key) != getattr(files, key):
             bad.append(f"{prefix}.idx: {getattr(files, key):,} {key}, the manifest says {manifest.get(key)}")
     bad += _check_tokens(files, manifest)
+    report["notes"] += _changed_tokenizer(manifest)
     return report
+
+
+def _changed_tokenizer(manifest: dict) -> list[str]:
+    """Whether another tokenizer lies where the manifest says that this corpus's did; the tokens are not the worse."""
+    source = manifest.get("source")
+    settings = source.get("settings") if isinstance(source, dict) else None
+    path = settings.get("tokenizer") if isinstance(settings, dict) else None
+    if not isinstance(path, str) or not Path(path).exists():
+        return []
+    try:
+        if load_tokenizer(path).sha256 == manifest.get("tokenizer_sha256"):
+            return []
+    except UserError as error:
+        return [str(error)]
+    return [f"tokenizer {path}: has changed since; decoding and training need the one that this corpus was made with"]
 
 
 def _check_file(path: Path, facts: dict) -> list[str]:
@@ -65,17 +84,44 @@ def _check_tokens(files: TokenFiles, manifest: dict) -> list[str]:
         wrong = sum(int(_outside(tokens[n : n + _CHUNK], vocabulary).sum()) for n in range(0, len(tokens), _CHUNK))
         if wrong:
             bad.append(f"{files.prefix}.bin: {wrong:,} ids outside the vocabulary of {vocabulary:,}")
-    if type(eod) is int:
-        open_ended = empty = 0
-        for begin, lengths in files.document_lengths(_CHUNK):
-            ends = begin + np.cumsum(lengths) - 1
-            empty += int((lengths == 0).sum())
-            open_ended += int((tokens[ends[lengths > 0]] != eod).sum())
-        if open_ended:
-            bad.append(f"{files.prefix}.bin: {open_ended:,} documents do not end in the end-of-document id {eod}")
-        if empty:
-            bad.append(f"{files.prefix}.idx: {empty:,} documents hold nothing")
-    return bad
+    return bad + _check_ends(files, tokens, eod, manifest.get("bos"))
+
+
+def _check_ends(files: TokenFiles, tokens: np.ndarray, eod: object, bos: object) -> list[str]:
+    """Whether documents begin and end as the manifest says, and the ids that say so are nowhere else."""
+    eod, bos = (i if type(i) is int else None for i in (eod, bos))
+    wrong: Counter[str] = Counter()
+    for begin, lengths in files.document_lengths(_CHUNK):
+        ends = begin + np.cumsum(lengths) - 1
+        starts = ends - lengths + 1
+        some = lengths > 0
+        wrong["hold nothing"] += int((~some).sum())
+        if eod is not None:
+            wrong[f"do not end in the end-of-document id {eod}"] += int((tokens[ends[some]] != eod).sum())
+            edges = (ends, starts) if bos == eod else (ends,)
+            wrong[f"hold the end-of-document id {eod} before their end"] += _holding(tokens, eod, starts, ends, edges)
+        if bos is not None:
+            wrong[f"do not begin with the beginning-of-sequence id {bos}"] += int((tokens[starts[some]] != bos).sum())
+        if bos is not None and bos != eod:
+            inside = _holding(tokens, bos, starts, ends, (starts,))
+            wrong[f"hold the beginning-of-sequence id {bos} after their beginning"] += inside
+    return [f"{files.prefix}.bin: {count:,} documents {what}" for what, count in wrong.items() if count]
+
+
+def _holding(
+    tokens: np.ndarray, wanted: int, starts: np.ndarray, ends: np.ndarray, edges: tuple[np.ndarray, ...]
+) -> int:
+    """How many of neighbouring documents hold an id anywhere but at these places of theirs (one array an edge)."""
+    holding = np.zeros(len(ends), bool)
+    last = int(ends[-1]) + 1
+    for at in range(int(starts[0]), last, _CHUNK):
+        places = at + np.flatnonzero(tokens[at : min(at + _CHUNK, last)] == wanted)
+        owners = np.searchsorted(ends, places)
+        inside = np.ones(len(places), bool)
+        for edge in edges:
+            inside &= places != edge[owners]
+        holding[owners[inside]] = True
+    return int(holding.sum())
 
 
 def _outside(ids: np.ndarray, vocabulary: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from elas.cli import exit_status, run
-from elas.data_prep import steps
+from elas.data_prep import encoder
 from elas.data_prep.sources import Corpus
 from elas.data_prep.tokenize_corpus import Options, tokenize_corpus
 from elas.data_prep.tokenizer import load_tokenizer
@@ -73,7 +73,7 @@ def test_one_huge_document_stays_whole(tokenizer_folder, tmp_path):
     """200 MB in the long study; here 12 MB, past the length at which documents are cut for the tokenizer."""
     text = "".join(f"line {n} of a document without an end\n" for n in range(320_000))
     (tmp_path / "huge.jsonl").write_text(json.dumps({"text": text}) + '\n{"text": "small"}\n')
-    assert len(text) > 12 * steps.LONG_CHARS
+    assert len(text) > 12 * encoder.LONG_CHARS
     facts, _ = tokenize(tokenizer_folder, tmp_path / "huge.jsonl", tmp_path / "all")
     assert facts["documents"] == 2
     ids = np.fromfile(tmp_path / "all.bin", np.uint16)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elas.cli import exit_status, run
-from elas.data_prep import steps
+from elas.data_prep import encoder, steps
 from elas.data_prep.sources import Corpus, held_out
 from elas.data_prep.tokenize_corpus import Options, tokenize_corpus
 from elas.data_prep.tokenizer import load_tokenizer
@@ -90,14 +90,14 @@ def test_same_files_for_any_number_of_workers_and_size_of_batch(corpus, tokenize
 def test_a_task_that_fails_leaves_what_was_done_and_no_process(corpus, tokenizer_folder, tmp_path, monkeypatch):
     tasks = Options(workers=2, task_bytes=1000)
     tokenize_corpus(corpus, tokenizer_folder, tmp_path / "whole", tasks)
-    write, pid = steps._Encoder.write, os.getpid()
+    write, pid = encoder.Encoder.write, os.getpid()
 
     def fails(self, batch, part):
         if part.task == 3:
             raise RuntimeError("reader fell over")
         write(self, batch, part)
 
-    monkeypatch.setattr(steps._Encoder, "write", fails)
+    monkeypatch.setattr(encoder.Encoder, "write", fails)
     with pytest.raises(RuntimeError, match="reader fell over"):
         tokenize_corpus(corpus, tokenizer_folder, tmp_path / "all", tasks)
     end = time.monotonic() + 5  # killed; the pool's own thread may be the one that waits for them
@@ -181,10 +181,10 @@ def test_vocabulary_decides_the_dtype(corpus, tokenizer_folder, tmp_path, monkey
 def test_long_documents_are_cut_for_the_tokenizer_and_stay_whole(
     tokenizer_folder, tmp_path, write_jsonl, read_back, monkeypatch
 ):
-    monkeypatch.setattr(steps, "LONG_CHARS", 50)
+    monkeypatch.setattr(encoder, "LONG_CHARS", 50)
     texts = ["line\n" * 40, "no line end " * 40, "nothing" * 40, "\n" * 300, " " * 99 + "x", "é▁" * 200]
-    assert all("".join(steps.segments(text)) == text for text in texts)
-    assert all(0 < len(s) <= 50 for text in texts for s in steps.segments(text))
+    assert all("".join(encoder.segments(text)) == text for text in texts)
+    assert all(0 < len(s) <= 50 for text in texts for s in encoder.segments(text))
     corpus = Corpus([write_jsonl([{"text": text} for text in texts])])
     tokenize_corpus(corpus, tokenizer_folder, tmp_path / "all", Options(workers=1))
     decode = load_tokenizer(tokenizer_folder).decode

@@ -1,0 +1,143 @@
+"""Special tokens: those that a tokenizer folder's files name, and encoders in which no text can reach them.
+
+A vocabulary may hold a special token as a piece like any other: a Unigram model then finds `</s>` in text that spells
+it. Renaming the piece to something that no text holds leaves every other piece and every id as it was, and the text
+is written with the pieces that are left.
+"""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from elas.errors import UserError
+
+_HIDDEN = "\ufdd0"  # a noncharacter: Unicode reserves it for use inside programs, and no text to exchange holds it
+_ROLES = ("bos", "eos", "pad")
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
+
+
+@dataclass(frozen=True)
+class NamedTokens:
+    """What `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` say of a SentencePiece model.
+
+    Args:
+        roles: content of the `bos`, `eos` and `pad` tokens, of those that are named.
+        special: content of every special token.
+        added: content → id of the tokens beside the model's own pieces, special or not.
+    """
+
+    roles: dict[str, str] = field(default_factory=dict)
+    special: frozenset[str] = frozenset()
+    added: dict[str, int] = field(default_factory=dict)
+
+
+def named_tokens(folder: Path) -> NamedTokens:
+    """Read the three files, of which any may be missing; `tokenizer_config.json` decides where two disagree.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    roles, special, added = {}, set(), {}
+    added.update(_object(folder / "added_tokens.json"))
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        facts = _object(folder / name)
+        for number, token in (facts.get("added_tokens_decoder") or {}).items():
+            added[token["content"]] = int(number)
+            (special.add if token.get("special") else special.discard)(token["content"])
+        for role in _ROLES:
+            if content := _content(facts.get(f"{role}_token")):
+                roles[role] = content
+        for key in _LISTS:
+            named = facts.get(key) or ()
+            special.update(filter(None, map(_content, named.values() if isinstance(named, dict) else named)))
+    return NamedTokens(roles, frozenset(special | set(roles.values())), added)
+
+
+def _object(path: Path) -> dict:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"tokenizer {path}: cannot be read ({error}); fix the file or remove it") from None
+    if not isinstance(facts, dict):
+        raise UserError(f"tokenizer {path}: not a JSON object; fix the file or remove it")
+    return facts
+
+
+def _content(token: object) -> str | None:
+    """A token is written as its text, or as `{"content": text, …}`."""
+    return token.get("content") if isinstance(token, dict) else token if isinstance(token, str) else None
+
+
+def hide_pieces(model: bytes, ids: Collection[int]) -> bytes:
+    """A serialised SentencePiece model without the pieces `ids` as far as text goes; ids stay what they were."""
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    proto = ModelProto.FromString(model)
+    for number in ids:
+        if number < len(proto.pieces):
+            proto.pieces[number].piece = _HIDDEN + proto.pieces[number].piece
+    return proto.SerializeToString()
+
+
+def without_prefix(model: bytes) -> bytes:
+    """A serialised SentencePiece model that puts no space before a text and keeps those at its ends."""
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    proto = ModelProto.FromString(model)
+    proto.normalizer_spec.add_dummy_prefix = False
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    return proto.SerializeToString()
+
+
+def hide_in_backend(backend: str, ids: Collection[int]) -> str:
+    """The JSON of a `tokenizers.Tokenizer`, without the pieces and added tokens `ids` as far as text goes."""
+    facts = json.loads(backend)
+    model = facts["model"]
+    vocab = model["vocab"]
+    if isinstance(vocab, list):  # Unigram: [piece, score], the id is the place
+        for number in ids:
+            if number < len(vocab):
+                vocab[number][0] = _HIDDEN + vocab[number][0]
+    else:
+        hidden = {piece for piece, number in vocab.items() if number in ids}
+        model["vocab"] = {_HIDDEN + piece if piece in hidden else piece: number for piece, number in vocab.items()}
+        if model.get("unk_token") in hidden:  # named by its text, and must be in the vocabulary
+            model["unk_token"] = _HIDDEN + model["unk_token"]
+        if "merges" in model:  # may only name pieces of the vocabulary
+            pairs = (tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"])
+            model["merges"] = [pair for pair in pairs if not hidden & {*pair, "".join(pair)}]
+    for token in facts["added_tokens"]:
+        if token["id"] in ids:
+            token["content"] = _HIDDEN + token["content"]
+    # Only texts alone are encoded with it; a template would look for its tokens by name.
+    facts |= {"post_processor": None, "truncation": None, "padding": None}
+    return json.dumps(facts)
+
+
+def cut_inside(text: str, contents: Collection[str]) -> list[str]:
+    """`text`, cut after the first character of everything in `contents` that it spells."""
+    cuts = set()
+    for content in contents:
+        at = text.find(content) if len(content) > 1 else -1
+        while at >= 0:
+            cuts.add(at + 1)
+            at = text.find(content, at + 1)
+    edges = [0, *sorted(cuts), len(text)]
+    return [text[begin:end] for begin, end in pairwise(edges)]
+
+
+def present(token_id: int | None, what: str) -> int:
+    """The id, or the error by which Megatron's own tokenizers say that they lack one; it then goes without."""
+    if token_id is None or token_id < 0:
+        raise NotImplementedError(f"the tokenizer has no {what} id")
+    return token_id
+
+
+def missing_eod(path: Path, fix: str) -> UserError:
+    """The error of a tokenizer without an end-of-sequence token."""
+    why = "has no end-of-sequence token, which ends documents"
+    return UserError(f"tokenizer {path}: {why}; {fix}, name another with --eod-token, or give --append-eod no")
