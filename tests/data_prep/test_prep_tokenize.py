@@ -241,7 +241,7 @@ MISTAKES = {
     "prep tokenize --input IN --tokenizer TOK --output OUT.bin": "not a file prefix",
     "prep tokenize --input IN --tokenizer TOK --output IN/under": "--output",
     "prep tokenizer --input IN --output OUT": "--vocab-size",
-    "prep tokenizer --input IN --output OUT --vocab-size 999999": "give at most",
+    "prep tokenizer --input IN --output OUT --vocab-size 999999": "give more text",
     "prep tokenizer --input IN --output IN --vocab-size 400": "cannot be made a folder",
 }
 
