@@ -9,29 +9,15 @@ import torch
 import torch.distributed as dist
 
 from elas.checkpoint.folder import Checkpoint, checkpoints_in, damaged_files, read_checkpoint
+from elas.checkpoint.identity import check_same_run, identity
 from elas.config import Config
-from elas.data.corpus import corpus_identity
 from elas.errors import ConfigError
 from elas.train.metrics import read_jsonl
-
-MUST_MATCH = ("model", "low_rank", "train.dtype", "train.seed", "train.global_batch_size", "optimizer.kind",
-              "data.split", "data.packing", "sparsity.kind")  # fmt: skip
 
 
 def checkpoints_dir(config: Config) -> Path:
     """Where a run keeps its checkpoints."""
     return Path(config.train.run_dir) / "checkpoints"
-
-
-def identity(config: Config) -> dict:
-    """What must be the same to resume: flat settings, and what the corpora hold. The layout may be another."""
-    values = config.to_dict()
-    flat = {}
-    for key in MUST_MATCH:
-        section, _, name = key.partition(".")
-        entries = {name: values[section][name]} if name else values[section]
-        flat |= {f"{section}.{k}": v for k, v in entries.items()}
-    return flat | corpus_identity(config)
 
 
 def find_checkpoint(config: Config) -> Checkpoint | None:
@@ -98,14 +84,7 @@ def _check_not_lost(config: Config) -> None:
 
 
 def _fitting(found: Checkpoint, config: Config) -> Checkpoint:
-    now, then = identity(config), found.manifest["identity"]
-    for key, value in now.items():
-        if key in then and then[key] != value:
-            why = f"the checkpoint {found.path} was written with {key}={then[key]!r}"
-            fix = (
-                "start in another train.run_dir" if config.checkpoint.resume == "auto" else "do without this checkpoint"
-            )
-            raise ConfigError(key, value, why, f"resume with the same setting, or {fix}")
+    check_same_run(config, identity(config), found)
     if found.step > config.train.steps:
         why = f"the run is at step {found.step} already ({found.path})"
         raise ConfigError("train.steps", config.train.steps, why, "give more steps, or start in another folder")

@@ -11,7 +11,8 @@ import torch.distributed as dist
 
 from elas.checkpoint import selfcheck, state, storage
 from elas.checkpoint.folder import file_facts, prune, put_in_place
-from elas.checkpoint.resume import checkpoints_dir, identity, versions
+from elas.checkpoint.identity import identity
+from elas.checkpoint.resume import checkpoints_dir, versions
 from elas.checkpoint.tensors import PartOfTensor
 from elas.config import Config
 from elas.errors import Failure

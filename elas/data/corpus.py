@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from elas.config import Config
-from elas.data.split import divide, parse_split
+from elas.data.split import EVERYTHING, SCHEME, divide, held_out_counts, parse_split
 from elas.data.token_files import TokenFiles, manifest_vocabulary, read_manifest, read_token_files
 from elas.errors import ConfigError
 
@@ -91,15 +91,27 @@ def check_corpus(config: Config) -> None:
 
 
 def corpus_identity(config: Config) -> dict:
-    """What two runs must share to see the same samples: every source's weight, and what it holds, not its path."""
-    facts = {}
-    for key, value in (("data.train", config.data.train), ("data.valid", config.data.valid)):
-        if value is not None:
-            prefixes, weights = parse_blend(key, value)
-            sources = [read_token_files(key, prefix) for prefix in prefixes]
-            weights = weights or [None] * len(sources)
-            facts[key] = [[w, f.documents, f.tokens, f.fingerprint()] for w, f in zip(weights, sources)]
-    return facts
+    """What decides the samples that training sees, by what the corpora hold and not where they lie.
+
+    Returns:
+        `data.train`: weight, documents, tokens and fingerprint of each source; `data.held_out`: `held_out_identity`.
+    """
+    if config.data.train is None:
+        return {"data.held_out": None}
+    prefixes, weights = parse_blend("data.train", config.data.train)
+    sources = [read_token_files("data.train", prefix) for prefix in prefixes]
+    facts = [[w, f.documents, f.tokens, f.fingerprint()] for w, f in zip(weights or [None] * len(sources), sources)]
+    shares = EVERYTHING if config.data.valid is not None else parse_split(config.data.split)
+    return {
+        "data.train": facts,
+        "data.held_out": held_out_identity(SCHEME, [files.documents for files in sources], shares),
+    }
+
+
+def held_out_identity(scheme: str, documents: list[int], shares: tuple[float, float, float]) -> list | None:
+    """How documents are held out of training, and how many of each source; None where none are."""
+    counts = [held_out_counts(number, shares)[0] for number in documents]
+    return [scheme, *counts] if any(counts) else None
 
 
 def _check_cache(config: Config) -> None:

@@ -15,6 +15,7 @@ from elas.model.provider import count_parameters
 from elas.optim.schedule import learning_rate
 from elas.parallel import Layout
 from elas.report import describe
+from elas.train import history
 from elas.train.culprit import name_bad_layer
 from elas.train.engine import Engine
 from elas.train.exact import LoroCycle
@@ -80,6 +81,9 @@ class _Run:
         self.valid_loss: float | None = None
         self.clock = _Clock(self.step, self.tokens)
         _announce(config, layout, self.engine, resume, self.metrics)
+        if layout.rank == 0:
+            for line in history.record(config, resume):
+                self.metrics.say(line)
 
     def _open_data(self) -> None:
         """Samples from `consumed` on, and as many more as the run will take."""
