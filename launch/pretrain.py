@@ -16,6 +16,7 @@ from elas.cli import Parser, end_process, exit_status, write_json
 from elas.config import Config, load_config, split_overrides
 from elas.config.phases import unreached
 from elas.config.writing import to_yaml
+from elas.errors import UserError
 from elas.launch.environment import choose_interface, rank_and_world, srun_environment
 from elas.launch.leash import end_with_launcher
 
@@ -47,7 +48,12 @@ def parse(argv: list[str]) -> tuple[Config, dict]:
         action="store_true",
         help="print the whole configuration as YAML (--json FILE: as JSON too), and stop",
     )
+    dry = "check everything, show parameters, tokens, epochs, memory and schedule, and stop"
+    parser.add_argument("--dry-run", action="store_true", help=dry)
+    parser.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: as if started on N ranks")
     options = vars(parser.parse_args(rest))
+    if options["ranks"] is not None and not options["dry_run"]:
+        raise UserError(f"--ranks {options['ranks']}: only with --dry-run; elas launch local --ranks N starts N ranks")
     if options["deepspeed_config"]:
         overrides["parallel.deepspeed_config"] = options["deepspeed_config"]
     return load_config(options["config"], overrides), options
@@ -102,6 +108,10 @@ def main(argv: list[str]) -> int:
         return 0
     srun_environment()
     rank, world = rank_and_world()
+    if options["dry_run"]:
+        from elas.launch.dry_run import dry_run, world_of
+
+        return dry_run(config, world_of(options["ranks"], world), options["json"], shows=rank == 0)
     choose_interface()
     from elas.checkpoint.resume import find_checkpoint
     from elas.data.corpus import check_corpus

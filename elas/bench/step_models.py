@@ -14,6 +14,7 @@ from elas.config import Config, ffn_width, load_config
 from elas.errors import UserError
 from elas.model.provider import make_model_provider
 from elas.parallel import Layout
+from elas.plan.counts import parameter_count
 from elas.train import grads
 from elas.train.engine import Engine, token_losses
 from elas.validate import validate
@@ -115,16 +116,6 @@ def first_step(model: torch.nn.Module, batch: Batch) -> tuple[float, float]:
 
 def _flat(config: Config) -> dict[str, object]:
     return {f"{section}.{key}": v for section, values in config.to_dict().items() for key, v in values.items()}
-
-
-def parameter_count(config: Config) -> int:
-    """Parameters, by formula."""
-    model, full = config.model, config.low_rank.kind == "none"
-    h, r, f = model.hidden_size, config.low_rank.rank, ffn_width(config)
-    groups = (model.num_query_groups or model.num_attention_heads) * (h // model.num_attention_heads)
-    linears = [(h, h), (h, groups), (h, groups), (h, h)] + [(h, f)] * (3 if model.activation == "swiglu" else 2)
-    layer = sum(a * b if full else r * (a + b) for a, b in linears) + 2 * h
-    return model.num_layers * layer + h + model.vocab_size * h * (1 if model.tie_embeddings else 2)
 
 
 def refuse_if_too_large(configs: dict[str, Config]) -> None:

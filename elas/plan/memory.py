@@ -1,0 +1,106 @@
+"""Memory of the fullest rank, estimated from the configuration, in parts.
+
+Legend: h hidden, g key/value width, f d_ff, r rank, V vocabulary, t tensor-parallel ranks, e bytes of a value.
+
+What the layers save for backward follows `elas bench step`'s `saved_bytes` (docs/results.md): per token and layer
+8h + 6r values with low rank and the fused FFN (10h at full rank), and what the FFN keeps of f on top. Temporary
+tensors of kernels and of the allocator are not counted.
+"""
+
+from dataclasses import asdict, dataclass
+
+from elas.config import Config, ffn_width
+from elas.plan.counts import key_value_width, rank_parameters
+from elas.train.deepspeed_config import offloads_optimizer, read_deepspeed_json, zero_stage
+
+RUNTIME = 520 * 10**6
+"""Python, torch, Megatron-core and DeepSpeed in a process without a GPU, measured (docs/results.md)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the rank that holds most."""
+
+    weights: int
+    gradients: int
+    """With the fp32 sums over micro-batches, and the bucket they are reduced in."""
+    optimizer: int
+    """fp32 master weights and two moments; 0 where they are offloaded to the host."""
+    activations: int
+    """What the layers save for backward, of every micro-batch in flight."""
+    logits: int
+    """The output layer's logits, their softmax and gradient."""
+    runtime: int
+    """The process itself; on a GPU the host has this, and the device a context instead."""
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return sum(asdict(self).values())
+
+
+def estimate(config: Config, world_size: int) -> Memory:
+    """Estimate the memory of the rank that holds most.
+
+    Args:
+        config: validated for `world_size` ranks, its ZeRO stage chosen.
+        world_size: ranks.
+    """
+    parallel, values = config.parallel, read_deepspeed_json(config)
+    stage, dp = zero_stage(values), world_size // (parallel.tensor * parallel.pipeline)
+    e = 4 if config.train.dtype == "float32" else 2
+    held, part = rank_parameters(config), -(-rank_parameters(config) // dp)
+    micro_batches = config.train.global_batch_size // (config.train.micro_batch_size * dp)
+    masters = 4 if stage > 0 or e == 2 else 0
+    return Memory(
+        weights=e * (part if stage == 3 else held),
+        gradients=_gradients(values, stage, held, part, e, micro_batches),
+        optimizer=0 if offloads_optimizer(values) else (masters + 8) * (part if stage else held),
+        activations=_in_flight(config, micro_batches) * _layer_bytes(config, e),
+        logits=_logits(config, e),
+        runtime=RUNTIME,
+    )
+
+
+def _gradients(values: dict, stage: int, held: int, part: int, e: int, micro_batches: int) -> int:
+    """Gradients of the weights, their fp32 sums or copies, and ZeRO's bucket."""
+    if stage == 0:  # in bf16 with the optimizer's fp32 copy
+        return e * held + (4 * held if e == 2 else 0)
+    bucket = values.get("zero_optimization", {}).get("reduce_bucket_size", 5 * 10**8)
+    bucket = 4 * min(bucket if isinstance(bucket, int) else held, held)
+    if stage == 1:
+        sums = 4 * held if e == 2 and micro_batches > 1 else 0
+        return e * held + sums + 4 * part + bucket
+    return (e + 4) * part + bucket
+
+
+def _in_flight(config: Config, micro_batches: int) -> float:
+    """Whole stages of layers whose activations the first stage holds at once; interleaving adds part of one."""
+    pp, vpp = config.parallel.pipeline, config.parallel.virtual_pipeline
+    if pp == 1:
+        return 1
+    return min(micro_batches, pp) if vpp == 1 else min(micro_batches, pp + (pp - 1) / vpp)
+
+
+def _layer_bytes(config: Config, e: int) -> int:
+    """Saved for backward by one stage's layers for one micro-batch."""
+    h, g, f, r = config.model.hidden_size, key_value_width(config), ffn_width(config), config.low_rank.rank
+    tp = config.parallel.tensor
+    tokens = config.train.micro_batch_size * config.model.seq_length
+    stream = 4 * h / (tp if config.parallel.sequence else 1)  # both norms' inputs and outputs
+    attention = (2 * h + 2 * g) / tp  # q, k, v and what comes out
+    gated = config.model.activation == "swiglu"
+    if config.low_rank.kind == "none":
+        attention += 2 * h / tp
+        bottlenecks = 0
+    else:
+        bottlenecks = (7 if gated else 6) * r * (2 if config.low_rank.kind == "cola" else 1)
+    kept = {"fused": 0.0, "compressed": 0.5 + 1 / (8 * e), "eager": 3.0 if config.sparsity.kind == "2:4" else 2.0}
+    ffn = (4 if gated else kept[config.sparsity.ffn_memory]) * f / tp
+    layers = config.model.num_layers // config.parallel.pipeline
+    return int(layers * tokens * e * (stream + attention + bottlenecks + ffn))
+
+
+def _logits(config: Config, e: int) -> int:
+    tokens = config.train.micro_batch_size * config.model.seq_length
+    return 12 * tokens * config.model.vocab_size // config.parallel.tensor
