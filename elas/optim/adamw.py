@@ -8,17 +8,31 @@ from elas.config import OptimizerConfig
 
 
 class Guarded:
-    """A mix-in for optimizers: `step` does nothing while `blocked()`.
+    """A mix-in for optimizers: `step` does nothing while `blocked()`, and scales gradients before it uses them.
 
     Attributes:
         blocked: asked before every step; gradients that are not finite must not reach weights or moments.
+        clip_scale: 0-dim fp32 tensor that the next step's gradients are multiplied by, in their own (fp32) copy; None
+            where DeepSpeed clips (ZeRO 1 to 3).
     """
 
     blocked: Callable[[], bool] = staticmethod(lambda: False)
+    clip_scale: torch.Tensor | None = None
 
     def step(self, closure=None):
         """One step, unless it is blocked."""
-        return None if self.blocked() else super().step(closure)
+        if self.blocked():
+            return None
+        self.clip()
+        return super().step(closure)
+
+    @torch.no_grad()
+    def clip(self) -> None:
+        """Multiply the gradients by `clip_scale`, once."""
+        scale, self.clip_scale = self.clip_scale, None
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if scale is not None and gradients:
+            torch._foreach_mul_(gradients, scale)
 
 
 class AdamW(Guarded, torch.optim.AdamW):

@@ -64,6 +64,7 @@ class Loro(Guarded, torch.optim.Optimizer):
         """One approximate step of every parameter that has a gradient."""
         if self.blocked():
             return None
+        self.clip()
         loss = None if closure is None else closure()
         for group in self.param_groups:
             stay = self.moments_only and group["factor"]

@@ -113,7 +113,7 @@ def deepspeed_config(config: Config, *, micro_batches: int, dp: int) -> dict:
         dp: data-parallel ranks.
 
     Returns:
-        A dict. At ZeRO 0 in fp32 clipping is left to `elas.train.engine`: DeepSpeed would not tell the norm.
+        A dict. At ZeRO 0 clipping is left to `elas.train.engine`: DeepSpeed does not clip by the model's norm there.
     """
     values = read_deepspeed_json(config)
     stage = zero_stage(values)
@@ -123,6 +123,11 @@ def deepspeed_config(config: Config, *, micro_batches: int, dp: int) -> dict:
     if dp == 1:
         # Nobody to send gradients to: casting them to the type of communication and back would only cost time.
         values.pop("communication_data_type", None)
+    bf16 = config.train.dtype == "bfloat16"
+    if bf16 and stage >= 2:
+        # ZeRO's partitions sum up micro-batches; in bf16 they would lose what is 256 times smaller than the sum.
+        # (ZeRO 0 and 1 sum outside of DeepSpeed, in `elas.train.grads.Fp32Accumulation`.)
+        values["data_types"] = {"grad_accum_dtype": "fp32"}
     return {
         **values,
         "steps_per_print": 2**31 - 1,
@@ -130,7 +135,7 @@ def deepspeed_config(config: Config, *, micro_batches: int, dp: int) -> dict:
         "train_micro_batch_size_per_gpu": config.train.micro_batch_size,
         "gradient_accumulation_steps": micro_batches,
         "train_batch_size": config.train.micro_batch_size * micro_batches * dp,
-        "gradient_clipping": 0.0 if stage == 0 and config.train.dtype == "float32" else config.optimizer.clip_grad,
+        "gradient_clipping": 0.0 if stage == 0 else config.optimizer.clip_grad,
         # No pass over all gradients to look for infinities: the loop ends a run whose norm is not finite.
-        "bf16": {"enabled": config.train.dtype == "bfloat16", "check_grad_overflow": False},
+        "bf16": {"enabled": bf16, "check_grad_overflow": False},
     }

@@ -263,8 +263,9 @@ class Engine:
                 for chunk in self.chunks:
                     chunk.zero_grad(set_to_none=True)
                 return math.nan
-            if self.config.train.dtype == "float32":  # in bf16 DeepSpeed clips the fp32 copies
-                grads.clip(self.chunks, norm, self.config.optimizer.clip_grad)
+            # Not DeepSpeed's clipping: its bf16 optimizer takes the norm of bare tensors, without the marks that keep
+            # replicated and tied parameters from being counted again.
+            self.base_optimizer.clip_scale = grads.clip_scale(norm, self.config.optimizer.clip_grad)
             self.deepspeed.step()
             return float(norm)
         self.deepspeed.optimizer.reduce_gradients(pipeline_parallel=True)

@@ -99,15 +99,9 @@ def average_over_data_parallel(models: Iterable[torch.nn.Module]) -> None:
         offset += grad.numel()
 
 
-def clip(models: Iterable[torch.nn.Module], norm: torch.Tensor, limit: float) -> None:
-    """Scale gradients so that their norm is at most `limit`; 0 leaves them."""
-    if limit <= 0:
-        return
-    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-    for model in models:
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale.to(parameter.grad.dtype))
+def clip_scale(norm: torch.Tensor, limit: float) -> torch.Tensor | None:
+    """What gradients of a norm are to be multiplied by so that it is at most `limit`; None for a limit of 0."""
+    return (limit / (norm + 1e-6)).clamp(max=1.0) if limit > 0 else None
 
 
 class Fp32Accumulation:

@@ -56,6 +56,44 @@ def test_micro_batches_add_up_in_fp32():
     assert error(ours) < 1e-2
 
 
+def gradient_that_adam_sees(stage: int, micro_batches: int, fp32_sum: bool = True):
+    """On a rank: the mean gradient of equal micro-batches in bf16, all parameters' in one flat tensor."""
+    import torch
+
+    from elas import parallel
+    from elas.checkpoint.state import capture
+    from elas.config import load_config
+    from elas.train import engine as engines
+
+    settings = {**SMALL, "train.dtype": "bfloat16", "parallel.zero": stage, "optimizer.clip_grad": 0.0}
+    batch = {"train.micro_batch_size": 1, "train.global_batch_size": micro_batches, "model.num_layers": 1}
+    config = load_config(None, {**settings, **batch})
+    made = engines.deepspeed_config
+
+    def in_bf16(*args, **kwargs):
+        return {key: value for key, value in made(*args, **kwargs).items() if key != "data_types"}
+
+    engines.deepspeed_config = made if fp32_sum else in_bf16
+    try:
+        engine = engines.Engine(config, parallel.initialize(config.parallel, seed=1))
+    finally:
+        engines.deepspeed_config = made
+    tokens = torch.randint(256, (1, 33), generator=torch.Generator().manual_seed(7))
+    engine.step((tokens[:, :-1], tokens[:, 1:]) for _ in range(micro_batches))
+    held = [tensor for name, tensor in capture(engine).items() if name.startswith("exp_avg.")]
+    return torch.cat([part.flatten() for tensor in held for part in tensor.parts.values()])
+
+
+@pytest.mark.parametrize("stage", (2, 3))
+def test_zero_2_and_3_add_up_micro_batches_in_fp32(stage):
+    """The mean of 512 equal gradients is that gradient (512 is a power of two); a bf16 sum stops growing before."""
+    one, ours, naive = (run_ranks(1, gradient_that_adam_sees, stage, *how)[0] for how in ((1,), (512,), (512, False)))
+    error, naive_error = (float((x - one).norm() / one.norm()) for x in (ours, naive))
+    print(f"fp32 {error:.1e}, bf16 {naive_error:.1e}")
+    assert error < 1e-5
+    assert naive_error > 0.1
+
+
 @pytest.mark.skipif(
     library("cpu_adam") is None,
     reason="DeepSpeed's CPU Adam compiles for minutes; first: "

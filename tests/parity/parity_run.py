@@ -93,6 +93,26 @@ def _step(engine, step: int, set_sparse, cycle) -> tuple[float, float]:
     return result
 
 
+def seen_by_adam(overrides: dict) -> tuple[float, float]:
+    """One step: the gradient norm that is logged, and that of what Adam was given (`exp_avg / (1 − β1)`)."""
+    from elas import parallel
+    from elas.checkpoint.state import capture
+    from elas.config import load_config
+    from elas.model.activation import set_sparse
+    from elas.train.engine import Engine
+
+    config = load_config(None, {**SMALL, **overrides})
+    layout = parallel.initialize(config.parallel, seed=config.train.seed)
+    engine = Engine(config, layout)
+    _, norm = _step(engine, 0, set_sparse, None)
+    square = torch.zeros(())
+    for name, tensor in capture(engine).items():  # each element once, over all ranks
+        if name.startswith("exp_avg."):
+            square += sum(part.float().square().sum() for part in tensor.parts.values())
+    torch.distributed.all_reduce(square)
+    return norm, float(square.sqrt()) / (1 - config.optimizer.beta1)
+
+
 def exact_step_of_a_poor_factor(overrides: dict) -> tuple[int, int, bool]:
     """Two equal columns in one factor, then one exact step: pairs, those not taken, whether the poor one moved."""
     from elas import parallel

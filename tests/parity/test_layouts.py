@@ -10,7 +10,7 @@ eight bits of mantissa.
 from functools import lru_cache
 
 import pytest
-from parity_run import DENSE_STEPS, SMALL, STEPS, curve
+from parity_run import DENSE_STEPS, SMALL, STEPS, curve, seen_by_adam
 from ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(300)
@@ -133,6 +133,39 @@ def test_bf16_follows_fp32():
     losses, _ = zip(*one_process((("train.dtype", "bfloat16"),)))
     expected, _ = zip(*one_process(()))
     assert max(abs(x / y - 1) for x, y in zip(losses, expected)) < BF16_LOSS_TOLERANCE
+
+
+CLIPPED = {  # name: (ranks, settings)
+    "tp2-zero0": (2, layout(tensor=2, zero=0)),
+    "tp2-zero0-loro": (2, {**layout(tensor=2, zero=0), "optimizer.kind": "loro", "optimizer.exact_every": 100}),
+    "tp2-zero1": (2, TP2),
+    "pp2-tied-zero0": (2, {**layout(pipeline=2, zero=0), **TIED}),
+    "pp2-tied-zero1": (2, {**PP2, **TIED}),
+    "dp2-zero0": (2, ZERO[0]),
+    "dp2-zero2": (2, ZERO[2]),
+    "dp2-zero3": (2, ZERO[3]),
+    "tp4-zero0": (4, layout(tensor=4, zero=0)),
+    "tp2-sp-pp2-tied-zero0": (4, {**layout(tensor=2, pipeline=2, sequence=True, zero=0), **TIED}),
+    "tp2-sp-dp2-zero2": (4, layout(tensor=2, zero=2, sequence=True)),
+    "tp2-sp-dp2-zero3": (4, layout(tensor=2, zero=3, sequence=True)),
+}
+
+
+@lru_cache
+def norm_of_one_process(settings: tuple) -> float:
+    return run_ranks(1, seen_by_adam, {**dict(settings), **layout(zero=0), "train.dtype": "bfloat16"})[0][0]
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_adam_sees_gradients_clipped_by_the_logged_norm(name):
+    """In bf16, where gradients are rounded to eight bits before the norm is taken (2e-2), but not after it (1e-4)."""
+    ranks, settings = CLIPPED[name]
+    model = {key: value for key, value in settings.items() if not key.startswith("parallel.")}
+    limit = SMALL["optimizer.clip_grad"]
+    for logged, seen in run_ranks(ranks, seen_by_adam, {**settings, "train.dtype": "bfloat16"}):
+        assert logged == pytest.approx(norm_of_one_process(tuple(model.items())), rel=2e-2)
+        assert logged > 1.5 * limit
+        assert seen == pytest.approx(limit, rel=1e-4)
 
 
 def test_what_the_ffn_keeps_does_not_change_the_curve():
