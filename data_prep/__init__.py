@@ -3,7 +3,9 @@
 The parts, in the order data passes through them:
 
 - `sources`: `Corpus(inputs)`: files, folders, globs, hub datasets, in a fixed order; `stdlib_corpus()`.
+- `inputs`, `formats`: names and patterns to files, without what elas wrote; what a file is, by name and content.
 - `readers`: how each kind of file becomes documents, piece by piece; bad input is named and counted, never fatal.
+  `delimited`, `parquet` and `hub` read what their names say, `fields` finds the text in a record.
 - `tokenizer_training`: `train_tokenizer(documents, output, vocab_size=…)` writes a tokenizer folder.
 - `tokenizer`: `load_tokenizer(path)` opens such a folder, or a Hugging Face one, behind one interface.
 - `tokenize_corpus`: `tokenize_corpus(corpus, tokenizer_path, output_prefix, options)`: plan → tasks → merge.

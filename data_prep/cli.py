@@ -4,8 +4,12 @@ import sys
 from pathlib import Path
 
 from elas.cli import Parser, run_command, write_json
+from elas.data_prep.formats import FORMATS
 from elas.data_prep.sources import Corpus
 from elas.errors import ConfigError, UserError
+
+_NOTES = 5
+"""Notes about single files that are shown."""
 
 
 def main(argv: list[str]) -> int:
@@ -216,19 +220,36 @@ def _sbatch(pairs: list[str]) -> dict[str, str]:
 
 
 def _add_input(parser: Parser) -> None:
-    what = "files, folders, globs: .jsonl .csv .tsv .parquet .txt .py, with .gz or .zst; stdlib; hf://DATASET"
-    parser.add_argument("--input", nargs="+", action="extend", required=True, metavar="PATH", help=what)
-    parser.add_argument("--field", default="text", metavar="KEY", help="key or column of the text; default: text")
+    what = (
+        "files, folders, globs: .jsonl .json .csv .tsv .parquet .txt .py, with .gz .zst .bz2 .xz; stdlib; hf://DATASET"
+    )
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="PATH[:FIELD]",
+        help=f"{what}; each may name its field",
+    )
+    what = "key or column of the text, meta.text for a nested one; default: text"
+    parser.add_argument("--field", default="text", metavar="KEY", help=what)
+    what = "how to read every file, whatever its name; default: by name and content"
+    parser.add_argument("--format", choices=FORMATS, help=what)
     parser.add_argument(
         "--suffix", nargs="+", action="extend", default=[], metavar=".EXT", help="read these as text too"
     )
 
 
 def _corpus(args) -> Corpus:
-    corpus = Corpus(args.input, field=args.field, suffixes=args.suffix)
+    corpus = Corpus(args.input, field=args.field, suffixes=args.suffix, form=args.format)
     if corpus.ignored:
         kinds = ", ".join(f"{n} {kind}" for kind, n in corpus.ignored.most_common(4))
         print(f"note: passed over {corpus.ignored.total()} in the inputs ({kinds})", file=sys.stderr)
+    notes = corpus.notes + corpus.large_pages()
+    for note in notes[:_NOTES]:
+        print(note, file=sys.stderr)
+    if len(notes) > _NOTES:
+        print(f"note: and {len(notes) - _NOTES} more of these", file=sys.stderr)
     return corpus
 
 

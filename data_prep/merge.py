@@ -20,8 +20,8 @@ from elas.cli import write_json
 from elas.data_prep.duplicates import find_duplicates
 from elas.data_prep.indexed_writer import write_index
 from elas.data_prep.loss import Loss
+from elas.data_prep.parquet import row_groups
 from elas.data_prep.plan import Plan
-from elas.data_prep.readers import parquet_row_groups
 from elas.data_prep.shards import DOCUMENT, SIDES, part_path
 from elas.data_prep.sources import SkipLog, place
 from elas.errors import ConfigError, Failure, UserError
@@ -229,7 +229,7 @@ class _Lines:
         if begin == 0 or file.kind == "hf":
             return 0
         if file.kind == "parquet":
-            return sum(rows for _, rows in (parquet_row_groups(file.path) or [])[:begin])
+            return sum(rows for _, rows in (row_groups(file.path) or [])[:begin])
         known, position, lines = self._known
         if known != index or position > begin:
             position = lines = 0

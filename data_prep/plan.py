@@ -88,7 +88,7 @@ class Plan:
     def identity(self) -> dict[str, str]:
         """Digests of what must be the same for finished tasks to count, by what it is."""
         settings = {k: v for k, v in asdict(self.settings).items() if not k.startswith("tokenizer")}
-        files = [(f.name, f.kind, f.size, f.mtime_ns) for f in self.files]
+        files = [(f.name, f.kind, f.size, f.mtime_ns, f.field) for f in self.files]
         parts = {"settings": settings, "files": files, "tasks": self.tasks, "format": FORMAT}
         parts["tokenizer"] = self.settings.tokenizer_sha256
         parts["held-out part"] = len(self.outputs)

@@ -5,22 +5,26 @@ it begins in), row groups of Parquet, a shard of a Hugging Face dataset. All els
 Documents larger than `MAX_DOCUMENT` bytes are left out, so that a file without line ends cannot fill the memory.
 """
 
-import csv
 import gzip
 import io
 import json
+import lzma
 import re
 import tokenize
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
+
+from elas.data_prep import delimited, fields, hub, parquet
+from elas.data_prep.formats import open_data
 
 MAX_DOCUMENT = 512_000_000
 WHOLE = (0, -1)
 """The piece that is all of a file."""
 # UTF-8 itself cannot hold half a surrogate pair; only a JSON escape, or a decoder told to pass bytes on, brings one in.
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
+_SEPARATORS = re.compile(r"[ \t\r\n,]*")
+_CHUNK = 1 << 16
 
 Skip = Callable[[str, int | None], None]
 """Called with a reason and the number of the line or row in the piece, from 1; None where the whole file is meant."""
@@ -32,9 +36,9 @@ def read_piece(path: str, kind: str, field: str, piece: tuple[int, int], skip: S
     """The documents of a piece of a file.
 
     Args:
-        path: the file, or `NAME[@REVISION][/CONFIG]:SPLIT` of a Hugging Face dataset.
-        kind: `jsonl`, `csv`, `parquet`, `text` or `hf`.
-        field: the key or column that holds the text; text files have none.
+        path: the file, or `NAME[@REVISION][#CONFIG]:SPLIT` of a Hugging Face dataset.
+        kind: one of `formats.FORMATS`, or `hf`.
+        field: the key or column that holds the text, `meta.text` for a nested one; text files have none.
         piece: which part of it, see above; `WHOLE` for all.
         skip: told of every input that is no document; what follows it is still read where that is possible.
     """
@@ -57,28 +61,13 @@ def read_piece(path: str, kind: str, field: str, piece: tuple[int, int], skip: S
         skip(f"unreadable{' from here on' if last else ''} ({error.strerror or error})", last)
 
 
-def parquet_row_groups(path: str) -> list[tuple[int, int]] | None:
-    """Bytes and rows of every row group, None when it cannot be opened."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
-            return [(group.total_byte_size, group.num_rows) for group in groups]
-    except (OSError, pyarrow.ArrowInvalid):
-        return None
-
-
-def open_dataset(name: str):
-    """A streaming `datasets.IterableDataset` for `NAME[@REVISION][/…]:SPLIT`; see `elas.data_prep.sources`."""
-    import datasets
-
-    name, split = name.rsplit(":", 1)
-    name, _, config = name.partition("#")
-    name, _, revision = name.partition("@")
-    datasets.disable_progress_bars()
-    return datasets.load_dataset(name, config or None, split=split, streaming=True, revision=revision or None)
+def columns(path: str, kind: str) -> list[str] | None:
+    """The columns of a table or dataset; None where it is none, or they are not known before it is read."""
+    if kind in ("csv", "tsv", "tsv-quoted"):
+        return delimited.columns(path, kind)
+    if kind == "parquet":
+        return parquet.columns(path)
+    return hub.columns(path) if kind == "hf" else None
 
 
 def _read_jsonl(path: str, field: str, piece: tuple[int, int], skip: Skip) -> Iterator[Row]:
@@ -98,7 +87,7 @@ def _read_jsonl(path: str, field: str, piece: tuple[int, int], skip: Skip) -> It
         text = _text_of(record, field, number, skip)
         if text is None:
             continue
-        if _SURROGATE_ESCAPE.search(line) and not _encodable(text):
+        if _SURROGATE_ESCAPE.search(line) and not fields.encodable(text):
             skip("half a surrogate pair", number)
         else:
             yield number, text
@@ -107,20 +96,19 @@ def _read_jsonl(path: str, field: str, piece: tuple[int, int], skip: Skip) -> It
 def _text_of(record: object, field: str, number: int, skip: Skip) -> str | None:
     """The text of a record; None, and told to `skip`, when it has none."""
     if not isinstance(record, dict):
-        skip("not a record", number)
-    elif field not in record:
-        skip(f"no field {field!r}", number)
-    elif not isinstance(record[field], str):
-        skip(f"field {field!r} is no text", number)
-    else:
-        return record[field]
-    return None
+        return skip("not a record", number)
+    there, text = fields.find(record, field)
+    if not there:
+        return skip(fields.missing("field", field, fields.names(record)), number)
+    if not isinstance(text, str):
+        return skip(f"field {field!r} is no text", number)
+    return text
 
 
 def _lines(path: str, piece: tuple[int, int], skip: Skip) -> Iterator[tuple[int, bytes]]:
     """Numbered lines that begin in the piece; one that is too long is passed over, and told to `skip`."""
     begin, end = piece
-    with _open(path) as file:
+    with open_data(path) as file:
         position = begin
         if begin:
             file.seek(begin - 1)
@@ -146,72 +134,58 @@ def _rest_of_line(file) -> Iterator[bytes]:
             return
 
 
-def _read_csv(path: str, field: str, piece: tuple[int, int], skip: Skip) -> Iterator[Row]:
-    csv.field_size_limit(MAX_DOCUMENT)
-    with io.TextIOWrapper(_open(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        delimiter = "\t" if ".tsv" in Path(path).suffixes else ","
-        rows = csv.reader(file, strict=True, delimiter=delimiter)
-        try:
-            header = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            return skip(f"malformed CSV ({error})", 1)
-        if field not in header:
-            return skip(f"no column {field!r}", 1)
-        column = header.index(field)
+def _read_json(path: str, field: str, piece: tuple[int, int], skip: Skip) -> Iterator[Row]:
+    """The records of an array, or one or several objects laid out over many lines, numbered from 1."""
+    for number, record in enumerate(_values(path), 1):
+        if isinstance(record, ValueError):
+            return skip(f"malformed JSON from here on ({record})", number)
+        text = _text_of(record, field, number, skip)
+        if text is not None and fields.encodable(text):
+            yield number, text
+        elif text is not None:
+            skip("not UTF-8, or half a surrogate pair", number)
+
+
+def _values(path: str) -> Iterator[object]:
+    """The elements of a JSON array, or values one after another, as a stream; a `ValueError` where it goes wrong."""
+    decoder = json.JSONDecoder()
+    with io.TextIOWrapper(open_data(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        held = file.read(_CHUNK).lstrip()
+        is_array = held.startswith("[")
+        position, step, ended = int(is_array), _CHUNK, False
         while True:
-            try:
-                row = next(rows)
-            except StopIteration:
+            position = _SEPARATORS.match(held, position).end()
+            if is_array and held.startswith("]", position):
                 return
-            except csv.Error as error:
-                skip(f"malformed CSV ({error})", rows.line_num)
+            if ended and position == len(held):
+                if is_array:
+                    yield ValueError("the array has no end")
+                return
+            value, end, why, is_final = _value(decoder, held, position)
+            if not why and (ended or end < len(held)):  # at the end of what is held a number may go on
+                yield value
+                position, step = end, _CHUNK
                 continue
-            if not row:
-                continue
-            if len(row) != len(header):
-                skip(f"wrong number of columns ({len(row)} instead of {len(header)})", rows.line_num)
-            elif not _encodable(row[column]):
-                skip("not UTF-8", rows.line_num)
-            else:
-                yield rows.line_num, row[column]
+            if ended or is_final or len(held) - position > MAX_DOCUMENT:
+                yield ValueError(why)
+                return
+            more = file.read(step)
+            ended = not more
+            held, position, step = held[position:] + more, 0, 2 * step  # twice, or long records take square time
 
 
-def _read_parquet(path: str, field: str, piece: tuple[int, int], skip: Skip) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
+def _value(decoder: json.JSONDecoder, text: str, begin: int) -> tuple[object, int, str, bool]:
+    """The value at a place, its end, else why there is none, and whether more text could not change that."""
     try:
-        with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
-            if field not in file.schema_arrow.names:
-                return skip(f"no column {field!r}", None)
-            begin, end = piece
-            groups = range(begin, file.metadata.num_row_groups if end < 0 else end)
-            number = 0
-            for batch in file.iter_batches(batch_size=256, row_groups=list(groups), columns=[field]):
-                for value in batch.column(0):
-                    number += 1
-                    # PyArrow decodes on demand, so that one bad value does not cost its neighbours.
-                    text = _parquet_text(value, number, skip)
-                    if text is not None:
-                        yield number, text
-    except pyarrow.ArrowException as error:
-        skip(f"damaged Parquet ({str(error).splitlines()[0]})", None)
-
-
-def _parquet_text(value, number: int, skip: Skip) -> str | None:
-    try:
-        text = value.as_py()
-    except UnicodeDecodeError:
-        return skip("not UTF-8", number)
-    if not isinstance(text, str):
-        return skip("no text in the column", number)
-    return text
+        return *decoder.raw_decode(text, begin), "", False
+    except json.JSONDecodeError as error:
+        return None, begin, error.msg, error.pos < len(text) - 16 and not error.msg.startswith("Unterminated")
+    except RecursionError:
+        return None, begin, "nested too deeply", True
 
 
 def _read_text(path: str, field: str, piece: tuple[int, int], skip: Skip) -> Iterator[Row]:
-    with _open(path) as file:
+    with open_data(path) as file:
         data = file.read(MAX_DOCUMENT + 1)
     if len(data) > MAX_DOCUMENT:
         return skip(f"larger than {MAX_DOCUMENT:,} bytes", None)
@@ -222,32 +196,21 @@ def _read_text(path: str, field: str, piece: tuple[int, int], skip: Skip) -> Ite
     yield 1, text
 
 
-def _read_hf(path: str, field: str, piece: tuple[int, int], skip: Skip) -> Iterator[Row]:
-    dataset = open_dataset(path)
-    begin, end = piece
-    number = 0
-    for shard in range(begin, dataset.num_shards if end < 0 else end):
-        for record in dataset.shard(dataset.num_shards, shard):
-            number += 1
-            text = _text_of(record, field, number, skip)
-            if text is not None and _encodable(text):
-                yield number, text
-            elif text is not None:
-                skip("half a surrogate pair", number)
+def _read_table(kind: str):
+    def read(path: str, field: str, piece: tuple[int, int], skip: Skip) -> Iterator[Row]:
+        return delimited.read_table(path, kind, field, skip, MAX_DOCUMENT)
+
+    return read
 
 
-_READERS = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet, "text": _read_text, "hf": _read_hf}
-
-
-def _open(path: str) -> io.BufferedIOBase:
-    if path.endswith(".gz"):
-        return gzip.open(path, "rb")
-    if path.endswith(".zst"):
-        import pyarrow
-
-        # It says when a file ends within a frame, and goes on after one; read by a thread of its own it is no faster.
-        return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"), 1 << 20)
-    return open(path, "rb", buffering=1 << 20)
+_READERS = {
+    "jsonl": _read_jsonl,
+    "json": _read_json,
+    **{kind: _read_table(kind) for kind in ("csv", "tsv", "tsv-quoted")},
+    "parquet": parquet.read,
+    "text": _read_text,
+    "hf": hub.read,
+}
 
 
 def _encoding(path: str, data: bytes) -> str:
@@ -256,12 +219,4 @@ def _encoding(path: str, data: bytes) -> str:
         data.decode()
         return "utf-8"
     except UnicodeDecodeError:
-        return tokenize.detect_encoding(io.BytesIO(data).readline)[0] if path.endswith(".py") else "utf-8"
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-        return True
-    except UnicodeEncodeError:
-        return False
+        return tokenize.detect_encoding(io.BytesIO(data).readline)[0] if path.lower().endswith(".py") else "utf-8"

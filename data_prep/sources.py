@@ -1,38 +1,27 @@
 """What there is to read: inputs as the user names them, expanded to files in a fixed order, and their documents.
 
 An input is a file, a folder, a glob, `stdlib` (this Python's own standard library) or a dataset of the Hugging Face
-hub, `hf://NAME[@REVISION][#CONFIG][:SPLIT]`, which is streamed. How a file is read goes by its name: see `KINDS`, with
-`.gz` or `.zst` on top. A document's name is its file's path relative to the input it was found under, and its line or
-row.
+hub, `hf://NAME[@REVISION][#CONFIG][:SPLIT[:FIELD]]`, which is streamed. A file, folder or glob may name its own field
+behind a colon, `a.parquet:content`. How a file is read goes by its name, see `formats`. A document's name is its file's
+path relative to the input it was found under, and its line or row.
 """
 
-import contextlib
-import glob
 import hashlib
-import os
 import sys
-import sysconfig
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from os.path import realpath
 from pathlib import Path
 
-from elas.data_prep.readers import WHOLE, parquet_row_groups, read_piece
+from elas.data_prep import hub, parquet
+from elas.data_prep.fields import missing
+from elas.data_prep.formats import COMPRESSED, FORMATS, KINDS, compression
+from elas.data_prep.inputs import OURS, STDLIB, Finder, SourceFile, unique_names
+from elas.data_prep.readers import WHOLE, columns, read_piece
 from elas.errors import ConfigError, UserError
 
-KINDS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".txt": "text",
-    ".py": "text",
-}
-COMPRESSED = (".gz", ".zst")
-STDLIB = "stdlib"
-HUB = "hf://"
 _SPREAD = 4_000_000
 
 
@@ -47,40 +36,6 @@ class Document:
 
     name: str
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """A file to read.
-
-    Args:
-        name: its path relative to the input it was found under, or the dataset's name.
-        path: where it lies; for a dataset, what `readers.open_dataset` takes.
-        kind: how it is read: a value of `KINDS`, or `hf`.
-        source: the input that it belongs to, as the user gave it.
-        size: bytes on disk; 0 for a dataset.
-        mtime_ns: when it last changed; 0 for a dataset.
-    """
-
-    name: str
-    path: str
-    kind: str
-    source: str
-    size: int = 0
-    mtime_ns: int = 0
-
-    def check_unchanged(self) -> None:
-        """Raise `UserError` if the file is not the one that was looked at when the work was planned."""
-        if not self.mtime_ns:
-            return
-        try:
-            now = os.stat(self.path)
-            same = (now.st_size, now.st_mtime_ns) == (self.size, self.mtime_ns)
-        except OSError:
-            same = False
-        if not same:
-            fix = "put it back as it was (size and time of change), or start afresh with --overwrite"
-            raise UserError(f"--input {self.path}: changed while it was being read; {fix}")
 
 
 class SkipLog:
@@ -115,35 +70,51 @@ class Corpus:
     """The documents of some inputs; iterate as often as needed, each time in the same order.
 
     Args:
-        inputs: files, folders, globs, `stdlib`, `hf://…`. A file reached twice is read once.
-        field: key or column of the text in JSONL, CSV, Parquet and datasets.
+        inputs: files, folders, globs, `stdlib`, `hf://…`, also with a field, `a.parquet:content`. A file reached twice
+            is read once. What `elas prep` wrote is passed over.
+        field: key or column of the text in all formats but text, where an input does not name its own; `meta.text` for
+            a nested one.
         suffixes: further suffixes to read as plain text, `.md`.
+        form: one of `formats.FORMATS`: how every file is read, whatever its name; None to go by names.
 
     Attributes:
-        files: every `SourceFile` that will be read, in order.
+        files: every `SourceFile` that will be read, in order; no two have the same name.
         ignored: how many files in folders were passed over, by suffix, and hidden and cache folders, by name.
+        notes: lines for the user about what was decided by looking into files.
         skipped: what the latest iteration left out.
 
     Raises:
-        UserError: an input that does not exist, matches nothing or has a suffix we cannot read.
+        UserError: an input that does not exist, matches nothing or cannot be read by its name.
     """
 
-    def __init__(self, inputs: Sequence[str | Path], *, field: str = "text", suffixes: Sequence[str] = ()):
+    def __init__(
+        self,
+        inputs: Sequence[str | Path],
+        *,
+        field: str = "text",
+        suffixes: Sequence[str] = (),
+        form: str | None = None,
+    ):
         self.inputs = [str(i) for i in inputs]
-        self.field = field
-        self.kinds = {**KINDS, **{"." + s.lstrip("."): "text" for s in suffixes}}
-        self.ignored: Counter[str] = Counter()
+        self.field, self.form = field, form
+        self.kinds = {**KINDS, **{suffix: "text" for suffix in map(_text_suffix, suffixes)}}
         self.skipped = SkipLog()
         if not self.inputs:
             raise UserError("--input: nothing given; name a file, a folder, a glob or `stdlib`")
-        seen: dict[str, SourceFile] = {}
-        for each in self.inputs:
-            if each.startswith(HUB):
-                seen.setdefault(each, _dataset(each))
-                continue
-            for name, path in self._expand(each):
-                seen.setdefault(os.path.realpath(path), self._file(name, path, each))
-        self.files = list(seen.values())
+        if form is not None and form not in FORMATS:
+            raise ConfigError("--format", form, "is not a format", f"give one of {', '.join(FORMATS)}")
+        finder = Finder(field, self.kinds, form)
+        self.ignored, self.notes = finder.ignored, finder.notes
+        seen: dict[tuple[str, str], SourceFile] = {}
+        for given in self.inputs:
+            for file in finder.files(given):
+                seen.setdefault((file.path if file.kind == "hf" else realpath(file.path), file.field), file)
+        if not seen:
+            why = "holds only what elas prep wrote itself" if self.ignored[OURS] else "holds no file that can be read"
+            raise UserError(f"--input {' '.join(self.inputs)}: {why}; name the text")
+        files = list(seen.values())
+        self.files = [replace(file, name=name) for file, name in zip(files, unique_names(files))]
+        self.ignored += Counter()  # only what is there
 
     def __iter__(self) -> Iterator[Document]:
         self.skipped = SkipLog()
@@ -156,7 +127,7 @@ class Corpus:
         def skip(reason: str, number: int | None) -> None:
             self.skipped.add(reason, place(file, number))
 
-        for number, text in read_piece(file.path, file.kind, self.field, piece, skip):
+        for number, text in read_piece(file.path, file.kind, file.field, piece, skip):
             yield Document(place(file, number), text)
 
     def pieces(self, size: int) -> Iterator[tuple[int, tuple[int, int], int]]:
@@ -166,7 +137,7 @@ class Corpus:
             size: bytes that a piece should hold at most; a file that cannot be cut is one piece.
         """
         for index, file in enumerate(self.files):
-            if file.kind == "jsonl" and not file.path.endswith(COMPRESSED):
+            if file.kind == "jsonl" and not _is_compressed(file.path):
                 count = -(-file.size // size)
                 if count <= 1:
                     yield index, WHOLE, file.size
@@ -174,14 +145,12 @@ class Corpus:
                 cuts = [file.size * n // count for n in range(count + 1)]
                 yield from ((index, (begin, end), end - begin) for begin, end in pairwise(cuts))
             elif file.kind == "parquet":
-                groups = [held for held, _ in parquet_row_groups(file.path) or []]
+                groups = [held for held, _ in parquet.row_groups(file.path) or []]
                 yield from ((index, piece, held) for piece, held in _row_group_pieces(groups, size))
                 if not groups:  # reading it will say why
                     yield index, WHOLE, file.size
             elif file.kind == "hf":
-                from elas.data_prep.readers import open_dataset
-
-                yield from ((index, (n, n + 1), size) for n in range(open_dataset(file.path).num_shards))
+                yield from ((index, (n, n + 1), size) for n in range(hub.open_dataset(file.path).num_shards))
             else:
                 yield index, WHOLE, file.size
 
@@ -201,85 +170,33 @@ class Corpus:
                 size -= len(document.text.encode())
                 yield document
 
+    def without_column(self) -> list[tuple[SourceFile, str]]:
+        """Tables and datasets that lack the column of the text, each with the reason; reads headers only."""
+        found = []
+        for file in self.files:
+            there = columns(file.path, file.kind)
+            if there is not None and file.field not in there and not _is_nested(file.field, there):
+                found.append((file, missing("column", file.field, there)))
+        return found
+
+    def large_pages(self) -> list[str]:
+        """A warning for every Parquet file of which a worker may have to hold more than `parquet.LARGE` bytes."""
+        fix = "written with smaller row groups (row_group_size=16) it takes less"
+        needs = ((file, parquet.needs(file.path, file.field)) for file in self.files if file.kind == "parquet")
+        return [
+            f"warning: {file.name}: has large pages, for which a worker may take {size / 1e6:,.0f} MB; {fix}"
+            for file, size in needs
+            if size > parquet.LARGE
+        ]
+
     def describe(self) -> dict:
         """What was read and how, for a manifest."""
         facts = {"inputs": self.inputs, "files": len(self.files), "field": self.field, "suffixes": list(self.kinds)}
+        facts["format"] = self.form
         facts["ignored"] = dict(sorted(self.ignored.items()))
         if STDLIB in self.inputs:
             facts["python"] = sys.version.split()[0]
         return facts
-
-    def _kind(self, path: Path) -> str | None:
-        name = path.name
-        for suffix in COMPRESSED:
-            name = name.removesuffix(suffix)
-        kind = next((kind for suffix, kind in self.kinds.items() if name.endswith(suffix)), None)
-        return None if kind == "parquet" and name != path.name else kind
-
-    def _file(self, name: str, path: Path, given: str) -> SourceFile:
-        size = mtime = 0
-        with contextlib.suppress(OSError):  # a link to nowhere: reading it will say so
-            size, mtime = path.stat().st_size, path.stat().st_mtime_ns
-        return SourceFile(name, os.path.abspath(path), self._kind(path), given, size, mtime)
-
-    def _expand(self, given: str) -> list[tuple[str, Path]]:
-        """The `(name, path)` pairs behind one input."""
-        if given == STDLIB:
-            root = Path(sysconfig.get_paths()["stdlib"])
-            return self._walk(root, left_out={"site-packages", "dist-packages"}, only=".py", ignored=Counter())
-        path = Path(given)
-        if path.is_dir():
-            found = self._walk(path)
-            if not found:
-                kinds = " ".join(self.kinds)
-                raise UserError(f"--input {given}: no file ends in any of {kinds}; name others with --suffix")
-            return found
-        if path.is_file():
-            if ".parquet" in path.suffixes[:-1]:
-                raise UserError(f"--input {given}: Parquet cannot be read through {path.suffix}; decompress it first")
-            if self._kind(path) is None:
-                raise UserError(f"--input {given}: unknown kind of file; to read it as text add --suffix {path.suffix}")
-            return [(path.name, path)]
-        if path.exists():
-            raise UserError(f"--input {given}: is no regular file, and may be read only once; copy it to one")
-        if glob.has_magic(given):
-            return self._expand_glob(given)
-        raise UserError(f"--input {given}: no such file or folder; give a path, a glob, `stdlib` or hf://DATASET")
-
-    def _expand_glob(self, pattern: str) -> list[tuple[str, Path]]:
-        fixed = Path(pattern)
-        while glob.has_magic(str(fixed)):
-            fixed = fixed.parent
-        files = [Path(p) for p in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(p)]
-        found = [p for p in files if self._kind(p)]
-        self.ignored.update(p.suffix for p in files if not self._kind(p))
-        if not found:
-            raise UserError(f"--input {pattern}: matches no file that can be read; check the pattern or add --suffix")
-        return [(p.relative_to(fixed).as_posix(), p) for p in found]
-
-    def _walk(self, root: Path, left_out=frozenset(), only: str = "", ignored=None) -> list[tuple[str, Path]]:
-        """Files below `root` that can be read, by relative path, but not in hidden, cache and `left_out` folders."""
-        ignored = self.ignored if ignored is None else ignored
-
-        def stop(error: OSError):
-            raise UserError(f"--input {error.filename}: {error.strerror}; make it readable or give other inputs")
-
-        found, seen = [], {os.path.realpath(root)}
-        for folder, subfolders, names in os.walk(root, onerror=stop, followlinks=not left_out):
-            passed = {s for s in subfolders if s.startswith(".") or s == "__pycache__" or s in left_out}
-            ignored.update(f"{s}/" for s in passed)
-            real = {s: os.path.realpath(Path(folder, s)) for s in sorted(subfolders) if s not in passed}
-            subfolders[:] = [s for s, target in real.items() if target not in seen]  # a link may lead back here
-            seen.update(real.values())
-            for name in names:
-                path = Path(folder, name)
-                if path.exists() and not path.is_file():
-                    ignored["no regular file"] += 1
-                elif self._kind(path) and name.endswith(only):
-                    found.append((path.relative_to(root).as_posix(), path))
-                else:
-                    ignored[path.suffix or name] += 1
-        return sorted(found)
 
 
 def place(file: SourceFile, number: int | None) -> str:
@@ -307,13 +224,28 @@ def check_fraction(key: str, fraction: float) -> None:
         raise ConfigError(key, fraction, "is not a fraction of the documents", "give 0 or more and less than 1, 0.02")
 
 
-def _dataset(given: str) -> SourceFile:
-    name = given.removeprefix(HUB)
-    if ":" not in name:
-        name += ":train"
-    if not name.split(":")[0]:
-        raise UserError(f"--input {given}: no dataset named; write hf://NAME[@REVISION][#CONFIG][:SPLIT]")
-    return SourceFile(name, name, "hf", given)
+def _text_suffix(given: str) -> str:
+    """`--suffix` in lower case with its dot, unless its files are read in another way."""
+    suffix = "." + given.lower().lstrip(".")
+    kind = KINDS.get(suffix, "text")
+    if suffix in COMPRESSED:
+        why, fix = "is a compression, which is opened anyway", "give the suffix before it"
+        raise ConfigError("--suffix", given, why, fix)
+    if kind != "text":
+        raise ConfigError("--suffix", given, f"is read as {kind}", "to read it as text give --format text")
+    return suffix
+
+
+def _is_nested(field: str, there: list[str]) -> bool:
+    """Whether the field lies in a column, or is a struct itself, whose rows are then named one by one."""
+    return any(field.startswith(f"{name}.") or name.startswith(f"{field}.") for name in there)
+
+
+def _is_compressed(path: str) -> bool:
+    try:
+        return compression(path) is not None
+    except OSError:
+        return True  # reading it will say why it cannot be read
 
 
 def _row_group_pieces(groups: list[int], size: int) -> Iterator[tuple[tuple[int, int], int]]:

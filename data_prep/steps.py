@@ -44,7 +44,7 @@ class ReadTask(PipelineStep):
                     self.part.skip(*where, number, reason)
 
             file.check_unchanged()
-            for number, text in read_piece(file.path, file.kind, plan.settings.field, (begin, end), skip):
+            for number, text in read_piece(file.path, file.kind, file.field, (begin, end), skip):
                 line = None if file.kind == "text" else number
                 yield Document(text, place(file, number), metadata={"file": index, "begin": begin, "line": line})
             file.check_unchanged()

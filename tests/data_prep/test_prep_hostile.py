@@ -45,7 +45,7 @@ def test_every_bad_line_is_listed_with_file_line_and_reason(tokenizer_folder, tm
     found = {(row["file"], row["line"]): row["reason"] for row in skipped}
     bad = {line: reason for (file, line), reason in found.items() if file == "bad.jsonl" and line != 5}
     assert bad == {
-        2: "malformed JSON", 3: "no field 'text'", 4: "field 'text' is no text", 6: "not UTF-8",
+        2: "malformed JSON", 3: "no field 'text' (it has other)", 4: "field 'text' is no text", 6: "not UTF-8",
         7: "half a surrogate pair", 8: "not a record",
     }  # fmt: skip
     assert found["bad.jsonl", 5] == "empty"

@@ -1,0 +1,324 @@
+"""Inputs as the user names them, to files: folders, globs, names with a field behind them, without what elas wrote.
+
+What `elas prep` itself writes below an input (work folders, token files, their lists and reports, tokenizers) is never
+input: the second run of a command sees the files that the first one saw.
+"""
+
+import contextlib
+import glob
+import json
+import lzma
+import os
+import sysconfig
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from elas.data_prep import fields, hub
+from elas.data_prep.formats import KINDS, json_layout, open_data, strip_compression, tsv_kind, unknown_kind
+from elas.errors import UserError
+
+STDLIB = "stdlib"
+OURS = "written by elas prep"
+_OUTPUTS = (".bin", ".idx", ".manifest.json", ".skipped.jsonl")
+_LARGEST_OBJECT = 64_000_000
+_REPORT_KEYS = ({"tokenizer_sha256"}, {"ok", "files", "bad", "corpora"}, {"prefix", "histogram", "samples"})
+_CANNOT_READ = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file to read.
+
+    Args:
+        name: its path relative to the input it was found under, longer where that is no other file's too; or the
+            dataset's name.
+        path: where it lies; for a dataset, what `hub.open_dataset` takes.
+        kind: how it is read: one of `formats.FORMATS`, or `hf`.
+        source: the input that it belongs to, as the user gave it.
+        size: bytes on disk; 0 for a dataset.
+        mtime_ns: when it last changed; 0 for a dataset.
+        field: key or column of its text.
+    """
+
+    name: str
+    path: str
+    kind: str
+    source: str
+    size: int = 0
+    mtime_ns: int = 0
+    field: str = "text"
+
+    def check_unchanged(self) -> None:
+        """Raise `UserError` if the file is not the one that was looked at when the work was planned."""
+        if not self.mtime_ns:
+            return
+        try:
+            now = os.stat(self.path)
+            same = (now.st_size, now.st_mtime_ns) == (self.size, self.mtime_ns)
+        except OSError:
+            same = False
+        if not same:
+            fix = "put it back as it was (size and time of change), or start afresh with --overwrite"
+            raise UserError(f"--input {self.path}: changed while it was being read; {fix}")
+
+
+class Finder:
+    """Expands inputs.
+
+    Args:
+        field: key or column of the text where an input does not name its own.
+        kinds: kind by suffix.
+        form: the format of every file whatever its name, None to go by names.
+
+    Attributes:
+        ignored: how many files were passed over, by suffix or reason, and hidden and cache folders, by name.
+        notes: lines about what was decided by content.
+    """
+
+    def __init__(self, field: str, kinds: dict[str, str] | None = None, form: str | None = None):
+        self.field, self.kinds, self.form = field, kinds or KINDS, form
+        self.ignored: Counter[str] = Counter()
+        self.notes: list[str] = []
+        self._work: dict[Path, bool] = {}
+        self._looked_at: Counter[str] = Counter()
+
+    def files(self, given: str) -> Iterator[SourceFile]:
+        """The files of one input, in order.
+
+        Raises:
+            UserError: it does not exist, matches nothing or has a suffix that cannot be read.
+        """
+        if given.startswith(hub.HUB):
+            name, field = hub.parse(given)
+            yield SourceFile(name, name, "hf", given, field=field or self.field)
+            return
+        where, field = _split_field(given)
+        for name, path in self._expand(given, where):
+            file = self._file(name, path, given, field, named=path == Path(where))
+            if file is not None:
+                yield file
+
+    def _expand(self, given: str, where: str) -> list[tuple[str, Path]]:
+        """The `(name, path)` pairs behind one input."""
+        if where == STDLIB:
+            root = Path(sysconfig.get_paths()["stdlib"])
+            return self._walk(root, left_out={"site-packages", "dist-packages"}, only=".py", ignored=Counter())
+        path = Path(where)
+        if os.path.lexists(path) and self._is_ours(path):
+            self.ignored[OURS] += 1
+            return []
+        if path.is_dir():
+            before = self.ignored[OURS]
+            found = self._walk(path)
+            if not found and self.ignored[OURS] == before:
+                kinds = " ".join(self.kinds)
+                fix = "name others with --suffix or --format"
+                raise UserError(f"--input {given}: no file ends in any of {kinds}; {fix}")
+            return found
+        if path.is_file():
+            if self._kind(path) is None:
+                raise UserError(f"--input {given}: {unknown_kind(path)}")
+            return [(path.name, path)]
+        if path.exists():
+            raise UserError(f"--input {given}: is no regular file, and may be read only once; copy it to one")
+        if glob.has_magic(where):
+            return self._expand_glob(given, where)
+        raise UserError(f"--input {given}: no such file or folder; give a path, a glob, `stdlib` or hf://DATASET")
+
+    def _expand_glob(self, given: str, pattern: str) -> list[tuple[str, Path]]:
+        """What the shell would make of a pattern: folders that match are entered too."""
+        fixed = Path(pattern)
+        while glob.has_magic(str(fixed)):
+            fixed = fixed.parent
+        found, before = [], self.ignored[OURS]
+        for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
+            if self._is_ours(path):
+                self.ignored[OURS] += 1
+            elif path.is_dir():
+                inside = path.relative_to(fixed)
+                found += [((inside / name).as_posix(), file) for name, file in self._walk(path)]
+            elif path.is_file() and self._kind(path):
+                found.append((path.relative_to(fixed).as_posix(), path))
+            elif path.is_file():
+                self.ignored[path.suffix or path.name] += 1
+        if not found and self.ignored[OURS] == before:
+            fix = "check the pattern or add --suffix or --format"
+            raise UserError(f"--input {given}: matches no file that can be read; {fix}")
+        return found
+
+    def _walk(self, root: Path, left_out=frozenset(), only: str = "", ignored=None) -> list[tuple[str, Path]]:
+        """Files below `root` that can be read, by relative path, but not in hidden, cache and `left_out` folders."""
+        ignored = self.ignored if ignored is None else ignored
+
+        def stop(error: OSError):
+            raise UserError(f"--input {error.filename}: {error.strerror}; make it readable or give other inputs")
+
+        found, seen = [], {os.path.realpath(root)}
+        for folder, subfolders, names in os.walk(root, onerror=stop, followlinks=not left_out):
+            passed = {s for s in subfolders if s.startswith(".") or s == "__pycache__" or s in left_out}
+            ignored.update(f"{s}/" for s in passed)
+            ours = {s for s in subfolders if s not in passed and self._is_ours(Path(folder, s))}
+            ignored[OURS] += len(ours)
+            real = {s: os.path.realpath(Path(folder, s)) for s in sorted(subfolders) if s not in passed | ours}
+            subfolders[:] = [s for s, target in real.items() if target not in seen]  # a link may lead back here
+            seen.update(real.values())
+            for name in names:
+                path = Path(folder, name)
+                if path.exists() and not path.is_file():
+                    ignored["no regular file"] += 1
+                elif self._is_ours(path):
+                    ignored[OURS] += 1
+                elif self._kind(path) and name.endswith(only) and not name.startswith("."):
+                    found.append((path.relative_to(root).as_posix(), path))
+                else:
+                    ignored[path.suffix or name] += 1
+        return sorted(found)
+
+    def _kind(self, path: Path) -> str | None:
+        if self.form is not None:
+            return self.form
+        name = strip_compression(path.name)
+        kind = next((kind for suffix, kind in self.kinds.items() if name.endswith(suffix)), None)
+        return None if kind == "parquet" and name != path.name.lower() else kind
+
+    def _file(self, name: str, path: Path, given: str, field: str | None, named: bool) -> SourceFile | None:
+        """A file with its kind, decided by content where the name leaves it open; None for one to pass over."""
+        size = mtime = 0
+        with contextlib.suppress(OSError):  # a link to nowhere: reading it will say so
+            size, mtime = path.stat().st_size, path.stat().st_mtime_ns
+        kind = self._kind(path)
+        if field is not None and kind == "text":
+            raise UserError(f"--input {given}: text files have no fields; leave out :{field}, or add --format")
+        wanted = field or self.field
+        if kind == "json":
+            kind = self._json(path, wanted, named, given)
+            if kind is None:
+                return None
+        elif kind == "tsv" and self.form is None:
+            kind = tsv_kind(str(path))
+            if kind == "tsv-quoted":
+                self.notes.append(
+                    f"note: {path}: read with CSV's quotes, as it has them; --format tsv keeps them as text"
+                )
+        elif kind == "text":
+            self._look_for_json(path)
+        return SourceFile(name, os.path.abspath(path), kind, given, size, mtime, wanted)
+
+    def _json(self, path: Path, field: str, named: bool, given: str) -> str | None:
+        """Kind of a `.json` file; None for one that only holds something else than text, in a folder or a glob."""
+        try:
+            layout = json_layout(str(path))
+            if layout == "lines":
+                return "jsonl"
+            if layout != "object" or os.path.getsize(path) > _LARGEST_OBJECT:
+                return "json"  # an array; what is wrong with others reading them will say
+            record = _load(path)
+        except _CANNOT_READ:
+            return "json"
+        there, text = fields.find(record, field)
+        if isinstance(text, str) or (there and named):
+            return "json"
+        if named:
+            why = f"is one JSON object, with {fields.missing('field', field, fields.names(record))}"
+            raise UserError(f"--input {given}: {why}; name its text with --field, or give records as lines or an array")
+        self.ignored[f".json without {field!r}"] += 1
+        return None
+
+    def _look_for_json(self, path: Path) -> None:
+        """Warn of JSON lines that would be read as text; of every suffix only the first few files are looked at."""
+        suffix = Path(strip_compression(path.name)).suffix
+        self._looked_at[suffix] += 1
+        if suffix == ".py" or self._looked_at[suffix] > 3:
+            return
+        with contextlib.suppress(*_CANNOT_READ):
+            if json_layout(str(path)) == "lines":
+                fix = "to read its records add --format jsonl"
+                self.notes.append(f"warning: {path}: is read as text, and looks like JSON lines; {fix}")
+
+    def _is_ours(self, path: Path) -> bool:
+        """Whether `elas prep` wrote it, by what lies there, not by a name alone."""
+        if any(self._is_work(parent) for parent in path.parents):
+            return True
+        if path.is_dir():
+            return self._is_work(path)
+        for end in _OUTPUTS:
+            if path.name.endswith(end):
+                prefix = str(path)[: -len(end)]
+                if _report_of(Path(f"{prefix}.manifest.json"), "elas-tokens") or self._is_work(Path(f"{prefix}.work")):
+                    return True
+        if path.name.endswith(".skipped.jsonl"):
+            return _is_skip_list(path)
+        if path.name in ("tokenizer.model", "tokenizer.vocab"):
+            return _report_of(path.with_name("manifest.json"), "elas-tokenizer")
+        return path.suffix == ".json" and _report_of(path, "elas-tok")
+
+    def _is_work(self, folder: Path) -> bool:
+        if not folder.name.endswith(".work"):
+            return False
+        if folder not in self._work:
+            self._work[folder] = any((folder / name).is_file() for name in ("plan.json", "lock"))
+        return self._work[folder]
+
+
+def unique_names(files: list[SourceFile]) -> list[str]:
+    """Names of files of which no two are the same: with folders before them where they were, and fields behind them."""
+    by_name: dict[str, list[int]] = {}
+    for index, file in enumerate(files):
+        by_name.setdefault(file.name, []).append(index)
+    names = [file.name for file in files]
+    for same in by_name.values():
+        paths = [files[index].path for index in same]
+        if len(set(paths)) > 1 and all(files[index].kind != "hf" for index in same):
+            root = os.path.commonpath([os.path.dirname(path) for path in paths])
+            for index in same:
+                names[index] = Path(files[index].path).relative_to(root).as_posix()
+    counts = Counter(names)
+    names = [f"{name}:{file.field}" if counts[name] > 1 else name for name, file in zip(names, files)]
+    counts = Counter(names)
+    return [file.path if counts[name] > 1 else name for name, file in zip(names, files)]
+
+
+def _split_field(given: str) -> tuple[str, str | None]:
+    """`PATH:FIELD` as path and field; what is there by its whole name, colons and all, has no field."""
+    where, colon, field = given.rpartition(":")
+    if not colon or not field or given == STDLIB or os.path.lexists(given):
+        return given, None
+    if os.path.lexists(where):
+        return where, field
+    if glob.has_magic(where) and not glob.glob(given, recursive=True) and glob.glob(where, recursive=True):
+        return where, field
+    return given, None
+
+
+def _load(path: Path) -> dict:
+    with open_data(str(path)) as file:
+        record = json.loads(file.read(_LARGEST_OBJECT).decode("utf-8-sig"))
+    if not isinstance(record, dict):
+        raise ValueError("not an object")
+    return record
+
+
+def _report_of(path: Path, form: str) -> bool:
+    """Whether a file is a manifest of a format that begins so, or a report of a command (`--json`)."""
+    try:
+        if not 0 < path.stat().st_size < _LARGEST_OBJECT:
+            return False
+        with path.open("rb") as file:
+            if file.read(1) != b"{":
+                return False
+        facts = _load(path)
+    except _CANNOT_READ:
+        return False
+    return str(facts.get("format", "")).startswith(form) or any(keys <= facts.keys() for keys in _REPORT_KEYS)
+
+
+def _is_skip_list(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            line = file.readline(1 << 20)
+        return not line or set(json.loads(line)) == {"file", "line", "reason"}
+    except _CANNOT_READ:
+        return False
