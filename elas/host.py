@@ -12,6 +12,7 @@ A fourth is for comfort: `shared_gloo_groups()`. What DeepSpeed compiles on CPU 
 
 import contextlib
 import os
+import resource
 import warnings
 
 import torch
@@ -30,6 +31,13 @@ def has_cuda() -> bool:
 def device() -> torch.device:
     """The device of this process: its CUDA device, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most so far: of its CUDA device, else of host memory."""
+    if has_cuda():
+        return torch.cuda.max_memory_reserved()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def backend() -> str:

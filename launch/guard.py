@@ -6,13 +6,13 @@
 
 - adopts whatever loses its parent, so it finds every process of the job, and kills what is left at the end;
 - says which rank ended first and by what, which no launcher does;
-- hands SIGTERM and SIGUSR1 on to the ranks alone, once: they finish their step, save, and end; the launchers between
-  would kill them within seconds;
+- hands SIGTERM, SIGINT and SIGUSR1 on to the ranks alone, once: they save and end; the launchers between would kill
+  them within seconds;
 - with `--leash`, ends the job when whoever started it is gone: its standard input closes, or nothing comes over it;
 - ends a job of which a rank stands still, stopped by a signal, for longer than `STOPPED_S`.
 
-Commands on the leash are lines: `+` a sign of life, `stop` as SIGTERM, `kill` end everything now. The ranks in turn
-end when the guard does (`elas.launch.leash`). Only the standard library is imported, so it starts at once.
+Commands on the leash are lines: `+` a sign of life, `stop NAME` as that signal, `kill` end everything now. The ranks in
+turn end when the guard does (`elas.launch.leash`). Only the standard library is imported, so it starts at once.
 """
 
 import argparse
@@ -169,11 +169,13 @@ class Guard:
         return f"rank {self._ranks[pid]} (process {pid})"
 
     def _stop(self, number: int) -> None:
-        """Ask the ranks to finish their step, save and end; where none trains yet, end everything."""
+        """Ask the ranks to save and end; where none trains yet, end everything."""
         if self._asked:
             return
-        self._asked = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
-        ranks = [p for p in descendants() if p.pid in self._ranks and catches(p, self._asked)]
+        self._asked = number
+        # Python always catches SIGINT: that a rank trains shows in another signal.
+        caught = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
+        ranks = [p for p in descendants() if p.pid in self._ranks and catches(p, caught)]
         latest = {rank: pid for pid, rank in self._ranks.items()}
         if not ranks and self._training.isdisjoint(latest.values()):  # else they have saved, and leave or have left
             self._deadline, self._too_early = time.monotonic(), self._asked == signal.SIGUSR1
@@ -189,8 +191,9 @@ class Guard:
             *lines, self._buffer = (self._buffer + data).split(b"\n")
             if b"kill" in lines:
                 self._deadline = now
-            elif b"stop" in lines:
-                self._stop(signal.SIGTERM)
+            for line in lines:
+                if line.startswith(b"stop "):
+                    self._stop(signal.Signals[line.removeprefix(b"stop ").decode()])
         if self._silence_s and now - self._heard > self._silence_s:
             self._lost(f"nothing came from whoever started it for {self._silence_s:.0f} s")
 

@@ -2,7 +2,7 @@
 
 What is started runs below a guard (`elas.launch.guard`) in a session of its own, on a leash: when this process dies,
 however it dies, the guard ends everything. On other hosts there are guards too, whose leashes `elas.launch.ssh_wrapper`
-holds; it and this process talk over a folder: `order` says `stop` or `kill`, `wrapper.HOST` which process holds
+holds; it and this process talk over a folder: `order` says `stop SIGNAL` or `kill`, `wrapper.HOST` which process holds
 a leash, `status.HOST` how a host's part ended.
 """
 
@@ -101,11 +101,13 @@ class Supervisor:
             _say(f"{name}: ending everything at once")
             self._kill()
             return
-        _say(f"{name}: asked {told(self.parts)} to finish the step and save; once more ends them at once")
+        _say(f"{name}: asked {told(self.parts)} to save and end; once more ends them at once")
+        # The ranks get what this process got, so that all say the same; below the guard SIGHUP is ignored.
+        order = f"stop {'SIGTERM' if name == 'SIGHUP' else name}"
         if self.folder is None:
-            self._order_guard("stop")
+            self._order_guard(order)
         else:
-            self._order_hosts("stop")
+            self._order_hosts(order)
 
     def _watch_hosts(self) -> None:
         """End all hosts when one has failed and the others do not notice."""

@@ -1,7 +1,8 @@
 """Tables on the terminal, and progress while it is one."""
 
-import sys
 from collections.abc import Iterable
+
+from elas.console import Console
 
 
 def table(headers: list[str], rows: Iterable[Iterable[str]], left: int = 1) -> str:
@@ -52,12 +53,11 @@ class Progress:
     """One line on stderr, rewritten in place; nothing when stderr is not a terminal."""
 
     def __init__(self):
-        self._shows = sys.stderr.isatty()
+        self._console = Console("err")
 
     def __call__(self, text: str) -> None:
         """Say what runs now."""
-        if self._shows:
-            print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
+        self._console.live(text)
 
     def clear(self) -> None:
         """Take the line away."""

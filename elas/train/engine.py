@@ -13,10 +13,11 @@ The chunks stand in a `ModuleList` of their own: DeepSpeed hooks the forward of 
 """
 
 import contextlib
+import functools
 import io
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,7 @@ from elas.optim.loro import build_loro, refresh
 from elas.parallel import DeepSpeedGroups, Layout
 from elas.train import grads
 from elas.train.deepspeed_config import deepspeed_config, offloads_optimizer, zero_stage
+from elas.train.micro_batches import Abandoned, MicroBatches, idle_output
 
 
 class LossModel(torch.nn.Module):
@@ -71,17 +73,18 @@ class Engine:
     Args:
         config: a validated configuration.
         layout: where this rank stands; groups must exist.
+        between: counts micro-batches, and says when to leave a step; None never leaves one.
 
     Attributes:
         chunks: this rank's parts of the model.
         stage: ZeRO stage.
         deepspeed: DeepSpeed's engine.
         base_optimizer: what DeepSpeed steps: AdamW or LORO.
-        mark: told what comes next, by name.
+        between: `mark` of it says what comes next, by name.
         labels: labels of the last step's global batch that count; without those that fill up a document's sample.
     """
 
-    def __init__(self, config: Config, layout: Layout):
+    def __init__(self, config: Config, layout: Layout, between: MicroBatches | None = None):
         import deepspeed
 
         self.config, self.layout = config, layout
@@ -124,7 +127,8 @@ class Engine:
         self.labels = 0
         self._accumulation = None
         self._last: list[Batch] = []
-        self.mark: Callable[[str], None] = lambda operation: None
+        self.between = between or MicroBatches()
+        self.between.together(everybody=not self.uses_schedule)
         if self.uses_schedule and config.train.dtype == "bfloat16" and self.micro_batches > 1:
             self._accumulation = grads.Fp32Accumulation(self.chunks)
 
@@ -150,18 +154,22 @@ class Engine:
         Returns:
             Mean loss over the global batch and the gradient norm before clipping; the same on every rank. Where the
             norm is not finite, nothing was updated.
+
+        Raises:
+            Abandoned: the ranks were asked to stop, and left before the update; on every rank.
         """
-        self.mark("reading the batch")
+        self.between.mark("reading the batch")
         micro = self._last = [next(batches) for _ in range(self.micro_batches)]
-        self.mark("forward and backward")
         counted = self._counted(micro)
         losses = self._pass_schedule(micro, counted) if self.uses_schedule else self._pass_deepspeed(micro, counted)
+        self.between.check()
         norm = self._update() if self.uses_schedule else float(self.deepspeed.get_global_grad_norm())
         return self._mean_loss(losses), norm if norm >= 0 else math.nan  # DeepSpeed's norm of such gradients is −1
 
     def pass_again(self) -> None:
         """Forward and backward on the batch of the last step, without an update; leaves gradients behind."""
         counted = self._counted(self._last)
+        self.between.begin("the bad batch again", self.micro_batches, len(self.chunks))
         if self.uses_schedule:
             self._pass_schedule(self._last, counted)
             return
@@ -183,14 +191,21 @@ class Engine:
         Returns:
             Sum of the losses of all ranks' labels that count (nats), and how many there are: to be added up before
             dividing, since batches may hold unequal numbers of them. The same on every rank.
+
+        Raises:
+            Abandoned: the ranks were asked to stop, and left before the end; on every rank.
         """
-        self.mark("validation")
         if self.uses_schedule:
             sums = self._pass_schedule(micro, counted=1.0, forward_only=True)  # the sum over one label
         else:
             self.deepspeed.eval()
-            sums = [self.deepspeed(tokens, labels, 1.0).detach() for tokens, labels in micro]
+            sums = []
+            for tokens, labels in micro:
+                if self.between.next():
+                    break
+                sums.append(self.deepspeed(tokens, labels, 1.0).detach())
             self.deepspeed.train()
+        self.between.check()
         total = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
         if self._knows_loss and sums:
             total[0] = torch.stack(sums).double().sum()
@@ -222,15 +237,22 @@ class Engine:
     ) -> list[torch.Tensor]:
         def forward_step(iterator, model):
             tokens, labels = next(iterator)
+            leaves = self.between.next()
+            if leaves and self.layout.pp == 1:
+                raise Abandoned
 
             def loss_function(output: torch.Tensor):
                 loss = mean_loss(output, labels, counted)
                 return loss, {"loss": loss.detach().clone()}  # the schedule scales `loss` in place
 
+            if leaves:
+                shards = self.layout.tp if self.layout.sequence_parallel else 1
+                return idle_output(model, tokens, shards), loss_function
             return token_losses(model, tokens, labels), loss_function
 
         iterators = [iter(micro) for _ in self.chunks]
-        results = get_forward_backward_func()(
+        schedule = functools.partial(
+            get_forward_backward_func(),
             forward_step_func=forward_step,
             data_iterator=iterators if len(self.chunks) > 1 else iterators[0],
             model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
@@ -239,11 +261,16 @@ class Engine:
             micro_batch_size=self.config.train.micro_batch_size,
             forward_only=forward_only,
         )
-        return [result["loss"] for result in results]
+        try:
+            return [result["loss"] for result in schedule()]
+        except Abandoned:  # by this rank; `between.check` asks the others
+            return []
 
     def _pass_deepspeed(self, micro: list[Batch], counted: float | None) -> list[torch.Tensor]:
         losses = []
         for tokens, labels in micro:
+            if self.between.next():
+                break
             loss = self.deepspeed(tokens, labels, counted)
             self.deepspeed.backward(loss)
             self.deepspeed.step()
@@ -251,7 +278,7 @@ class Engine:
         return losses
 
     def _update(self) -> float:
-        self.mark("reducing gradients and updating")
+        self.between.mark("reducing gradients and updating")
         if self._accumulation is not None:
             self._accumulation.hand_over()
         grads.sum_sequence_partial(self.chunks)

@@ -7,19 +7,21 @@ from elas.checkpoint.folder import Checkpoint, read_checkpoint
 from elas.checkpoint.resume import first_whole, restore
 from elas.checkpoint.saver import Saver
 from elas.config import Config
+from elas.console import Console
 from elas.data.batches import build_datasets, micro_batches, whole_set
 from elas.errors import Failure
 from elas.model import observe
 from elas.model.activation import set_sparse
-from elas.model.provider import count_parameters
 from elas.optim.schedule import learning_rate
 from elas.parallel import Layout
-from elas.report import describe
-from elas.train import history
+from elas.train import history, start
 from elas.train.culprit import name_bad_layer
 from elas.train.engine import Engine
 from elas.train.exact import LoroCycle
-from elas.train.metrics import Metrics
+from elas.train.lines import step_line
+from elas.train.metrics import Interval, Metrics
+from elas.train.micro_batches import Abandoned, MicroBatches
+from elas.train.progress import FIRST_S, LATER_S, Progress
 from elas.train.result import RunResult
 from elas.train.signals import StopRequest, clear_markers, write_marker
 from elas.train.troubles import BadSteps, Spikes
@@ -43,8 +45,13 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
         ConfigError: the checkpoint that was asked for is damaged, or all of the run's are.
         Failure: a checkpoint could not be written.
     """
-    with Watchdog(config) as watchdog, StopRequest(config.train.stop_after_minutes) as stop:
-        return _Run(config, layout, resume, watchdog, stop).train()
+    progress = Progress(Console(), config.train.steps, shows=layout.rank == 0)
+    with (
+        StopRequest(config.train.stop_after_minutes, progress.say) as stop,
+        Watchdog(config, stop) as watchdog,
+        progress,
+    ):
+        return _Run(config, layout, resume, watchdog, stop, progress).train()
 
 
 class _Run:
@@ -54,36 +61,49 @@ class _Run:
         step: optimizer steps taken, skipped ones included.
         consumed: samples consumed; more than `step` global batches after a rollback, which goes on with fresh ones.
         tokens: trained on: labels that counted. What fills up a document's sample counts for nothing.
+        validation_due: a stop came in the middle of the validation after `step`; the next start makes up for it.
     """
 
     def __init__(
-        self, config: Config, layout: Layout, resume: Checkpoint | None, watchdog: Watchdog, stop: StopRequest
+        self,
+        config: Config,
+        layout: Layout,
+        resume: Checkpoint | None,
+        watchdog: Watchdog,
+        stop: StopRequest,
+        progress: Progress,
     ):
-        self.config, self.layout, self.stop = config, layout, stop
+        self.config, self.layout, self.stop, self.progress = config, layout, stop, progress
+        progress.begin("reading the checkpoint" if resume else "reading the corpus")
         if resume:
             resume = first_whole(resume, config)
         self.step = resume.step if resume else 0
         self.consumed = resume.manifest["consumed_samples"] if resume else 0
         self.tokens = resume.manifest["tokens"] if resume else 0
         self._open_data()
-        self.engine = Engine(config, layout)
-        self.engine.mark = lambda operation: watchdog.mark(self.step, operation)
+        progress.begin("building the model and its optimizer")
+        self.between = MicroBatches(stop, lambda operation: watchdog.mark(self.step, operation), progress)
+        self.engine = Engine(config, layout, self.between)
         if resume:
+            progress.begin("restoring the checkpoint")
             restore(self.engine, resume)
         if layout.rank == 0:
             clear_markers(config)
         self.metrics = Metrics(config, last_step=self.step, writes=layout.rank == 0)
         self.saver = Saver(config, self.engine)
         self.saver.last = resume.path if resume else None
+        self.saved = (self.step, self.consumed)  # what the newest checkpoint holds; nothing of step 0 needs one
+        stop.lost = self._unsaved
+        self.validation_due = bool(resume and resume.manifest.get("validation_due"))
         self.cycle = LoroCycle(self.engine, config.optimizer) if config.optimizer.kind == "loro" else None
         self.bad, self.spikes = BadSteps(), Spikes(config.train.spike_nats)
         self.loss: float | None = None
         self.valid_loss: float | None = None
-        self.clock = _Clock(self.step, self.tokens)
-        _announce(config, layout, self.engine, resume, self.metrics)
+        self.interval = Interval(self.step, self.tokens)
+        self._announce(resume)
         if layout.rank == 0:
             for line in history.record(config, resume):
-                self.metrics.say(line)
+                progress.say(line)
 
     def _open_data(self) -> None:
         """Samples from `consumed` on, and as many more as the run will take."""
@@ -92,31 +112,34 @@ class _Run:
         self.batches = micro_batches(self.datasets.train, self.config, self.layout, consumed=self.consumed)
 
     def train(self) -> RunResult:
-        """Go on to the end, or until somebody asks to stop."""
-        config, stopped = self.config, ""
-        if self.step == 0:
-            self._validate()
-        self.clock.restart(self.step, self.tokens)
+        """Go on to the end, or until the run is asked to stop."""
+        config, first = self.config, self.step
+        stopped = self._validate() if self.step == 0 or self.validation_due else ""
+        self.interval.restart(self.step, self.tokens)
         while self.step < config.train.steps and not stopped:
-            self._one_step()
-            if config.train.on_spike != "ignore" and self._spiked():
+            whole = self._one_step()
+            if whole and config.train.on_spike != "ignore" and self._spiked():
                 continue
-            if _validates(config, self.step):  # before saving: what cannot be evaluated is not worth keeping
+            if whole and _validates(config, self.step):  # before saving: what cannot be evaluated is not worth keeping
                 self._validate()
             stopped = self._save_if_due()
+            if whole and self.step == first + 1:
+                self.progress.interval = LATER_S
+                self.progress.say(start.after_first_step(config, self.step, self.step_s))
         self.saver.finish()
-        stopped = stopped if self.step < config.train.steps else ""
+        stopped = stopped if self.step < config.train.steps or self.validation_due else ""
         if self.valid_loss is None and not stopped:  # resumed at its last step
-            self._validate()
+            stopped = self._validate()
         if stopped:
-            self.metrics.say(f"stopped after step {self.step} ({stopped}); the same command goes on from there")
+            self._say_stopped(stopped)
         self.metrics.close()
-        checkpoint = str(self.saver.last)
+        checkpoint = str(self.saver.last) if self.saver.last else None
         if self.layout.rank == 0:
             write_marker(config, {"step": self.step, "checkpoint": checkpoint}, stopped)
         return RunResult(self.step, self.tokens, self.loss, self.valid_loss, checkpoint, stopped)
 
-    def _one_step(self) -> None:
+    def _one_step(self) -> bool:
+        """One step, logged where it is time; False where it was left before its update."""
         config, engine, cycle = self.config, self.engine, self.cycle
         self.step += 1
         step = self.step
@@ -128,26 +151,35 @@ class _Run:
         engine.set_learning_rate(lr)
         if cycle:
             cycle.begin(step)
-        self.loss, norm = engine.step(self.batches)
+        begun = time.perf_counter()
+        self.between.begin(f"step {step}", engine.micro_batches, len(engine.chunks))
+        try:
+            self.loss, norm = engine.step(self.batches)
+        except Abandoned:
+            self.step -= 1
+            return False
+        self.step_s = time.perf_counter() - begun
         self.consumed += config.train.global_batch_size
         self.tokens += engine.labels
         if self.bad.note(self.loss, norm):
             self._skipped(norm)
-            return
+            return True
+        self.interval.losses.append(self.loss)
         if due:
-            engine.mark("the exact step")
+            self.between.mark("the exact step")
         exact = cycle.end(step, lr) if cycle else None
         if logged:
             drawn = self.datasets.samples_by_source(self.consumed)
             more = (exact.metrics() if exact else {}) | ({"sources": drawn} if drawn else {})
             more |= self.bad.metrics() | self.spikes.metrics()
             values = {"step": step, "tokens": self.tokens, "loss": self.loss, "grad_norm": norm, "lr": lr, **more}
-            _log(config, engine, self.metrics, self.clock, values)
+            self._log(values)
+        return True
 
     def _skipped(self, norm: float) -> None:
         """Tell of a step without an update; end the run when there are too many."""
         row = self.bad.in_a_row
-        self.metrics.say(f"step {self.step:>6} skipped: loss {self.loss}, gradient norm {norm} ({row} in a row)")
+        self.progress.say(f"step {self.step:>6} skipped: loss {self.loss}, gradient norm {norm} ({row} in a row)")
         if row == self.config.train.max_bad_steps or math.isfinite(norm):  # else weights have moved
             what = f"loss {self.loss}, gradient norm {norm}, {row} bad steps in a row"
             raise self._diverged(f"{what}; it begins in {name_bad_layer(self.engine)}")
@@ -168,52 +200,84 @@ class _Run:
         if not isinstance(checkpoint, Checkpoint):
             raise Failure(f"step {self.step}: {what}, but {last} {checkpoint}")
         checkpoint = first_whole(checkpoint, config)  # its bytes may have changed since it was written
-        self.metrics.say(f"step {self.step:>6}: {what}; back to step {checkpoint.step}, with the samples after these")
+        self.progress.say(f"step {self.step:>6}: {what}; back to step {checkpoint.step}, with the samples after these")
         restore(self.engine, checkpoint)
         self.spikes.rolled_back()
+        self.interval.losses.clear()
         self.step, self.tokens = checkpoint.step, checkpoint.manifest["tokens"]
         self._open_data()
         self.metrics.drop_after(self.step)
-        self.clock.restart(self.step, self.tokens)
+        self.interval.restart(self.step, self.tokens)
         return True
 
     def _save_if_due(self) -> str:
-        """Put in place what was written, and save where it is time; why to stop, if anybody asked."""
+        """Put in place what was written, and save where it is time; why to stop, if the run was asked to."""
         saver, config = self.saver, self.config
-        stopped, writing = self.stop.agree(saver.under_way and not saver.ready)
-        if saver.under_way and not writing:
+        agreed = self.stop.agree(saver.under_way and not saver.ready, self.between.seconds)
+        self.between.adapt(agreed.pass_s)
+        if saver.under_way and not agreed.busy:
             saver.finish()
-        if stopped or _saves(config, self.step):
+        state = (self.step, self.consumed)
+        if state != self.saved and (agreed.why or _saves(config, self.step)):
             if not self.engine.is_finite():
                 raise self._diverged("weights that are not finite after the update")
-            self.engine.mark("saving")
+            self.between.mark("saving")
+            self.progress.begin(f"saving step {self.step}")
             facts = {"consumed_samples": self.consumed, **self.bad.metrics(), **self.spikes.metrics()}
+            facts |= {"validation_due": True} if self.validation_due else {}
             saver.save(self.step, self.tokens, facts)
-            self.clock.restart(self.step, self.tokens)
-        return stopped
+            self.saved = state
+            self.interval.restart(self.step, self.tokens)
+        return agreed.why
 
-    def _validate(self) -> None:
-        """Mean loss over the validation batches, with 2:4 as a trained model runs it: on, but for the first steps."""
+    def _unsaved(self) -> str:
+        """What would be lost if the run ended now."""
+        if self.step == 0:
+            return "nothing has been trained yet"
+        last = self.saver.last
+        return f"what came after {last.name} is lost" if last else "all is lost: nothing has been saved yet"
+
+    def _say_stopped(self, why: str) -> None:
+        again = "the same command goes on from there" if self.step else "the same command begins again"
+        self.progress.say(f"stopped after step {self.step} ({why}); {again}")
+
+    def _validate(self) -> str:
+        """Mean loss over the validation set, with 2:4 as a trained model runs it: on, but for the first steps.
+
+        Returns:
+            Why the run stops, where it was asked to in the middle; the next start then validates first.
+        """
         config, engine = self.config, self.engine
         if self.datasets.valid is None:
-            return
+            return ""
         observe.look_next(engine.chunks, 0)
         set_sparse(engine.chunks, self.step > config.sparsity.dense_steps)
         total, tokens = 0.0, 0
-        for micro in whole_set(self.datasets.valid, config, self.layout):
-            losses, counted = engine.evaluate(micro)
-            total, tokens = total + losses, tokens + counted
+        samples, available = len(self.datasets.valid), self.datasets.valid_available
+        micro_batches = -(-samples // (config.train.micro_batch_size * self.layout.dp))
+        self.between.begin("validation", micro_batches, len(engine.chunks))
+        self.progress.interval = FIRST_S
+        try:
+            for micro in whole_set(self.datasets.valid, config, self.layout):
+                losses, counted = engine.evaluate(micro)
+                total, tokens = total + losses, tokens + counted
+        except Abandoned:
+            self.validation_due = True
+            return self.stop.agree(waiting=False).why
+        self.validation_due = False
         loss = self.valid_loss = total / tokens
         if not math.isfinite(loss):
             raise self._diverged(f"validation loss {loss}")
-        samples, available = len(self.datasets.valid), self.datasets.valid_available
         perplexity, share = math.exp(min(loss, 80.0)), samples / available
         row = {"step": self.step, "loss": loss, "ppl": perplexity, "tokens": tokens, "samples": samples, "share": share}
         self.metrics.log("validation", row)
         of = "all" if samples == available else f"{share:.1%}"
-        of_set = f"({tokens:,} tokens, {of} of the validation set)"
-        self.metrics.say(f"step {self.step:>6}  validation loss {loss:.4f}  perplexity {perplexity:,.1f}  {of_set}")
-        self.clock.restart(self.step, self.tokens)
+        self.progress.say(
+            f"step {self.step:>6}  validation loss {loss:.4f}  perplexity {perplexity:,.1f}  "
+            f"({tokens:,} tokens, {of} of the validation set)"
+        )
+        self.interval.restart(self.step, self.tokens)
+        return ""
 
     def _diverged(self, what: str) -> FloatingPointError:
         """What to raise when numbers blew up."""
@@ -223,50 +287,32 @@ class _Run:
             f"step {self.step}: {what}; lower optimizer.lr or raise schedule.warmup_steps; {kept}"
         )
 
+    def _announce(self, resume: Checkpoint | None) -> None:
+        """What is trained, with what and on what; the same for scripts, in RUN_DIR/run.json."""
+        model, model_facts = start.model_line(self.config, self.layout, self.engine)
+        kernel, kernel_facts = start.kernel_line(self.config)
+        for line in (model, kernel, start.data_line(self.config, self.datasets)):
+            self.progress.say(line)
+        if resume:
+            for skipped in resume.passed_over:
+                self.progress.say(f"passed over {skipped}")
+            self.progress.say(f"resumed from {resume.path} at step {resume.step}")
+        self.metrics.facts({"first_step": self.step + 1, **model_facts, **kernel_facts})
 
-class _Clock:
-    """Time since the last logged step, with validation and saving left out."""
-
-    def __init__(self, step: int, tokens: int):
-        self.restart(step, tokens)
-
-    def restart(self, step: int, tokens: int) -> None:
-        self.step, self.tokens, self.start = step, tokens, time.perf_counter()
-
-    def per_step_and_second(self, step: int, tokens: int) -> tuple[float, float]:
-        """Seconds a step, and tokens a second."""
-        passed, trained, steps = time.perf_counter() - self.start, tokens - self.tokens, step - self.step
-        self.restart(step, tokens)
-        return passed / max(1, steps), trained / passed
-
-
-def _announce(config: Config, layout: Layout, engine: Engine, resume: Checkpoint | None, metrics: Metrics) -> None:
-    parameters = count_parameters(engine.chunks)
-    sequence = ", sequence parallel" if layout.sequence_parallel else ""
-    metrics.say(
-        f"{describe(config)}, {config.train.dtype}, {parameters / 1e6:.1f} M parameters; "
-        f"TP {layout.tp} × PP {layout.pp} × DP {layout.dp}, ZeRO {engine.stage}{sequence}"
-    )
-    if resume:
-        for skipped in resume.passed_over:
-            metrics.say(f"passed over {skipped}")
-        metrics.say(f"resumed from {resume.path} at step {resume.step}")
-
-
-def _log(config: Config, engine: Engine, metrics: Metrics, clock: _Clock, values: dict) -> None:
-    counts = observe.sum_over_ranks(engine.chunks, config.model.num_layers)
-    step_s, tokens_per_s = clock.per_step_and_second(values["step"], values["tokens"])
-    row = {
-        **values,
-        "tokens_per_s": tokens_per_s,
-        "step_s": step_s,
-        **observe.shares(counts.sum(0)),
-        "sparse_active": values["step"] > config.sparsity.dense_steps and config.sparsity.kind == "2:4",
-    }
-    if counts.any():
-        row["layers"] = observe.by_layer(counts)
-    metrics.log("metrics", row)
-    metrics.show(row)
+    def _log(self, values: dict) -> None:
+        config, engine, step = self.config, self.engine, values["step"]
+        counts = observe.sum_over_ranks(engine.chunks, config.model.num_layers)
+        row = {
+            **values,
+            **self.interval.end(step, values["tokens"]),
+            **observe.shares(counts.sum(0)),
+            "sparse_active": step > config.sparsity.dense_steps and config.sparsity.kind == "2:4",
+        }
+        if counts.any():
+            row["layers"] = observe.by_layer(counts)
+        self.metrics.log("metrics", row)
+        console = self.progress.console
+        self.progress.say(step_line(row, config.train.steps, console.width if console.is_terminal else None))
 
 
 def _validates(config: Config, step: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: `metrics.jsonl`, `validation.jsonl`, TensorBoard events, and a console line.
+"""What a run leaves behind: `metrics.jsonl`, `validation.jsonl` and TensorBoard events.
 
 Only rank 0 writes. On a resumed run, lines past the checkpoint are dropped first, so that a file never holds a step
 twice. A line is written whole (one `write` of an unbuffered append), and flushed, so a killed run keeps its curve.
@@ -6,11 +6,13 @@ twice. A line is written whole (one `write` of an unbuffered append), and flushe
 
 import json
 import os
-import sys
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from elas.cli import write_json
 from elas.config import Config
 
 
@@ -18,18 +20,18 @@ class Metrics:
     """The files of one run.
 
     Args:
-        config: gives the run's folder, whether TensorBoard is wanted, and the number of steps.
+        config: gives the run's folder, and whether TensorBoard is wanted.
         last_step: step of the checkpoint resumed from; 0 for a fresh run.
         writes: False on all ranks but 0, which then do nothing.
     """
 
     def __init__(self, config: Config, *, last_step: int, writes: bool):
-        self.steps, self.writes = config.train.steps, writes
-        self.is_terminal = sys.stdout.isatty()
+        self.writes = writes
+        self._start = time.monotonic()
         self._board = None
         if not writes:
             return
-        folder = Path(config.train.run_dir)
+        folder = self._folder = Path(config.train.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self._paths = {name: folder / f"{name}.jsonl" for name in ("metrics", "validation")}
         for path in self._paths.values():
@@ -47,40 +49,23 @@ class Metrics:
                 _drop_after(path, step)
 
     def log(self, name: str, values: dict[str, Any]) -> None:
-        """Append a line to `name` (`metrics` or `validation`), with its `step`, and the same to TensorBoard."""
+        """Append a line to `name` (`metrics` or `validation`), with its `step`, and the same to TensorBoard.
+
+        Beside the values it holds `time`, in seconds since 1970, and `elapsed_s`, seconds since this start of the run.
+        """
         if not self.writes:
             return
+        values = values | {"time": time.time(), "elapsed_s": time.monotonic() - self._start}
         with self._paths[name].open("a") as file:
             file.write(json.dumps(values, allow_nan=False) + "\n")
         if self._board is not None:
             for key, value in _scalars(name, values):
                 self._board.add_scalar(key, value, values["step"])
 
-    def show(self, values: dict[str, Any]) -> None:
-        """One line on the console: rewritten in place on a terminal, a line each otherwise."""
-        if not self.writes:
-            return
-        left = (self.steps - values["step"]) * values["step_s"]
-        sparsity = ""
-        if values["sparsity"] is not None:
-            sparsity = f"zeros {values['sparsity']:.1%}  dropped {values['dropped']:.1%}  "
-        text = (
-            f"step {values['step']:>6}/{self.steps}  loss {values['loss']:.4f}  norm {values['grad_norm']:.3f}  "
-            f"lr {values['lr']:.2e}  {values['tokens_per_s']:,.0f} tok/s  {sparsity}left {left / 60:.1f} min"
-        )
-        self._print(f"\r\x1b[2K{text}" if self.is_terminal else text, end="" if self.is_terminal else "\n")
-
-    def say(self, text: str) -> None:
-        """A line of its own on the console."""
+    def facts(self, facts: dict[str, Any]) -> None:
+        """What this start of the run is, for scripts: `run.json`."""
         if self.writes:
-            self._print(("\n" if self.is_terminal else "") + text)
-
-    def _print(self, text: str, end: str = "\n") -> None:
-        """Print; a run whose terminal or launcher is gone still saves, and its files hold the same."""
-        try:
-            print(text, end=end, flush=True)
-        except OSError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
+            write_json(self._folder / "run.json", facts | {"time": time.time()})
 
     def close(self) -> None:
         """Flush everything."""
@@ -88,10 +73,30 @@ class Metrics:
             self._board.close()
 
 
+class Interval:
+    """What happened since the last logged step; time with validation and saving left out."""
+
+    def __init__(self, step: int, tokens: int):
+        self.losses: list[float] = []
+        self.restart(step, tokens)
+
+    def restart(self, step: int, tokens: int) -> None:
+        """Leave out the time until now."""
+        self.step, self.tokens, self.start = step, tokens, time.perf_counter()
+
+    def end(self, step: int, tokens: int) -> dict[str, float]:
+        """Rates and the mean loss, for metrics.jsonl; the next interval begins."""
+        passed, trained, steps = time.perf_counter() - self.start, tokens - self.tokens, step - self.step
+        means = {"loss_mean": statistics.fmean(self.losses), "loss_steps": len(self.losses)}
+        self.losses.clear()
+        self.restart(step, tokens)
+        return {"tokens_per_s": trained / passed, "step_s": passed / max(1, steps), **means}
+
+
 def _scalars(name: str, values: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """TensorBoard's view of a line: `name/key`, `sources/prefix`, and `layers/key/07` of what is given by layer."""
     for key, value in values.items():
-        if key != "step" and isinstance(value, (int, float)):
+        if key not in ("step", "time") and isinstance(value, (int, float)):
             yield f"{name}/{key}", value
     for source, samples in values.get("sources", {}).items():
         yield f"sources/{source}", samples

@@ -3,7 +3,10 @@
 A thread in every rank writes a sign of life into a store that rank 0 keeps, and reads those of the others. A process
 that was killed or stopped gives none; one whose main thread is stuck gives signs but makes no progress. Either way
 every rank writes the stacks of its threads to `RUN_DIR/stacks`, says which rank it was and what that did last, and ends
-with status 1: nothing else could free a rank that waits in a collective.
+with status 1: nothing else could free a rank that waits in a collective. Progress is a micro-batch, or the next of a
+run's other operations.
+
+The same signs carry what a rank was asked to stop by, so that the others hear of it in the middle of a step.
 """
 
 import datetime
@@ -21,6 +24,7 @@ import torch.distributed as dist
 
 from elas.config import Config
 from elas.errors import Failure
+from elas.train.signals import StopRequest
 
 _LONGEST_INTERVAL, _SHORTEST_INTERVAL = 5.0, 0.2  # seconds between signs of life
 _MISSED = 4
@@ -40,14 +44,16 @@ class _Seen:
 
 
 class Watchdog:
-    """Watches the ranks of a run while it is entered; without a time-out it does nothing.
+    """Watches the ranks of a run while it is entered; without a time-out it only exchanges signs.
 
     Args:
         config: `train.timeout_seconds` and the run's folder.
+        stop: hears the signals that other ranks were given.
         end: what ends the process, for tests.
     """
 
-    def __init__(self, config: Config, end: Callable[[int], None] = os._exit):
+    def __init__(self, config: Config, stop: StopRequest | None = None, end: Callable[[int], None] = os._exit):
+        self._stop = stop or StopRequest(None)
         self.timeout = config.train.timeout_seconds
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self._folder = Path(config.train.run_dir) / "stacks"
@@ -64,21 +70,26 @@ class Watchdog:
         self._now = (step, operation, self._now[2] + 1)
 
     def __enter__(self) -> "Watchdog":
-        if self.timeout is None:
+        if self.timeout is None and self.world == 1:
             return self
-        self._interval = min(_LONGEST_INTERVAL, max(_SHORTEST_INTERVAL, self.timeout / 10))
-        self._store = _open_store(self.rank, self.timeout)
+        timeout = 10 * _LONGEST_INTERVAL if self.timeout is None else self.timeout
+        self._interval = min(_LONGEST_INTERVAL, max(_SHORTEST_INTERVAL, timeout / 10))
+        self._store = _open_store(self.rank, timeout)
         self._put(0)
         dist.barrier()  # every rank has given its first sign
         now = self._exchanged = time.monotonic()
         self._seen = [_Seen(0, 0, "starting", now, now) for _ in range(self.world)]
         threading.Thread(target=self._exchange, name="signs of life", daemon=True).start()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._thread.start()
+        if self.timeout is not None:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(self, kind, error, _traceback) -> None:
         if self._thread is None:
+            self._closed.set()
+            if error is None and self.world > 1:
+                dist.barrier()  # rank 0 keeps the store until then
             return
         if error is not None and _is_lost_connection(error):
             self._suspicious.set()
@@ -119,14 +130,16 @@ class Watchdog:
 
     def _put(self, number: int) -> None:
         step, operation, before = self._now
-        self._store.set(f"rank/{self.rank}", json.dumps([number, before, f"step {step}, {operation}"]))
+        sign = [number, before, f"step {step}, {operation}", self._stop.signalled]
+        self._store.set(f"rank/{self.rank}", json.dumps(sign))
 
     def _read(self) -> None:
         """Note all signs, and the verdict that somebody else has reached."""
         now = time.monotonic()
         signs = self._store.multi_get([f"rank/{rank}" for rank in range(self.world)])
         for one, data in zip(self._seen, signs):
-            sign, progress, told = json.loads(data)
+            sign, progress, told, signalled = json.loads(data)
+            self._stop.hear(signalled)
             if sign != one.sign:
                 one.sign, one.sign_since = sign, now
             if progress != one.progress:
@@ -156,9 +169,11 @@ class Watchdog:
         if any(now - one.progress_since <= self.timeout for one in seen):
             return None
         behind = min(range(self.world), key=lambda rank: seen[rank].progress)
+        fix = f"if that was work and no hang, raise train.timeout_seconds={self.timeout:g}"
         if all(one.progress == seen[behind].progress for one in seen):
-            return f"no rank has made progress for {self.timeout:g} s (all at {seen[behind].told})"
-        return f"rank {behind} has made no progress for {self.timeout:g} s (at {seen[behind].told}); the others wait"
+            return f"no rank has made progress for {self.timeout:g} s (all at {seen[behind].told}); {fix}"
+        what = f"rank {behind} has made no progress for {self.timeout:g} s (at {seen[behind].told})"
+        return f"{what}; the others wait for it; {fix}"
 
     def _finish(self, verdict: str) -> None:
         """Leave stacks, tell the others, and end this process."""

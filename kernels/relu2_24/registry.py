@@ -91,7 +91,14 @@ def obstacle(one: Implementation, options: Relu24Options, device: torch.device, 
 def select(
     options: Relu24Options, device: torch.device, dtype: torch.dtype, implementation: str = "auto"
 ) -> Implementation:
-    """The implementation to run, for `options.ffn_memory` on `device` in `dtype`.
+    """The implementation to run, for `options.ffn_memory` on `device` in `dtype`; see `choose`."""
+    return choose(options, device, dtype, implementation)[0]
+
+
+def choose(
+    options: Relu24Options, device: torch.device, dtype: torch.dtype, implementation: str = "auto"
+) -> tuple[Implementation, str]:
+    """The implementation to run, for `options.ffn_memory` on `device` in `dtype`, and why that one.
 
     Args:
         options: `ffn_memory` and whatever an implementation may not support.
@@ -110,13 +117,14 @@ def select(
             "sparsity.ffn_memory", options.ffn_memory, "is not available in this version", "use compressed"
         )
     if implementation != "auto":
-        return _named(serving, implementation, options, device, dtype)
+        return _named(serving, implementation, options, device, dtype), "as sparsity.implementation asks"
     passed_over = []
     for one in serving:
         reason = obstacle(one, options, device, dtype)
         if reason is None:
-            _announce(one, passed_over, device, dtype)
-            return one
+            why = "auto passed over " + "; ".join(passed_over) if passed_over else "auto: the best there is"
+            _announce(one, why, device, dtype)
+            return one, why
         passed_over.append(f"{one.name}: {reason}")
     raise ConfigError(
         "sparsity.implementation",
@@ -141,12 +149,11 @@ def _named(
     raise ConfigError("sparsity.implementation", name, why, f"use {names}")
 
 
-def _announce(one: Implementation, passed_over: list[str], device: torch.device, dtype: torch.dtype) -> None:
+def _announce(one: Implementation, why: str, device: torch.device, dtype: torch.dtype) -> None:
     """Say once per memory mode, kind of device, dtype and choice what auto took."""
-    key = (one.ffn_memory, one.name, device.type, dtype, tuple(passed_over))
+    key = (one.ffn_memory, one.name, device.type, dtype, why)
     if key in _announced:
         return
     _announced.add(key)
-    why = "passed over " + "; ".join(passed_over) if passed_over else "the best registered"
     kind = str(dtype).removeprefix("torch.")
     logger.info("relu2_24 ffn_memory=%s on %s in %s: %s (%s)", one.ffn_memory, device.type, kind, one.name, why)

@@ -122,7 +122,7 @@ FAULTS = {
     "launcher-sigterm": Fault(
         "SIGTERM to the launcher",
         _signal_launcher("TERM"),
-        ("SIGTERM: asked rank 0 on n1, rank 1 on n2 to finish the step and save", "stopped at step"),
+        ("SIGTERM: asked rank 0 on n1, rank 1 on n2 to save and end", "stopped at step"),
         status=143,
     ),
     "launcher-sigkill": Fault(

@@ -16,9 +16,10 @@ pytestmark = pytest.mark.timeout(60)
 RANK = """
 import os, signal, subprocess, sys, time
 def save(number, frame):
-    os.write(1, f"saved {os.environ['RANK']}\\n".encode())
+    os.write(1, f"saved {os.environ['RANK']} {signal.Signals(number).name}\\n".encode())
     sys.exit(0)
-signal.signal(signal.SIGTERM, save)
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, save)
 subprocess.Popen(["sleep", "300"])  # a loader, say
 os.write(1, f"rank {os.environ['RANK']}\\n".encode())
 time.sleep(300)
@@ -86,7 +87,8 @@ def test_a_request_to_stop_goes_to_the_ranks_alone(guard, tmp_path, number):
     below = descendants(process.pid)
     process.send_signal(number)
     assert ended(process, below) == 0
-    assert "saved 0" in said(tmp_path) and "saved 1" in said(tmp_path) and "error" not in said(tmp_path)
+    told = said(tmp_path)
+    assert f"saved 0 {number.name}\n" in told and f"saved 1 {number.name}\n" in told and "error" not in told
 
 
 def test_where_no_rank_can_save_yet_a_request_to_stop_ends_everything(guard, tmp_path):

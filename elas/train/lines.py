@@ -1,0 +1,31 @@
+"""The line of a logged step."""
+
+from elas.console import clock
+
+
+def step_line(row: dict, steps: int, width: int | None = None) -> str:
+    """One logged step for people.
+
+    Args:
+        row: as in metrics.jsonl.
+        steps: of the whole run.
+        width: columns there are; what matters least is left out until the line fits. None for any number.
+    """
+    meant = row["loss_steps"]
+    parts = {
+        "step": f"step {row['step']:>{len(str(steps))}}/{steps}",
+        "loss": f"loss {row['loss']:.4f}",
+        "mean": f"(mean of {meant}: {row['loss_mean']:.4f})" if meant > 1 else "",
+        "norm": f"norm {row['grad_norm']:.3f}",
+        "lr": f"lr {row['lr']:.2e}",
+        "rate": f"{row['tokens_per_s']:,.0f} tok/s",
+        "zeros": "" if row["sparsity"] is None else f"zeros {row['sparsity']:.1%}",
+        "dropped": "" if row["dropped"] is None else f"dropped {row['dropped']:.1%}",
+        "left": f"left {clock((steps - row['step']) * row['step_s'])}",
+    }
+    for unimportant in ("", "dropped", "zeros", "lr", "norm", "mean"):
+        parts.pop(unimportant, None)
+        line = "  ".join(filter(None, parts.values())).replace("  (mean", " (mean")
+        if width is None or len(line) <= width:
+            break
+    return line

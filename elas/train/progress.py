@@ -1,0 +1,78 @@
+"""How far a slow operation has come, for people: nothing is silent for more than about ten seconds.
+
+A thread of its own writes, as a single micro-batch may take minutes. On a terminal one line is rewritten every second;
+elsewhere a line is added where nothing has been for a while.
+"""
+
+import threading
+import time
+
+from elas.console import Console, clock
+
+FIRST_S, LATER_S = 10.0, 60.0
+"""Longest silence where that is no terminal: up to the first step's end and in validations; in later steps."""
+
+
+class Progress:
+    """Shows what the run does; a context.
+
+    Args:
+        console: where to.
+        steps: of the whole run.
+        shows: False on all ranks but 0.
+    """
+
+    def __init__(self, console: Console, steps: int, shows: bool):
+        self.console, self.steps, self._shows = console, steps, shows
+        self.interval = FIRST_S
+        self._what, self._of, self._number = "starting", 0, 0
+        self._since = self._said = time.monotonic()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def __enter__(self) -> "Progress":
+        if self._shows:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_error) -> None:
+        self._closed.set()
+        if self._shows:
+            self._thread.join()
+            self.console.live("")
+
+    def begin(self, what: str, micro_batches: int = 0) -> None:
+        """Something begins, of as many micro-batches (0: it has none)."""
+        self._since = time.monotonic()
+        self._what, self._of, self._number = what, micro_batches, 0
+
+    def at(self, number: int) -> None:
+        """This micro-batch begins, counted from 1."""
+        self._number = number
+
+    def say(self, text: str) -> None:
+        """A line that stays; on rank 0."""
+        if self._shows:
+            self._said = time.monotonic()
+            self.console.say(text)
+
+    def text(self) -> str:
+        """What goes on now, and how long it will take as soon as that is known."""
+        what, of, number, passed = self._what, self._of, self._number, time.monotonic() - self._since
+        if not of:
+            return f"{what}, for {clock(passed)}"
+        line = f"{what}: micro-batch {max(1, number)} of {of}"
+        if number < 2:
+            return f"{line}, for {clock(passed)}"
+        whole = passed / (number - 1) * of
+        line += f", {clock(max(0.0, whole - passed))} left of {clock(whole)}"
+        if what.startswith("step"):
+            return f"{line}; {self.steps:,} such steps take {clock(whole * self.steps)}"
+        return line
+
+    def _run(self) -> None:
+        while not self._closed.wait(1.0):
+            if self.console.is_terminal:
+                self.console.live(self.text())
+            elif time.monotonic() - max(self._said, self._since) >= self.interval:
+                self.say(self.text())
