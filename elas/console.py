@@ -6,6 +6,7 @@ leave its first half behind.
 
 import os
 import sys
+import textwrap
 import threading
 from typing import TextIO
 
@@ -51,8 +52,10 @@ class Console:
             return 80
 
     def say(self, text: str) -> None:
-        """A line that stays, above the one that is rewritten."""
+        """A line that stays, above the one that is rewritten; broken between words where a terminal would break it."""
         with self._lock:
+            if self.is_terminal and len(text) > self.width:
+                text = textwrap.fill(text, self.width - 1, subsequent_indent="  ", break_on_hyphens=False)
             if self._live:
                 self._write(f"{_WIPE}{text}\n{self._live}")
             else:

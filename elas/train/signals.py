@@ -127,6 +127,8 @@ class StopRequest:
         over = self._end is not None and time.monotonic() >= self._end
         flags = [self._signal or int(over), int(waiting), round(1e6 * pass_s)]
         reason, busy, micros = _largest(flags, None)
+        if reason in _SIGNALS.values():
+            self.hear(reason)  # rank 0 says so, whichever rank it was given to
         return Agreement(_REASONS[reason], bool(busy), micros / 1e6)
 
     def agree_on_signal(self, group: dist.ProcessGroup | None) -> bool:

@@ -79,6 +79,11 @@ def test_a_rewritten_line_never_wraps_and_lines_above_it_stay(columns):
     assert written == f"{wipe}{'a' * cut}{wipe}stays\r\n{'a' * cut}{wipe}{'b' * cut}{wipe}"
 
 
+def test_a_line_that_stays_is_broken_between_words():
+    written = on_terminal(30, lambda: Console().say("a line  that is wider than its terminal is"))
+    assert written == "a line  that is wider than\r\n  its terminal is\r\n"
+
+
 def test_without_a_terminal_a_rewritten_line_is_not_written(capsys):
     console = Console()
     console.live("gone")
