@@ -65,7 +65,7 @@ def _status(ending: Ending, watched: Watched) -> int:
 
 
 def _lines(job: Job, ending: Ending, watched: Watched, parts: dict[str, range]) -> list[str]:
-    again = "the same command goes on from there"
+    again = "the same command goes on from there" if ending.step else "the same command begins again"
     where = f"step {ending.step}" + (f", {ending.checkpoint}" if ending.checkpoint else "")
     if ending.state == "done":
         late = f"; afterwards its launcher ended with status {watched.status}" if watched.status else ""
