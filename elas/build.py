@@ -17,7 +17,8 @@ def main(argv: list[str]) -> int:
     """
     parser = cli.Parser(
         "elas build",
-        "Compile the CPU kernel and DeepSpeed's ops now, for this torch, Python and processor; what is built stays.",
+        "Compile the CPU kernel now, and with --offload DeepSpeed's CPU Adam, for this torch, Python and processor; "
+        "what is built stays.",
         "elas build --offload",
     )
     parser.add_argument("--offload", action="store_true", help="also DeepSpeed's CPU Adam, for offloaded optimizers")

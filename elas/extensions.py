@@ -1,8 +1,9 @@
 """Compiled extensions: our own folder, built once, never waited for in silence.
 
 torch builds an extension on first use, in whichever process comes first, and marks the build with a `lock` file. A
-process killed meanwhile leaves that file behind, and every later process waits on it, forever and without a word. (On
-CPU, DeepSpeed's communication op is such an extension: 30–110 s. Its CPU Adam, for offloading, takes longer.) So here:
+process killed meanwhile leaves that file behind, and every later process waits on it, forever and without a word.
+(DeepSpeed's CPU Adam, for offloading, is such an extension. So is its shared-memory op, which it builds on every CPU
+host, 30–110 s, and uses for inference only: runs here do without it, and need no compiler.) So here:
 
 - extensions lie in a folder of ours, one for each torch, Python and processor;
 - a build holds a lock of ours, which the system releases when its holder dies. Whoever holds ours knows that nobody
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from elas.errors import UserError
 
-DEEPSPEED_OPS = {"deepspeed_shm_comm": "ShareMemCommBuilder", "cpu_adam": "CPUAdamBuilder"}
+DEEPSPEED_OPS = {"cpu_adam": "CPUAdamBuilder"}
 TIMEOUT_S = 900.0
 
 
@@ -203,9 +204,7 @@ def prebuild_deepspeed(*, offload: bool = False, timeout_s: float = TIMEOUT_S) -
 
 
 def _wanted(offload: bool) -> list[str]:
-    import torch
-
-    return ([] if torch.cuda.is_available() else ["deepspeed_shm_comm"]) + (["cpu_adam"] if offload else [])
+    return ["cpu_adam"] if offload else []
 
 
 def _build_deepspeed_op(name: str, timeout_s: float) -> float:
@@ -225,12 +224,15 @@ def _build_deepspeed_op(name: str, timeout_s: float) -> float:
 def load_deepspeed(*, offload: bool = False) -> None:
     """Load the prebuilt DeepSpeed ops and hand them to DeepSpeed, which then compiles nothing.
 
+    It gets None for its shared-memory op: only `inference_all_reduce` would use it.
+
     Args:
         offload: the optimizer is DeepSpeed's CPU Adam.
     """
     from deepspeed.ops.op_builder.builder import OpBuilder
 
     prebuild_deepspeed(offload=offload)
+    OpBuilder._loaded_ops.setdefault("deepspeed_shm_comm", None)
     for name in _wanted(offload):
         if name not in OpBuilder._loaded_ops:
             OpBuilder._loaded_ops[name] = load_library(name)

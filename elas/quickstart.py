@@ -111,11 +111,9 @@ def _train(config: Config, settings: dict, ranks: int) -> None:
     if finished(config, found):
         _say(f"already trained to step {found.step}; nothing to do")
         return
-    from elas.extensions import prebuild_deepspeed
     from elas.launch import local
     from elas.launch.job import Job
 
-    prebuild_deepspeed()
     _say(f"training on {ranks} ranks" + (f", from step {found.step}" if found else ""))
     arguments = [f"--{key}={'null' if value is None else value}" for key, value in settings.items()]
     job = Job(config, ["--config=quickstart", *arguments], ranks)

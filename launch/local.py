@@ -85,7 +85,9 @@ def environment(ranks: int) -> dict[str, str]:
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     # torchrun's ranks would meet in its own store, where those that begin again find what the last ones left, and hang.
     own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    return {"OMP_NUM_THREADS": str(threads), **own_store, **os.environ, "PATH": path}
+    # DeepSpeed's launcher, two processes, would each warn that it found no accelerator.
+    accelerator = {} if _gpus() else {"DS_ACCELERATOR": "cpu"}
+    return {"OMP_NUM_THREADS": str(threads), **own_store, **accelerator, **os.environ, "PATH": path}
 
 
 def free_port() -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from elas import extensions, host
+from elas import host
 from elas.bench import cli, measure, show
 from elas.bench.one_process import one_process
 from elas.cli import Parser, write_json
@@ -77,7 +77,6 @@ def main(argv: list[str]) -> int:
     configs = {dtype: {name: variant_config(name, shape, dtype) for name in names} for dtype in dtypes}
     for of_dtype in configs.values():
         refuse_if_too_large(of_dtype)
-    extensions.prebuild_deepspeed()
     threads_before = torch.get_num_threads()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -87,19 +87,13 @@ def _gpus() -> dict:
 
 
 def _extensions() -> dict:
-    """What DeepSpeed's op needs to be there: itself, or a compiler. Locks that a killed build left are cleared."""
-    from elas.extensions import clear_stale_locks, is_built
+    """The compiler, which the CPU kernel needs. Locks that a killed build left are cleared."""
+    from elas.extensions import clear_stale_locks
 
-    version = importlib.metadata.version("torch") if _installed("torch") else "none"
     return {
         "stale_locks": [str(path) for path in clear_stale_locks()],
-        "op_built": is_built("deepspeed_shm_comm", torch_version=version),
         "compiler": shutil.which(os.environ.get("CXX", "c++")),
     }
-
-
-def _installed(package: str) -> bool:
-    return any(True for _ in importlib.metadata.Distribution.discover(name=package))
 
 
 def files(paths: list[str]) -> dict[str, int | None]:

@@ -19,7 +19,7 @@ GOOD = {
     "versions": {"torch": "2.13.0", "deepspeed": "0.19.8", "megatron-core": "0.16.1", "elas": "0.1.0"},
     "cpus": 64, "memory": 512 * GIB, "shm_total": 64 * GIB, "shm_free": 64 * GIB,
     "gpus": ["NVIDIA H100"] * 8, "driver": "550.1", "gpu_error": None,
-    "stale_locks": [], "op_built": False, "compiler": "/usr/bin/c++",
+    "stale_locks": [], "compiler": "/usr/bin/c++",
     "hostname": "n", "hostname_addresses": ["10.0.0.1"], "interface": "eth0", "clock_offset": 0.0,
     "interfaces": [{"name": "eth0", "addresses": ["10.0.0.1"], "mtu": 1500}],
     "port": 1, "port_error": None, "run_dir": None, "files": {}, "reached": {}, "sees_file": False, "resolves": {},
@@ -40,7 +40,7 @@ def test_nothing_is_wrong_with_good_hosts():
     [
         ({"gpus": ["NVIDIA A100"] * 8}, "gpus", "NVIDIA A100", "differs from n1's (NVIDIA H100)"),
         ({"gpus": ["NVIDIA H100"] * 7}, "slots", "7 GPUs", "give it slots=7"),
-        ({"gpus": [], "op_built": True}, "gpus", "none", "NVIDIA H100"),
+        ({"gpus": []}, "gpus", "none", "NVIDIA H100"),
         ({"driver": "535.2"}, "driver", "535.2", "550.1"),
         ({"gpu_error": "driver/library version mismatch"}, "nvidia-smi", "fails", "version mismatch"),
         ({"versions": {**GOOD["versions"], "deepspeed": None}}, "deepspeed", "none", "pip install deepspeed"),
