@@ -79,11 +79,12 @@ def read_job(settings: list[str], options, world: int, *, look_at_files: bool = 
     choose_zero_stage(config, world)
     validate(config, world)
     if look_at_files:
+        from elas.checkpoint.initial import find_initial
         from elas.checkpoint.resume import find_checkpoint
         from elas.data.corpus import check_corpus
 
         check_corpus(config)
-        find_checkpoint(config)
+        find_initial(config, find_checkpoint(config))
     return Job(config, [*arguments, *settings], world)
 
 

@@ -113,6 +113,7 @@ def main(argv: list[str]) -> int:
 
         return dry_run(config, world_of(options["ranks"], world), options["json"], shows=rank == 0)
     choose_interface()
+    from elas.checkpoint.initial import find_initial
     from elas.checkpoint.resume import find_checkpoint
     from elas.data.corpus import check_corpus
     from elas.train import run_dir
@@ -122,6 +123,7 @@ def main(argv: list[str]) -> int:
     validate(config, world)
     check_corpus(config)
     resume = find_checkpoint(config)
+    initial = find_initial(config, resume)
     facts = {"world_size": world, "run_dir": config.train.run_dir}
     done = run_dir.finished(config, resume)
     if done is not None:
@@ -137,7 +139,7 @@ def main(argv: list[str]) -> int:
     from elas.train.loop import run
 
     layout = parallel.initialize(config.parallel, seed=config.train.seed, timeout_s=config.train.timeout_seconds)
-    result = run(config, layout, resume)
+    result = run(config, layout, resume, initial)
     parallel.leave()
     if rank == 0:
         lock.release()

@@ -101,8 +101,7 @@ def first_whole(found: Checkpoint, config: Config) -> Checkpoint:
         ConfigError: none is; the same on every rank.
     """
     while True:
-        names = sorted(found.manifest["files"])[dist.get_rank() :: dist.get_world_size()]
-        problems = _everybodys(damaged_files(found, names))
+        problems = together(damaged_files(found, share_out(found)))
         if not problems:
             return found
         if config.checkpoint.resume != "auto":
@@ -128,22 +127,28 @@ def restore(engine, checkpoint: Checkpoint) -> None:
             storage.read(checkpoint.path, streams)
             state.restore_random(*streams.values())
 
-    _on_all_ranks(load, checkpoint)
+    load_together(load, "checkpoint.resume", checkpoint)
     state.finish_loading(engine, checkpoint.manifest["optimizer_step"])
 
 
-def _on_all_ranks(load: Callable[[], None], checkpoint: Checkpoint) -> None:
+def share_out(checkpoint: Checkpoint) -> list[str]:
+    """This rank's share of a checkpoint's files to be read; together the ranks read all."""
+    return sorted(checkpoint.manifest["files"])[dist.get_rank() :: dist.get_world_size()]
+
+
+def load_together(load: Callable[[], None], key: str, checkpoint: Checkpoint) -> None:
+    """Call `load`; what goes wrong on one rank is a `ConfigError` of the setting `key` on all."""
     problems = []
     try:
         load()
     except (OSError, RuntimeError, KeyError, pickle.UnpicklingError, ValueError) as error:
         problems = [f"rank {dist.get_rank()}: {type(error).__name__}: {error}"]
-    problems = _everybodys(problems)
+    problems = together(problems)
     if problems:
-        raise ConfigError("checkpoint.resume", str(checkpoint.path), problems[0], "give another checkpoint")
+        raise ConfigError(key, str(checkpoint.path), problems[0], "give another checkpoint")
 
 
-def _everybodys(problems: list[str]) -> list[str]:
+def together(problems: list[str]) -> list[str]:
     """The problems of all ranks, on all ranks."""
     gathered: list = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, problems)

@@ -62,6 +62,16 @@ def targets(engine: Engine) -> dict[str, PartOfTensor]:
     return tensors
 
 
+def master_weights(engine: Engine) -> dict[str, PartOfTensor]:
+    """The fp32 weights that this rank's optimizer updates, without its moments."""
+    held = fragments(engine)
+    return {
+        f"weight.{name}": PartOfTensor.of(place_of(engine, parameter), held[parameter].master(), held[parameter].start)
+        for name, parameter in parameters_by_name(engine).items()
+        if parameter in held
+    }
+
+
 def computed_with(engine: Engine) -> dict[str, PartOfTensor]:
     """What this rank is to load, second part: the weights that the model computes with, in their own dtype."""
     tensors = {}

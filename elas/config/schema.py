@@ -212,6 +212,8 @@ class CheckpointConfig:
     """Save in the background while training goes on; takes a copy of each rank's part in host memory."""
     resume: Annotated[str, Says("auto, none, or a checkpoint's path")] = "auto"
     """auto: the newest intact checkpoint of run_dir if there is one; none: start afresh; or a checkpoint's path."""
+    init_from: Annotated[str, Says("a run's folder, or a checkpoint's")] | None = None
+    """Begin with the weights found there, and nothing else of that run; null begins with random ones."""
 
 
 @dataclass(kw_only=True)

@@ -95,7 +95,8 @@ def _one_epoch(config: Config, prefix: str, part: Split, shares: tuple[float, fl
     """One epoch of the documents of a corpus that are for training or validation; None where there are none."""
     files = read_token_files("data", prefix)
     documents = divide(files.documents, shares)[part.value]
-    seed, seq_length = config.train.seed, config.model.seq_length
+    # Validation is the same for every seed: runs that differ in it are compared on the same samples.
+    seed, seq_length = config.train.seed if part is Split.train else 0, config.model.seq_length
     if config.data.packing == "document":
         return TruncatedDocuments(files, documents, part, seq_length, seed)
     if files.lengths_of(documents).sum() <= seq_length:  # Megatron looks for samples in an empty part forever

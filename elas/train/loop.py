@@ -4,6 +4,7 @@ import math
 import time
 
 from elas.checkpoint.folder import Checkpoint, read_checkpoint
+from elas.checkpoint.initial import Initial, load_weights
 from elas.checkpoint.resume import first_whole, restore
 from elas.checkpoint.saver import Saver
 from elas.config import Config
@@ -28,13 +29,14 @@ from elas.train.troubles import BadSteps, Spikes
 from elas.train.watchdog import Watchdog
 
 
-def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
+def run(config: Config, layout: Layout, resume: Checkpoint | None, initial: Initial | None = None) -> RunResult:
     """Train.
 
     Args:
         config: validated, its data checked.
         layout: where this rank stands; process groups exist.
         resume: checkpoint to go on from, from `elas.checkpoint.resume.find_checkpoint`.
+        initial: whose weights to begin with, from `elas.checkpoint.initial.find_initial`.
 
     Returns:
         The same facts on every rank.
@@ -51,7 +53,7 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None) -> RunResult:
         Watchdog(config, stop) as watchdog,
         progress,
     ):
-        return _Run(config, layout, resume, watchdog, stop, progress).train()
+        return _Run(config, layout, resume, initial, watchdog, stop, progress).train()
 
 
 class _Run:
@@ -61,6 +63,7 @@ class _Run:
         step: optimizer steps taken, skipped ones included.
         consumed: samples consumed; more than `step` global batches after a rollback, which goes on with fresh ones.
         tokens: trained on: labels that counted. What fills up a document's sample counts for nothing.
+        origin: facts of the checkpoint whose weights the run began with, kept in its manifests; or None.
         validation_due: a stop came in the middle of the validation after `step`; the next start makes up for it.
     """
 
@@ -69,6 +72,7 @@ class _Run:
         config: Config,
         layout: Layout,
         resume: Checkpoint | None,
+        initial: Initial | None,
         watchdog: Watchdog,
         stop: StopRequest,
         progress: Progress,
@@ -87,6 +91,10 @@ class _Run:
         if resume:
             progress.begin("restoring the checkpoint")
             restore(self.engine, resume)
+        if initial:
+            progress.begin("reading the weights to begin with")
+            load_weights(self.engine, initial)
+        self.origin = initial.facts(config) if initial else resume.manifest.get("init_from") if resume else None
         if layout.rank == 0:
             clear_markers(config)
         self.metrics = Metrics(config, last_step=self.step, writes=layout.rank == 0)
@@ -102,7 +110,7 @@ class _Run:
         self.interval = Interval(self.step, self.tokens)
         self._announce(resume)
         if layout.rank == 0:
-            for line in history.record(config, resume):
+            for line in (*(initial.says() if initial else ()), *history.record(config, resume)):
                 progress.say(line)
 
     def _open_data(self) -> None:
@@ -225,6 +233,7 @@ class _Run:
             self.progress.begin(f"saving step {self.step}")
             facts = {"consumed_samples": self.consumed, **self.bad.metrics(), **self.spikes.metrics()}
             facts |= {"validation_due": True} if self.validation_due else {}
+            facts |= {"init_from": self.origin} if self.origin else {}
             saver.save(self.step, self.tokens, facts)
             self.saved = state
             self.interval.restart(self.step, self.tokens)
@@ -251,7 +260,7 @@ class _Run:
         if self.datasets.valid is None:
             return ""
         observe.look_next(engine.chunks, 0)
-        set_sparse(engine.chunks, self.step > config.sparsity.dense_steps)
+        set_sparse(engine.chunks, max(1, self.step) > config.sparsity.dense_steps)  # before the first step, as in it
         total, tokens = 0.0, 0
         samples, available = len(self.datasets.valid), self.datasets.valid_available
         micro_batches = -(-samples // (config.train.micro_batch_size * self.layout.dp))

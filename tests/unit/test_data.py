@@ -266,6 +266,18 @@ def test_validation_passes_its_set_once_and_no_more(tmp_path, dp):
     assert len(rows_of(config, dp)) == 12
 
 
+@pytest.mark.parametrize("packing", ("packed", "document"))
+def test_validation_samples_do_not_depend_on_seed_or_steps(tmp_path, packing):
+    from elas.data.batches import build_datasets
+
+    more = {"data.train": write_corpus(tmp_path / "text"), "data.packing": packing}
+    found = []
+    for change in ({}, {"train.seed": 9}, {"train.steps": 99}):
+        valid = build_datasets(settings(tmp_path, **more, **change)).valid
+        found.append([valid[i]["tokens"].tolist() for i in range(len(valid))])
+    assert found[0] == found[1] == found[2] and found[0]
+
+
 def test_a_validation_blend_ends_with_its_first_source(tmp_path, one_rank):
     from elas.data.batches import build_datasets
 
