@@ -262,7 +262,7 @@ def _table(facts: dict) -> str:
         if isinstance(value, list):
             value = ", ".join(map(str, value))
         elif isinstance(value, dict):
-            value = ", ".join(f"{n:,} {what}" for what, n in value.items()) or "-"
+            value = ", ".join(f"{n:,} {what.replace('_', ' ')}" for what, n in value.items()) or "-"
         elif isinstance(value, int):
             value = f"{value:,}"
         rows.append((key.replace("_", " "), str(value)))

@@ -145,7 +145,7 @@ class Encoder:
         other = None if self._without_special is None else self._in_segments(text, self._without_special)
         if other is not None:
             kinds = np.bincount(self._kinds[np.array(other, np.int64)], minlength=3)
-            if not kinds[SPECIAL] and _same_text(self.tokenizer, tokens, other):
+            if not kinds[SPECIAL] and self._same_text(text, tokens, other):
                 part.loss.respelled += 1
                 found[:] = kinds
                 return other
@@ -156,6 +156,16 @@ class Encoder:
         name = self.tokenizer.token_of(special)
         part.skip(*where.values(), f"spells {what}, for which the tokenizer has no other pieces ({name})")
         return None
+
+    def _same_text(self, text: str, tokens: Sequence[int], others: Sequence[int]) -> bool:
+        """Whether `others` spell `text`, or what `tokens` spell, but for spaces, which decoders put around tokens."""
+        if self.tokenizer.decode(others) == text:
+            return True
+        first, second = self.tokenizer.spelling(tokens), self.tokenizer.spelling(others)
+        special = {int(i) for i in tokens if self._kinds[i] == SPECIAL}
+        if any(not self.tokenizer.spelling([i]).strip() for i in special):  # it may be spaces that were lost
+            return first == second
+        return first.replace(" ", "") == second.replace(" ", "")
 
     @cached_property
     def _without_special(self) -> Encode | None:
@@ -171,12 +181,6 @@ def _kinds_of(tokenizer: Tokenizer, eod: int | None) -> np.ndarray:
         kinds[tokenizer.unk] = UNKNOWN
     kinds[sorted(tokenizer.special_ids | ({eod} - {None}))] = SPECIAL
     return kinds
-
-
-def _same_text(tokenizer: Tokenizer, ids: Sequence[int], others: Sequence[int]) -> bool:
-    """Whether two encodings spell the same, but for spaces: decoders put some around special tokens."""
-    first, second = ("".join(tokenizer.spelling(each).split()) for each in (ids, others))
-    return first == second
 
 
 def _can_be_cut(tokenizer: Tokenizer) -> bool:

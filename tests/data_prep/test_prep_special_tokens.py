@@ -120,6 +120,19 @@ def skipped(prefix) -> list[dict]:
     return [json.loads(line) for line in Path(f"{prefix}.skipped.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("end", ["Ċ", "Ġone"])
+def test_text_whose_only_piece_ends_documents_is_skipped(end, folder_of, tmp_path, write_jsonl, read_back):
+    """A byte-level vocabulary has one piece for a newline: ending documents in it leaves none for text."""
+    folder = folder_of("bytelevel")
+    texts = ["five\nsix", "two one two", "five"]
+    corpus = Corpus([write_jsonl([{"text": text} for text in texts])])
+    tokenize_corpus(corpus, folder, tmp_path / "all", Options(workers=1, eod_token=end))
+    kept = [load_tokenizer(folder).decode(ids[:-1]) for ids in read_back(tmp_path / "all")]
+    left_out = [1] if end == "Ċ" else []
+    assert kept == [text for number, text in enumerate(texts, 1) if number not in left_out]
+    assert [row["line"] for row in skipped(tmp_path / "all")] == left_out
+
+
 def test_verify_counts_documents_that_hold_special_ids(folder_of, tmp_path, write_jsonl):
     corpus = Corpus([write_jsonl([{"text": f"one two {n} three"} for n in range(50)])])
     folder, prefix = folder_of("unigram"), tmp_path / "all"
