@@ -12,6 +12,7 @@ The parts, in the order data passes through them:
 - `plan`: the corpus cut into tasks; `steps`, `quality`, `shards`: what a task does, as datatrove's pipeline runs it.
 - `executors`: where tasks run: local, SLURM, Ray.
 - `merge`, `duplicates`, `indexed_writer`: the parts put together, as a stream.
+- `unread`: how much could not be read, and when that is too much.
 - `verify`, `info`: what lies in token files, and whether it is whole.
 - `cli`, `progress`, `memory`, `folders`: `elas prep …` and its helpers.
 

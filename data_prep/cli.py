@@ -21,6 +21,7 @@ def tokenizer(argv: list[str]) -> int:
     """`elas prep tokenizer`: train SentencePiece on a sample of the input."""
     from elas.data_prep.tokenizer import MODEL_NAME
     from elas.data_prep.tokenizer_training import DEFAULT_SAMPLE_BYTES, train_tokenizer
+    from elas.data_prep.unread import check_columns
 
     parser = Parser("elas prep tokenizer", "Train a SentencePiece tokenizer.", EXAMPLES["tokenizer"])
     _add_input(parser)
@@ -36,8 +37,10 @@ def tokenizer(argv: list[str]) -> int:
     if (args.output / MODEL_NAME).exists() and not args.overwrite:
         why = "holds a tokenizer, which token files may have been made with"
         raise ConfigError("--output", str(args.output), why, "give another folder, or --overwrite")
+    corpus = _corpus(args)
+    check_columns(corpus, None)
     facts = train_tokenizer(
-        _corpus(args),
+        corpus,
         args.output,
         vocab_size=args.vocab_size,
         model_type=args.model_type,
@@ -55,6 +58,7 @@ def tokenize(argv: list[str]) -> int:
     from elas.data_prep.progress import Progress
     from elas.data_prep.quality import parse_filter
     from elas.data_prep.tokenize_corpus import Options, tokenize_corpus
+    from elas.data_prep.unread import check_columns
 
     args = _tokenize_parser().parse_args(argv)
     if args.executor == "slurm" and args.slurm_partition is None:
@@ -76,6 +80,7 @@ def tokenize(argv: list[str]) -> int:
         task_bytes=args.task_bytes,
         overwrite=args.overwrite,
         share=_share(args.share),
+        max_skipped=args.max_skipped,
         slurm={
             "partition": args.slurm_partition,
             "time": args.slurm_time,
@@ -85,6 +90,7 @@ def tokenize(argv: list[str]) -> int:
         },
     )
     corpus = _corpus(args)
+    check_columns(corpus, args.max_skipped, ", or accept the loss with --max-skipped 1")
     with Progress(sum(file.size for file in corpus.files)) as progress:
         facts = tokenize_corpus(corpus, args.tokenizer, args.output, options, tell=progress.show)
     if facts.pop("already_done", False):
@@ -108,6 +114,8 @@ def _tokenize_parser() -> Parser:
         add(f"--{key}", type=int, metavar="N", help=f"leave out documents with {_than(key)} {key[4:]}")
     what = "one of datatrove's filters, GopherQualityFilter:min_doc_words=10"
     add("--filter", nargs="+", action="extend", default=[], metavar="NAME[:KEY=VALUE,…]", help=what)
+    what = "share of the corpus that may be unreadable, 0 to 1; default: no bound on damage, 0.25 without the field"
+    add("--max-skipped", type=float, metavar="F", help=what)
     add("--deduplicate", action="store_true", help="keep the first of documents with exactly the same text")
     eod = {"choices": ("yes", "no"), "default": "yes"}
     add("--append-eod", **eod, help="end every document with the end-of-document id; default: yes")

@@ -24,6 +24,7 @@ from elas.data_prep.parquet import row_groups
 from elas.data_prep.plan import Plan
 from elas.data_prep.shards import DOCUMENT, SIDES, part_path
 from elas.data_prep.sources import SkipLog, place
+from elas.data_prep.unread import TooMuchUnread, Unread
 from elas.errors import ConfigError, Failure, UserError
 
 _COPY = 1 << 22
@@ -40,6 +41,7 @@ def merge(plan: Plan) -> dict:
     Raises:
         Failure: a part is missing.
         UserError: no document is left on one of the sides.
+        TooMuchUnread: more was left out than may be.
     """
     reasons, loss = _counts(plan)
     kept = [None] * len(plan.outputs)
@@ -50,7 +52,14 @@ def merge(plan: Plan) -> dict:
                 reasons["duplicate"] += copies
     sides = [_Side(plan, side, kept[side]) for side in range(len(plan.outputs))]
     _check_not_empty(plan, sides, reasons)
+    unread = Unread(plan)
+    try:
+        unread.check()
+    except TooMuchUnread:
+        _write_skipped(plan).replace(plan.work / "skipped.jsonl")
+        raise
     common = {"skipped": reasons.total(), "skip_reasons": dict(sorted(reasons.items()))}
+    common["unread_share"] = round(unread.share(), 6)
     settings = asdict(plan.settings)
     common |= {k: settings[k] for k in ("dtype", "vocab_size", "tokenizer_sha256", "eod", "bos")}
     partial = [side.write() for side in sides]
@@ -69,6 +78,7 @@ def merge(plan: Plan) -> dict:
     facts = common | {"loss": loss.counts()}
     for side, prefix in zip(sides, ("", "valid_")):
         facts |= {prefix + key: side.counts[key] for key in ("documents", "tokens", "bytes_in")}
+    unread.warn()
     loss.warn(sum(side.counts["documents"] for side in sides), Path(f"{sides[0].prefix}.manifest.json"))
     return facts
 

@@ -16,7 +16,7 @@ from elas.cli import write_json
 from elas.data_prep.sources import Corpus, SourceFile
 from elas.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 SMALLEST_TASK, LARGEST_TASK = 2_000_000, 64_000_000
 TASKS = 64
 """How many tasks a corpus of middling size is cut into; smaller and larger ones keep to the bounds above."""
@@ -66,6 +66,8 @@ class Plan:
         tasks: for each task its pieces: index of the file, begin and end (see `elas.data_prep.readers`).
         outputs: prefixes of the results, absolute: trained on, and held out if there are two.
         source: facts for the manifest.
+        max_skipped: share of the corpus that may be left out as unreadable; None for what `unread` finds too much.
+            No part of the identity: it decides whether there is a result, not what it is.
     """
 
     settings: Settings
@@ -73,6 +75,7 @@ class Plan:
     tasks: list[list[tuple[int, int, int]]]
     outputs: list[str]
     source: dict
+    max_skipped: float | None = None
 
     @property
     def work(self) -> Path:
@@ -105,7 +108,9 @@ def work_folder(prefix: str | Path) -> Path:
     return Path(f"{prefix}.work")
 
 
-def make_plan(corpus: Corpus, settings: Settings, outputs: list[Path], task_bytes: int | None) -> Plan:
+def make_plan(
+    corpus: Corpus, settings: Settings, outputs: list[Path], task_bytes: int | None, max_skipped: float | None = None
+) -> Plan:
     """Cut a corpus into tasks.
 
     Args:
@@ -113,11 +118,12 @@ def make_plan(corpus: Corpus, settings: Settings, outputs: list[Path], task_byte
         settings: what to do with it.
         outputs: prefixes of the results.
         task_bytes: size of a task on disk; None for a 64th of the corpus, within 2 MB and 64 MB.
+        max_skipped: see `Plan`.
     """
     total = sum(file.size for file in corpus.files)
     size = task_bytes or min(LARGEST_TASK, max(SMALLEST_TASK, -(-total // TASKS)))
     tasks = [[(index, *piece) for index, piece in group] for group in _grouped(corpus.pieces(size), size)]
-    return Plan(settings, corpus.files, tasks, [str(p.absolute()) for p in outputs], corpus.describe())
+    return Plan(settings, corpus.files, tasks, [str(p.absolute()) for p in outputs], corpus.describe(), max_skipped)
 
 
 def _grouped(pieces: Iterator[tuple[int, tuple[int, int], int]], size: int) -> Iterator[list]:
@@ -152,7 +158,7 @@ def _read_plan(path: Path, _changed: int) -> Plan:
     facts = json.loads(path.read_text(encoding="utf-8"))
     tasks = [[tuple(piece) for piece in task] for task in facts["tasks"]]
     files = [SourceFile(**file) for file in facts["files"]]
-    return Plan(Settings(**facts["settings"]), files, tasks, facts["outputs"], facts["source"])
+    return Plan(Settings(**facts["settings"]), files, tasks, facts["outputs"], facts["source"], facts["max_skipped"])
 
 
 def saved_identity(work: Path) -> dict[str, str] | None:

@@ -43,12 +43,14 @@ class PartWriter:
     Attributes:
         reasons: how many documents were left out, by reason.
         loss: what the tokenizer loses of the others.
+        read: how many documents were read, by index of their file.
     """
 
     def __init__(self, work: Path, task: int, sides: int, dtype: str, tokenizer_sha256: str):
         self.work, self.task, self.dtype = work, task, np.dtype(dtype)
         self._tokenizer = tokenizer_sha256
         self.loss = Loss()
+        self.read: Counter[int] = Counter()
         self.reasons: Counter[str] = Counter()
         self._mine = f".{os.getpid()}"
         (work / "parts").mkdir(parents=True, exist_ok=True)
@@ -76,7 +78,7 @@ class PartWriter:
             os.replace(file.name, part_path(self.work, self.task, end))
         counts = part_path(self.work, self.task, "json")
         partial = Path(f"{counts}{self._mine}")
-        facts = {"reasons": dict(sorted(self.reasons.items())), "loss": self.loss.to_json()}
+        facts = {"reasons": dict(sorted(self.reasons.items())), "loss": self.loss.to_json(), "read": self.read}
         partial.write_text(json.dumps(facts | {"tokenizer_sha256": self._tokenizer}))
         partial.replace(counts)
 

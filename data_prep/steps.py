@@ -46,6 +46,8 @@ class ReadTask(PipelineStep):
             file.check_unchanged()
             for number, text in read_piece(file.path, file.kind, file.field, (begin, end), skip):
                 line = None if file.kind == "text" else number
+                if self.part is not None:
+                    self.part.read[index] += 1
                 yield Document(text, place(file, number), metadata={"file": index, "begin": begin, "line": line})
             file.check_unchanged()
 

@@ -47,6 +47,7 @@ class Options:
         task_bytes: size of a task; None for what `make_plan` finds fit.
         overwrite: start afresh, whatever is there.
         share: `(i, n)`: do every n-th task only, beginning with task i, and leave the rest and the merge to others.
+        max_skipped: share of the corpus that may be left out as unreadable; None for what `unread` finds too much.
         slurm: see `elas.data_prep.executors.slurm_executor`.
     """
 
@@ -66,6 +67,7 @@ class Options:
     task_bytes: int | None = None
     overwrite: bool = False
     share: tuple[int, int] | None = None
+    max_skipped: float | None = None
     slurm: dict = field(default_factory=dict)
 
 
@@ -104,7 +106,7 @@ def tokenize_corpus(
     prefixes = _check(output_prefix, options)
     check_executor(options.executor, options.slurm.get("partition"))
     settings = _settings(corpus, tokenizer_path, options)
-    plan = make_plan(corpus, settings, prefixes, options.task_bytes)
+    plan = make_plan(corpus, settings, prefixes, options.task_bytes, options.max_skipped)
     done = None if options.overwrite else _finished(plan)
     if done is not None:
         return done | {"seconds": round(time.perf_counter() - start, 3)}
@@ -149,9 +151,12 @@ def finish(plan: Plan) -> dict:
         UserError: there is nothing to write; the work folder goes too.
     """
     from elas.data_prep.merge import merge
+    from elas.data_prep.unread import TooMuchUnread
 
     try:
         facts = merge(plan)
+    except TooMuchUnread:
+        raise  # the same command with another bound goes on with what is done
     except UserError:
         shutil.rmtree(plan.work, ignore_errors=True)
         raise
@@ -332,6 +337,8 @@ def _cores() -> int:
 def _check(output_prefix: str | Path, options: Options) -> list[Path]:
     """The prefixes to write."""
     check_fraction("--valid-fraction", options.valid_fraction)
+    if options.max_skipped is not None and not 0 <= options.max_skipped <= 1:
+        raise ConfigError("--max-skipped", options.max_skipped, "is no share of the corpus", "give 0 to 1, 0.25")
     if options.workers is not None and options.workers < 1:
         raise ConfigError("--workers", options.workers, "nobody would tokenise", "give 1 or more")
     for key in ("min_chars", "max_chars", "min_tokens", "max_tokens", "task_bytes"):

@@ -1,11 +1,13 @@
 """CSV, TSV and Parquet as their users write them: rows whole, mistakes by their first line, memory by bytes."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 
+from elas.cli import exit_status, run
 from elas.data_prep import delimited
 from elas.data_prep.sources import Corpus
 
@@ -112,21 +114,17 @@ print(count, peak_rss_mb() - before)
 
 
 def test_parquet_memory_goes_by_bytes_not_rows(tmp_path):
-    """96 rows of 2 MB, one or eight a row group: all at once would be 192 MB; a group, a page and a batch are 50."""
+    """40 rows of 2 MB, four a row group: all at once 80 MB, and PyArrow would hold them four times; a group is 8 MB."""
     import pyarrow
     import pyarrow.parquet
 
-    for rows in (1, 8):
-        with pyarrow.parquet.ParquetWriter(tmp_path / f"{rows}.parquet", pyarrow.schema({"text": "string"})) as file:
-            for _ in range(96 // rows):
-                file.write_table(pyarrow.table({"text": [os.urandom(1_000_000).hex() for _ in range(rows)]}))
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURE, str(tmp_path / f"{rows}.parquet")],
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
-        count, grown = done.stdout.split()
-        assert int(count) == 192_000_000
-        assert float(grown) < 100, f"{rows} rows a group: {grown} MB"
+    table = pyarrow.table({"text": [os.urandom(1_000_000).hex() for _ in range(40)]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=4)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "a.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    count, grown = done.stdout.split()
+    assert int(count) == 80_000_000
+    assert float(grown) < 80, f"{grown} MB"
 
 
 def test_a_file_of_large_pages_is_warned_of(tmp_path):
@@ -158,3 +156,69 @@ def test_a_missing_column_is_named_once_a_file(tmp_path):
     assert dict(skipped) == {"no column 'text'": 1}
     ((file, why),) = corpus.without_column()
     assert (file.name, why) == ("a.parquet", "no column 'text' (it has body, meta.a)")
+
+
+def tokenize(capsys, tokenizer, folder, output, *more) -> tuple[int, list[str]]:
+    command = [
+        "prep",
+        "tokenize",
+        "--input",
+        str(folder),
+        "--tokenizer",
+        str(tokenizer),
+        "--output",
+        str(output),
+        *more,
+    ]
+    status = exit_status(run, command)
+    return status, capsys.readouterr().err.splitlines()
+
+
+def test_a_corpus_that_lacks_the_column_is_refused_before_work(tokenizer_folder, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name, column in (("a", "text"), ("b", "text"), ("c", "body")):
+        (tmp_path / "in" / f"{name}.csv").write_text(f"id,{column}\n" + "1,some words\n" * 20)
+    status, err = tokenize(capsys, tokenizer_folder, tmp_path / "in", tmp_path / "all")
+    assert status == 2 and len(err) == 1 and not (tmp_path / "all.work").exists()
+    assert err[0] == (
+        "error: --field='text': not in 1 of 3 files, 33% of the corpus; c.csv: no column 'text' (it has id, body); "
+        f"name the text with --field or --input {tmp_path}/in:FIELD, or accept the loss with --max-skipped 1"
+    )
+    status, err = tokenize(capsys, tokenizer_folder, tmp_path / "in", tmp_path / "all", "--max-skipped", "0.4")
+    assert status == 0 and err[-1].startswith("warning: 33.3% of the corpus could not be read; ")
+    manifest = json.loads((tmp_path / "all.manifest.json").read_text())
+    assert manifest["skipped"] == 1 and abs(manifest["unread_share"] - 1 / 3) < 1e-6
+
+
+def test_records_that_lack_the_field_are_refused_at_the_end(tokenizer_folder, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name, key in (("a", "text"), ("b", "text"), ("c", "body")):
+        (tmp_path / "in" / f"{name}.jsonl").write_text(f'{{"{key}": "some words"}}\n' * 30)
+    status, err = tokenize(capsys, tokenizer_folder, tmp_path / "in", tmp_path / "all")
+    assert status == 2 and not (tmp_path / "all.bin").exists()
+    assert err[-1].startswith("error: --max-skipped=0.25: 33.3% of the corpus was not read, of c.jsonl for instance: ")
+    assert (
+        f"no field 'text' (it has body); name the text with --field or --input {tmp_path}/in/c.jsonl:FIELD" in err[-1]
+    )
+    listed = (tmp_path / "all.work" / "skipped.jsonl").read_text().splitlines()
+    assert len(listed) == 30 and json.loads(listed[0])["file"] == "c.jsonl"
+    report = ["--json", f"{tmp_path}/facts.json"]
+    status, err = tokenize(capsys, tokenizer_folder, tmp_path / "in", tmp_path / "all", "--max-skipped", "1", *report)
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert status == 0 and facts["tasks_done_before"] == facts["tasks"]
+    assert (facts["documents"], facts["skipped"]) == (60, 30)
+
+
+def test_damage_is_refused_only_beyond_a_bound_that_was_given(tokenizer_folder, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text('{"text": "fine"}\n{"text": ""}\n{broken}\n{broken}\n')
+    status, err = tokenize(capsys, tokenizer_folder, tmp_path / "in", tmp_path / "all")
+    assert status == 0 and err[-1].startswith("warning: 50.0% of the corpus could not be read")
+    for few, status in ((99, 0), (100, 2)):  # records without the field among others of their file
+        (tmp_path / "in" / "a.jsonl").write_text('{"text": "fine"}\n' + '{"body": "x"}\n' * few)
+        assert tokenize(capsys, tokenizer_folder, tmp_path / "in", tmp_path / f"{few}")[0] == status
+    (tmp_path / "in" / "a.jsonl").write_text('{"text": "fine"}\n{broken}\n')
+    status, err = tokenize(capsys, tokenizer_folder, tmp_path / "in", tmp_path / "other", "--max-skipped", "0.4")
+    assert status == 2 and "50.0% of the corpus was not read" in err[-1] and "malformed JSON" in err[-1]
+    status, err = tokenize(capsys, tokenizer_folder, tmp_path / "in", tmp_path / "other", "--max-skipped", "5")
+    assert status == 2 and "--max-skipped=5.0" in err[-1]
