@@ -12,6 +12,7 @@ from pathlib import Path
 
 from elas import cli
 from elas.config import Config, load_config, split_overrides
+from elas.console import clock
 from elas.errors import UserError
 
 VALID_FRACTION = 0.02
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
     prepare(workdir, config)
     _train(config, settings, options.ranks)
     facts = _report(config, options.ranks, workdir)
-    print(f"total {(time.monotonic() - start) / 60:.1f} minutes")
+    print(f"total {clock(time.monotonic() - start)}")
     cli.write_json(options.json, facts)
     return 0
 

@@ -63,6 +63,13 @@ def describe(config: Config) -> str:
     return f"{kind} {activation}{sparsity}, {config.model.num_layers} × {config.model.hidden_size}"
 
 
+def describe_layout(*, tensor: int, pipeline: int, data: int, zero: int, sequence: bool, virtual: int = 1) -> str:
+    """How a model is cut over ranks: `TP 2 × PP 1 × DP 4, ZeRO 1, sequence parallel`."""
+    interleaved = f", {virtual} chunks a stage" if virtual > 1 else ""
+    parallel = ", sequence parallel" if sequence else ""
+    return f"TP {tensor} × PP {pipeline} × DP {data}, ZeRO {zero}{parallel}{interleaved}"
+
+
 def table(rows: list[tuple[str, str]]) -> str:
     """Two aligned columns between rules."""
     width = max(len(name) for name, _ in rows)

@@ -131,6 +131,8 @@ def main(argv: list[str]) -> int:
             print(f"already trained to step {resume.step}; nothing to do ({resume.path})")
             write_json(options["json"], {**dataclasses.asdict(done), **facts})
         return 0
+    if rank == 0:
+        print("loading Megatron-core and DeepSpeed", flush=True)  # seconds, or a minute on a busy machine
     prebuild(config)
     lock = run_dir.claim(config) if rank == 0 else None
     if rank == 0:

@@ -6,6 +6,7 @@ from elas.bench import show
 from elas.checkpoint.folder import Checkpoint, checkpoints_in, damaged_files, read_checkpoint
 from elas.cli import Parser, run_command, write_json
 from elas.errors import UserError
+from elas.report import describe_layout
 
 
 def main(argv: list[str]) -> int:
@@ -58,7 +59,8 @@ def info(argv: list[str]) -> int:
              "config": manifest["config"]}  # fmt: skip
     write_json(options.json, facts)
     told = {**facts, "files": f"{len(manifest['files'])}, {_size(sum(f['bytes'] for f in manifest['files'].values()))}"}
-    told |= {key: ", ".join(f"{k} {v}" for k, v in facts[key].items()) for key in ("layout", "versions")}
+    told |= {"layout": _layout_in_words(facts["layout"])}
+    told |= {"versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items())}
     told |= {"tensors": f"{len(tensors)} weights, with their two moments"}
     for key in ("path", "step", "tokens", "consumed_samples", "parameters", "layout", "versions", "files", "tensors"):
         value = told[key]
@@ -89,11 +91,16 @@ def _folders(path: Path) -> list[Path]:
     raise UserError(f"{path}: no checkpoint there; give a run's folder, or a folder step_…")
 
 
+def _layout_in_words(layout: dict) -> str:
+    sizes = {name: layout[name] for name in ("tensor", "pipeline", "data", "zero", "sequence")}
+    return describe_layout(**sizes, virtual=layout["virtual_pipeline"])
+
+
 def _row(path: Path, found: Checkpoint | str) -> dict:
     if isinstance(found, str):
         return {"path": str(path), "step": None, "tokens": None, "bytes": None, "layout": "", "why": found}
     manifest, layout = found.manifest, found.manifest["layout"]
-    told = f"TP {layout['tensor']} × PP {layout['pipeline']} × DP {layout['data']}, ZeRO {layout['zero']}"
+    told = _layout_in_words(layout)
     size = sum(facts["bytes"] for facts in manifest["files"].values())
     return {"path": str(path), "step": found.step, "tokens": manifest["tokens"], "bytes": size, "layout": told,
             "why": ""}  # fmt: skip

@@ -43,12 +43,6 @@ class Datasets:
     sources: tuple[str, ...] = ()
     """Prefixes of what `train` is blended from; empty where that is one corpus."""
 
-    def epoch_samples(self) -> dict[str, int]:
-        """Samples of one epoch of each source; one entry, of no name, where training has one corpus."""
-        if not self.sources:
-            return {"": len(self.train.dataset)}
-        return {source: len(part.dataset) for source, part in zip(self.sources, self.train.datasets, strict=True)}
-
     def samples_by_source(self, consumed: int) -> dict[str, int]:
         """How many of the first `consumed` training samples came from each source; empty without a blend."""
         if not self.sources:

@@ -84,14 +84,18 @@ def _with_last(every: int, start: int, steps: int, *, first: bool = False) -> li
 
 def run_rows(config: Config, facts: dict) -> list[tuple[str, str]]:
     """The facts as the rows of a table for people."""
-    from elas.report import describe
+    from elas.report import describe, describe_layout
 
     layout, memory, when = facts["layout"], facts["memory"], facts["schedule"]
+    parallel = config.parallel
+    ranks = describe_layout(
+        tensor=layout["tp"], pipeline=layout["pp"], data=layout["dp"], zero=layout["zero"],
+        sequence=parallel.sequence, virtual=parallel.virtual_pipeline,
+    )  # fmt: skip
     rows = [
         ("model", f"{describe(config)}, {config.train.dtype}"),
         ("parameters", f"{facts['parameters']:,}"),
-        ("ranks", f"{facts['world_size']}: TP {layout['tp']} × PP {layout['pp']} × DP {layout['dp']}, "
-                  f"ZeRO {layout['zero']}"),
+        ("ranks", f"{facts['world_size']}: {ranks}"),
         ("steps", f"{facts['steps']:,}" + (f", going on after step {facts['start']:,}" if facts["start"] else "")),
         ("tokens", f"{facts['tokens']:,}: {facts['tokens_per_step']:,} a step, "
                    f"micro-batches of a rank: {facts['micro_batches']}"),

@@ -300,13 +300,14 @@ class _Run:
         """What is trained, with what and on what; the same for scripts, in RUN_DIR/run.json."""
         model, model_facts = start.model_line(self.config, self.layout, self.engine)
         kernel, kernel_facts = start.kernel_line(self.config)
-        for line in (model, kernel, start.data_line(self.config, self.datasets)):
+        data, data_facts = start.data_line(self.config, self.layout, self.step)
+        for line in (model, kernel, data):
             self.progress.say(line)
         if resume:
             for skipped in resume.passed_over:
                 self.progress.say(f"passed over {skipped}")
             self.progress.say(f"resumed from {resume.path} at step {resume.step}")
-        self.metrics.facts({"first_step": self.step + 1, **model_facts, **kernel_facts})
+        self.metrics.facts({"first_step": self.step + 1, **model_facts, **kernel_facts, **data_facts})
 
     def _log(self, values: dict) -> None:
         config, engine, step = self.config, self.engine, values["step"]

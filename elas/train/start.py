@@ -6,18 +6,24 @@ import torch.distributed as dist
 from elas import host
 from elas.config import Config
 from elas.console import clock
-from elas.data.batches import Datasets
 from elas.model.provider import count_parameters
 from elas.parallel import Layout
-from elas.report import describe
+from elas.plan.run import run_facts
+from elas.report import describe, describe_layout
 from elas.train.engine import Engine
 
 
 def model_line(config: Config, layout: Layout, engine: Engine) -> tuple[str, dict]:
     """The model and its layout, for people and as facts; every rank calls it."""
     parameters = count_parameters(engine.chunks)
-    sequence = ", sequence parallel" if layout.sequence_parallel else ""
-    ranks = f"TP {layout.tp} × PP {layout.pp} × DP {layout.dp}, ZeRO {engine.stage}{sequence}"
+    ranks = describe_layout(
+        tensor=layout.tp,
+        pipeline=layout.pp,
+        data=layout.dp,
+        zero=engine.stage,
+        sequence=layout.sequence_parallel,
+        virtual=layout.vpp,
+    )
     line = f"{describe(config)}, {config.train.dtype}, {parameters / 1e6:.1f} M parameters; {ranks}"
     return line, {"parameters": parameters, "world_size": layout.world, "layout": ranks}
 
@@ -37,19 +43,23 @@ def kernel_line(config: Config) -> tuple[str, dict]:
     return f"FFN kernel: {name} ({why})", {"kernel": name, "kernel_why": why}
 
 
-def data_line(config: Config, datasets: Datasets) -> str:
-    """What there is to train on, how many times over the run will see it, and what validation reads."""
-    samples = config.train.steps * config.train.global_batch_size
-    length = config.model.seq_length
-    of = f"{length:,} tokens" if config.data.packing == "packed" else f"up to {length:,} tokens"
-    sizes = datasets.epoch_samples()
-    drawn = datasets.samples_by_source(samples) or dict.fromkeys(sizes, samples)
-    epochs = [f"{drawn[source] / size:.3g}" for source, size in sizes.items()]
-    passes = f"{epochs[0]} epochs" if len(epochs) == 1 else f"epochs of its sources: {', '.join(epochs)}"
-    line = f"data: {sum(sizes.values()):,} samples of {of}; {config.train.steps:,} steps take {samples:,}: {passes}"
-    if datasets.valid is None:
-        return f"{line}; no validation"
-    return f"{line}; validation: {len(datasets.valid):,} samples"
+def data_line(config: Config, layout: Layout, step: int) -> tuple[str, dict]:
+    """What the run reads, how many times over, and about how much memory it takes: as `elas train --dry-run` says it.
+
+    Args:
+        config: the run's.
+        layout: of its ranks.
+        step: steps taken before this start.
+    """
+    facts = run_facts(config, layout.world, step)
+    of = f"{facts['epochs']:.3g} epochs of {facts['corpus_tokens']:,}"
+    if len(facts["sources"]) > 1:
+        of += " (" + ", ".join(f"{one['prefix']} {one['epochs']:.3g}" for one in facts["sources"]) + ")"
+    valid = f"{facts['valid_tokens']:,} tokens" if facts["valid_tokens"] else "off"
+    memory = memory_in_words(facts["memory_bytes"])
+    data = f"{facts['tokens']:,} tokens in {config.train.steps:,} steps: {of}"
+    line = f"{data}; validation: {valid}; memory of a rank: about {memory}"
+    return line, {key: facts[key] for key in ("tokens", "epochs", "valid_tokens", "memory_bytes")}
 
 
 def memory_in_words(size: int) -> str:

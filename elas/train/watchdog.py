@@ -96,9 +96,9 @@ class Watchdog:
             self._thread.join()  # it finds out who it was, and ends the process; or nobody is missing
         if error is None:
             dist.barrier()  # rank 0 keeps the store until nobody needs it
-        else:
+        self._closed.set()  # before the farewell: this rank would read it as a verdict, and end before its traceback
+        if error is not None:
             self._say_farewell(error)
-        self._closed.set()
         self._thread.join()
 
     def _exchange(self) -> None:
@@ -193,6 +193,8 @@ class Watchdog:
 
     def _tell(self, verdict: str) -> None:
         """Let the others read a verdict, unless there is one or nothing to read it from."""
+        if self.world == 1:
+            return
         if not self._reachable or time.monotonic() - self._exchanged > _MISSED * self._interval:
             return
         try:
