@@ -46,6 +46,12 @@ def curve(run_dir: Path) -> list[tuple]:
     return [(row["step"], row["loss"], row["grad_norm"], row["lr"], row["sparsity"]) for row in rows(run_dir)]
 
 
+def validations(run_dir: Path) -> list[dict]:
+    """Validations of a run, without the time at which they were."""
+    timed = ("time", "elapsed_s")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows(run_dir, "validation")]
+
+
 def wait_for_step(run_dir: Path, step: int, ranks: list[subprocess.Popen]) -> None:
     """Return when a run has logged a step; fails when a rank ends before."""
     deadline = time.monotonic() + 200

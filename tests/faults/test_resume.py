@@ -2,7 +2,7 @@
 
 import pytest
 from corpora import SMALL, write_corpus
-from training_processes import curve, finish, rows, start, wait_for_step
+from training_processes import curve, finish, rows, start, validations, wait_for_step
 
 from elas.extensions import prebuild_deepspeed
 
@@ -47,12 +47,12 @@ def test_a_killed_run_continues_exactly(corpus, tmp_path, zero, more):
     assert len(curve(whole)) == SMALL["train.steps"]
     exact = [row["step"] for row in rows(whole) if row.get("exact_pairs")]
     assert exact == ([4, 8] if more else [])
-    assert rows(killed, "validation") == rows(whole, "validation")
+    assert validations(killed) == validations(whole)
 
     # A finished run started again has nothing to do, and says so.
     assert "already trained to step 10; nothing to do" in finish(start({**settings, "train.run_dir": killed}))
     assert curve(killed) == curve(whole)
-    assert rows(killed, "validation") == rows(whole, "validation")
+    assert validations(killed) == validations(whole)
 
     # More steps, but a byte of the newest checkpoint is another: the run goes on from the one before, and says so.
     damaged = killed / "checkpoints" / "step_00000010" / "__1_0.distcp"
