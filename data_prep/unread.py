@@ -21,7 +21,7 @@ LIMIT = 0.25
 FEW = 100
 """Records without the field, in files where others have it, that are no more than damage."""
 _WORTH_A_WARNING = 0.01
-_NO_LOSS = ("empty", "holds no document")
+_NO_LOSS = ("empty", "holds no document", "no token is left of it")
 
 
 class TooMuchUnread(UserError):

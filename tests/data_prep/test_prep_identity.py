@@ -73,6 +73,7 @@ def test_identity_is_all_that_decides_ids(gpt2_folder, tmp_path):
     for name in ("README.md", "vocab_notes.txt", "my_token_counts.csv"):
         (folder / name).write_text("no part of it")
     assert load_tokenizer(folder).sha256 == first.sha256 == load_tokenizer(tmp_path / "saved").sha256
+    assert load_tokenizer(tmp_path / "saved" / "tokenizer.json").sha256 == first.sha256
     _fewer_merges(folder)
     assert load_tokenizer(folder).sha256 != first.sha256
     seen = {first.sha256}

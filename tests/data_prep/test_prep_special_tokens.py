@@ -131,6 +131,8 @@ def test_text_whose_only_piece_ends_documents_is_skipped(end, folder_of, tmp_pat
     left_out = [1] if end == "Ċ" else []
     assert kept == [text for number, text in enumerate(texts, 1) if number not in left_out]
     assert [row["line"] for row in skipped(tmp_path / "all")] == left_out
+    with pytest.raises(ConfigError, match="no such token; did you mean 'Ċ'"):
+        tokenize_corpus(corpus, folder, tmp_path / "more", Options(workers=1, eod_token="\n"))
 
 
 def test_verify_counts_documents_that_hold_special_ids(folder_of, tmp_path, write_jsonl):

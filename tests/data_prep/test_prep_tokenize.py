@@ -171,7 +171,7 @@ def test_lengths_and_filters_leave_out_and_count(tokenizer_folder, tmp_path, wri
 
 
 def test_vocabulary_decides_the_dtype(corpus, tokenizer_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("elas.data_prep.tokenize_corpus.UINT16_VOCAB", 600)
+    monkeypatch.setattr("elas.data_prep.options.UINT16_VOCAB", 600)
     facts = tokenize_corpus(corpus, tokenizer_folder, tmp_path / "all", Options(workers=1))
     assert facts["dtype"] == "int32"
     assert (tmp_path / "all.bin").stat().st_size == 4 * facts["tokens"]
