@@ -17,6 +17,14 @@ _PROBES = (
     "don't 12345 1,000.5 </s> <s> \u2581 \0",
     "a\u0301 ÅÅ İi ß",
 )
+_JSON_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "config.json",
+)
 
 
 class HFTokenizer:
@@ -181,8 +189,33 @@ def _paths(tokenizer) -> tuple[str, ...]:
 def _load(folder: Path):
     from transformers import AutoTokenizer
 
+    cannot = f"tokenizer {folder}: AutoTokenizer cannot read it"
+    for name in _JSON_FILES:
+        problem = _json_problem(folder / name)
+        if problem:
+            raise UserError(f"{cannot}: {name} {problem}; copy it again from where it came")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Without False it asks on the terminal whether to run what lies there.
+        hf = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a class's own reading of damaged files runs into
         why = f"{type(error).__name__}: {error}" if not str(error) or isinstance(error, KeyError) else error
-        raise UserError(f"tokenizer {folder}: AutoTokenizer cannot read it: {why}") from error
+        if "custom code" in str(error):
+            why = "it needs code of its own, which is not run; save it with a tokenizer.json"
+        raise UserError(f"{cannot}: {why}") from error
+    if set(hf.get_vocab().values()) <= set(hf.all_special_ids):  # what some classes make of missing files
+        why = f"{type(hf).__name__} finds no vocabulary there"
+        raise UserError(f"{cannot}: {why}; add tokenizer.json, or the vocabulary's own files")
+    return hf
+
+
+def _json_problem(path: Path) -> str | None:
+    """What keeps a file from being a JSON object; None where it is one, or is not there."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"cannot be opened ({error.strerror})"
+    except (ValueError, RecursionError) as error:
+        return f"is damaged or cut short ({error})"
+    return None if isinstance(value, dict) else "is not a JSON object"

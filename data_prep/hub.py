@@ -16,6 +16,7 @@ from elas.errors import Failure, UserError
 HUB = "hf://"
 TIMEOUT = 10.0
 """Seconds that the hub may take to answer whether it has a dataset."""
+_COLON = re.compile(r":(?![^\[]*\])")  # a split may be train[10:20]
 _FORM = "hf://NAME[@REVISION][#CONFIG][:SPLIT[:FIELD]]"
 
 
@@ -25,7 +26,7 @@ def parse(given: str) -> tuple[str, str | None]:
     Raises:
         UserError: not of that form.
     """
-    name, *rest = re.split(r":(?![^\[]*\])", given.removeprefix(HUB))  # a split may be train[10:20]
+    name, *rest = _COLON.split(given.removeprefix(HUB))
     if not re.split("[@#]", name)[0]:
         raise UserError(f"--input {given}: no dataset named; write {_FORM}")
     if len(rest) > 2:
@@ -42,11 +43,14 @@ def open_dataset(name: str):
         UserError: no such dataset, configuration or split, or the hub does not answer.
     """
     given = f"{HUB}{name}"
-    name, split = name.rsplit(":", 1)
+    name, split = _COLON.split(name)
     name, _, config = name.partition("#")
     name, _, revision = name.partition("@")
+    if name.startswith(("/", ".", "~")) and not os.path.exists(name):
+        raise UserError(f"--input {given}: no such folder; give one that is there, or {_FORM}")
     if not os.path.exists(name):
         _ask(given, name, revision)
+    print(f"note: opening {given}", file=sys.stderr, flush=True)  # importing the library alone takes seconds
     import datasets
 
     datasets.disable_progress_bars()
@@ -109,7 +113,9 @@ def _ask(given: str, name: str, revision: str) -> None:
         return
     except errors.RevisionNotFoundError as error:
         cause, why, fix = error, f"has no revision {revision!r} of it", "check the part after @"
-    except (errors.RepositoryNotFoundError, errors.GatedRepoError, errors.HFValidationError) as error:
+    except errors.HFValidationError as error:
+        raise UserError(f"--input {given}: {_first_words(error)}; write {_FORM}") from error
+    except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
         cause, why = error, "has no such dataset, or it is private or gated"
         fix = "check the name, or log in with `hf auth login`"
     except errors.HfHubHTTPError as error:

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 
 from elas.data_prep.fields import is_missing
+from elas.data_prep.hub import HUB
 from elas.data_prep.plan import Plan
 from elas.data_prep.shards import part_path
 from elas.data_prep.sources import Corpus, kind_of
@@ -116,5 +117,6 @@ def check_columns(corpus: Corpus, bound: float | None, fix: str = "") -> None:
         if len(corpus.files) > 1
         else "the input"
     )
+    source = f"{HUB}{file.path}" if file.kind == "hf" else file.path if len(lacking) == 1 else file.source
     why = f"not in {of}; {file.name}: {reason}"
-    raise ConfigError("--field", file.field, why, f"name the text with --field or --input {file.source}:FIELD{fix}")
+    raise ConfigError("--field", file.field, why, f"name the text with --field or --input {source}:FIELD{fix}")

@@ -182,7 +182,7 @@ def test_a_corpus_that_lacks_the_column_is_refused_before_work(tokenizer_folder,
     assert status == 2 and len(err) == 1 and not (tmp_path / "all.work").exists()
     assert err[0] == (
         "error: --field='text': not in 1 of 3 files, 33% of the corpus; c.csv: no column 'text' (it has id, body); "
-        f"name the text with --field or --input {tmp_path}/in:FIELD, or accept the loss with --max-skipped 1"
+        f"name the text with --field or --input {tmp_path}/in/c.csv:FIELD, or accept the loss with --max-skipped 1"
     )
     status, err = tokenize(capsys, tokenizer_folder, tmp_path / "in", tmp_path / "all", "--max-skipped", "0.4")
     assert status == 0 and err[-1].startswith("warning: 33.3% of the corpus could not be read; ")
