@@ -12,7 +12,6 @@ from elas.checkpoint.identity import SHAPE, effective, typed, written_config
 from elas.checkpoint.resume import load_together, share_out, together
 from elas.config import Config
 from elas.errors import ConfigError
-from elas.train import fragments
 
 KEY = "checkpoint.init_from"
 
@@ -114,6 +113,7 @@ def load_weights(engine, initial: Initial) -> None:
         ConfigError: a file is damaged, or the weights are not this model's; the same on every rank.
     """
     from elas.checkpoint import state, storage
+    from elas.train.fragments import publish
 
     checkpoint = initial.checkpoint
     problems = together(damaged_files(checkpoint, share_out(checkpoint)))
@@ -125,4 +125,4 @@ def load_weights(engine, initial: Initial) -> None:
         storage.read(checkpoint.path, state.computed_with(engine))
 
     load_together(load, KEY, checkpoint)
-    fragments.publish(engine)
+    publish(engine)

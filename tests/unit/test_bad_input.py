@@ -243,3 +243,23 @@ def test_unknown_commands_and_options(capsys):
 
 def test_an_error_message_is_a_single_line():
     assert "\n" not in str(ConfigError("a.b", "x\ny", "why\nnot", "fix\nit"))
+
+
+UP_TO_THE_BUILD = """
+import sys
+from elas.launch import pretrain
+def stop(config):
+    raise SystemExit(bool({"megatron", "deepspeed"} & sys.modules.keys()))
+pretrain.prebuild = stop
+pretrain.main(sys.argv[1:])
+"""
+
+
+def test_checks_before_the_start_import_no_framework(corpus, tmp_path):
+    """A mistake is reported within seconds, and Megatron's warnings about what it lacks are not shown."""
+    settings = {**SMALL, "data.train": corpus, "data.split": "90,10,0", "train.run_dir": str(tmp_path / "run")}
+    done = subprocess.run(
+        [sys.executable, "-c", UP_TO_THE_BUILD, *arguments(settings)], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
