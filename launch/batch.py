@@ -8,11 +8,12 @@ one line and status 2 here, before there is any rank that could wait for another
 
 import os
 import sys
+from pathlib import Path
 
 from elas.cli import Parser, exit_status
 from elas.errors import UserError
 from elas.launch.job import Job, add_options, read_job, split_argv
-from elas.launch.sweep import of_this_task
+from elas.launch.sweep import of_this_task, read_sweep
 
 
 def read(argv: list[str], world: int, *, look_at_files: bool = True) -> Job:
@@ -28,6 +29,32 @@ def read(argv: list[str], world: int, *, look_at_files: bool = True) -> Job:
     options = parser.parse_args(rest)
     job = read_job(settings, options, world, look_at_files=look_at_files)
     return job if options.json is None else Job(job.config, [*job.arguments, f"--json={options.json}"], world)
+
+
+def read_runs(path: Path, given: list[str], world: int) -> list[Job]:
+    """The runs of a sweep's file, whose lines follow the arguments `given` to all of them.
+
+    Raises:
+        UserError: the first thing found wrong, with its line; or two runs in one folder.
+    """
+    jobs: list[Job] = []
+    for number, line in enumerate(read_sweep(path)):
+        try:
+            jobs.append(read([*given, *line], world))
+        except UserError as error:
+            raise UserError(f"--sweep {path}: line {number} (from 0): {error}") from None
+    folders = [job.run_dir.resolve() for job in jobs]
+    for number, folder in enumerate(folders):
+        if folder in folders[:number]:
+            both = f"lines {folders.index(folder)} and {number} (from 0) both train in {jobs[number].run_dir}"
+            raise UserError(f"--sweep {path}: {both}; give each line its own --train.run_dir")
+    return jobs
+
+
+def shared_arguments(options) -> list[str]:
+    """The options of `elas.launch.job.add_options` as arguments again."""
+    given = {"--config": options.config, "--deepspeed_config": options.deepspeed_config}
+    return [f"{name}={value}" for name, value in given.items() if value]
 
 
 def main(argv: list[str]) -> int:

@@ -4,6 +4,7 @@ import os
 import shlex
 import socket
 import sys
+from pathlib import Path
 
 from elas import cli
 from elas.errors import UserError
@@ -41,12 +42,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--restarts", type=int, metavar="N", help="begin again after a fault, N times (torchrun)")
     parser.add_argument("--master-port", type=int, metavar="P", help="where ranks meet (default: a free port)")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+    parser.add_argument("--sweep", type=Path, metavar="FILE", help="a run for each line, which holds further settings")
+    parser.add_argument("--parallel", type=int, metavar="N", help="with --sweep: runs at a time (default: 1)")
     options = parser.parse_args(rest)
     whole_number("--ranks", options.ranks)
     whole_number("--restarts", options.restarts, 0)
     whole_number("--master-port", options.master_port, 1, 65535)
     if options.restarts and options.launcher != "torchrun":
         raise UserError(f"--restarts {options.restarts}: deepspeed does not begin again; add --launcher torchrun")
+    whole_number("--parallel", options.parallel)
+    if options.sweep is not None:
+        return _sweep(settings, options)
+    if options.parallel is not None:
+        raise UserError(f"--parallel {options.parallel}: only with --sweep FILE")
     job = read_job(settings, options, options.ranks or _gpus() or 1)
     port = options.master_port or free_port()
     if options.master_port and not port_is_free(options.master_port):
@@ -57,6 +65,28 @@ def main(argv: list[str]) -> int:
         return 0
     claim(job.config).release()  # another run's, or not to be written to: told now
     return run(job, command, options.json)
+
+
+def _sweep(settings: list[str], options) -> int:
+    from elas.launch.batch import read_runs, shared_arguments
+    from elas.launch.local_sweep import run_sweep
+
+    gpus, parallel = _gpus(), options.parallel or 1
+    ranks = options.ranks or max(1, gpus // parallel)
+    if options.master_port:
+        raise UserError(
+            f"--master-port {options.master_port}: not with --sweep, each run takes a free one; leave it out"
+        )
+    if gpus and parallel > 1:  # deepspeed's launcher gives every run the first GPUs
+        raise UserError(f"--parallel {parallel}: runs would share this machine's {gpus} GPUs; give --parallel 1")
+    jobs = read_runs(options.sweep, [*shared_arguments(options), *settings], ranks)
+    given = [f"--ranks={ranks}", f"--launcher={options.launcher}"]
+    given += [f"--restarts={options.restarts}"] if options.restarts is not None else []
+    if options.dry_run:
+        for job in jobs:
+            print(f"would run: {shlex.join(['elas', 'launch', 'local', *given, *job.arguments])}")
+        return 0
+    return run_sweep(jobs, given, parallel, options.json)
 
 
 def run(job: Job, command: list[str], json_file=None) -> int:

@@ -12,9 +12,9 @@ from elas import cli
 from elas.cluster import check_slurm
 from elas.errors import UserError
 from elas.launch import follow
-from elas.launch.batch import read
+from elas.launch.batch import read, read_runs, shared_arguments
 from elas.launch.job import Job, add_options, split_argv, whole_number
-from elas.launch.sweep import VARIABLE, read_sweep
+from elas.launch.sweep import VARIABLE
 
 SIGNAL_S = 120
 """Seconds before the time limit at which the script asks for SIGUSR1."""
@@ -144,26 +144,10 @@ def _ranks_per_node(options) -> int:
 def _jobs(settings: list[str], options) -> list[Job]:
     """The runs, checked: one, or one for each line of a sweep."""
     world = options.nodes * _ranks_per_node(options)
-    given = [*_shared(options), *settings]
+    given = [*shared_arguments(options), *settings]
     if options.sweep is None:
         return [read(given, world)]
-    jobs: list[Job] = []
-    for number, line in enumerate(read_sweep(options.sweep)):
-        try:
-            jobs.append(read([*given, *line], world))
-        except UserError as error:
-            raise UserError(f"--sweep {options.sweep}: line {number} (from 0): {error}") from None
-    folders = [job.run_dir.resolve() for job in jobs]
-    for number, folder in enumerate(folders):
-        if folder in folders[:number]:
-            both = f"lines {folders.index(folder)} and {number} (from 0) both train in {jobs[number].run_dir}"
-            raise UserError(f"--sweep {options.sweep}: {both}; give each line its own --train.run_dir")
-    return jobs
-
-
-def _shared(options) -> list[str]:
-    given = {"--config": options.config, "--deepspeed_config": options.deepspeed_config}
-    return [f"{name}={value}" for name, value in given.items() if value]
+    return read_runs(options.sweep, given, world)
 
 
 def command_of(settings: list[str], options, runs: int) -> tuple[list[str], dict[str, str]]:
@@ -189,7 +173,7 @@ def command_of(settings: list[str], options, runs: int) -> tuple[list[str], dict
         variables[VARIABLE] = str(options.sweep.absolute())
         given += [f"--array=0-{runs - 1}", "--output=elas-%A_%a.out"]
     script = str(resources.files("elas.launch") / "slurm" / "pretrain.sbatch")
-    return ["sbatch", "--parsable", *given, *options.sbatch, script, *_shared(options), *settings], variables
+    return ["sbatch", "--parsable", *given, *options.sbatch, script, *shared_arguments(options), *settings], variables
 
 
 def told(command: list[str], variables: dict[str, str]) -> str:

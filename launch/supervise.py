@@ -78,7 +78,7 @@ class Supervisor:
     def run(self) -> Watched:
         """Run it; returns when everything has ended."""
         host = os.uname().nodename
-        with _signals(self._asked):
+        with noted_signals(self._asked):
             self._guard = subprocess.Popen(
                 guarded(self.command, host, self.parts), stdin=subprocess.PIPE, env=self.env, start_new_session=True
             )
@@ -169,7 +169,7 @@ class Supervisor:
 
 
 @contextlib.contextmanager
-def _signals(asked: list[int]) -> Iterator[None]:
+def noted_signals(asked: list[int]) -> Iterator[None]:
     """While entered, signals that ask for an end are only noted; one that is ignored (nohup) stays so."""
     wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda n, _frame: asked.append(n)) for number in wanted}

@@ -39,10 +39,7 @@ def conclude(
     """
     ending = how_it_ended(job, before, after, watched.status)
     if ending.state == "failed":
-        saved = map(read_checkpoint, checkpoints_in(checkpoints_dir(job.config)))
-        newest = next((found for found in saved if isinstance(found, Checkpoint)), None)
-        if newest is not None:
-            ending = replace(ending, step=newest.step, checkpoint=str(newest.path))
+        ending = with_newest(ending, job)
     status = _status(ending, watched)
     statuses = {host: watched.hosts.get(host, watched.status if len(parts) == 1 else None) for host in parts}
     hosts = [{"host": h, "ranks": list(ranks), "status": statuses[h]} for h, ranks in parts.items()]
@@ -53,6 +50,13 @@ def conclude(
             "\n".join(_lines(job, ending, watched, parts)), file=sys.stdout if status == 0 else sys.stderr, flush=True
         )
     return status
+
+
+def with_newest(ending: Ending, job: Job) -> Ending:
+    """The ending of a failed run with the newest intact checkpoint that it has, if any."""
+    saved = map(read_checkpoint, checkpoints_in(checkpoints_dir(job.config)))
+    newest = next((found for found in saved if isinstance(found, Checkpoint)), None)
+    return ending if newest is None else replace(ending, step=newest.step, checkpoint=str(newest.path))
 
 
 def _status(ending: Ending, watched: Watched) -> int:

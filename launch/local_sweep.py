@@ -1,0 +1,191 @@
+"""`elas launch local --sweep FILE`: the runs of a file on this machine, one after another or a few at a time.
+
+Each run is an `elas launch local` of its own, in its own session, with its output in `RUN_DIR/launch.log`. A finished
+run is skipped, so the same command goes on with what is left; a run that fails does not stop the others. A request to
+stop is handed on: runs under way save and end, the others are not started.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from elas import cli
+from elas.checkpoint.resume import find_checkpoint
+from elas.errors import UserError
+from elas.launch.job import Ending, Job, how_it_ended, markers
+from elas.launch.processes import end_with_parent
+from elas.launch.supervise import noted_signals
+from elas.launch.verdict import with_newest
+from elas.train.metrics import read_jsonl
+from elas.train.run_dir import claim, finished
+
+POLL_S, SAY_S = 0.2, 10.0
+"""How often processes are looked at, and how often a run's progress is said."""
+LOG = "launch.log"
+
+
+@dataclass
+class _Run:
+    """One line of the sweep."""
+
+    number: int
+    job: Job
+    state: str = "not started"
+    status: int | None = None
+    ending: Ending = field(default_factory=lambda: Ending("not started"))
+    process: subprocess.Popen | None = None
+    before: dict[str, str] = field(default_factory=dict)
+    began: float = 0.0
+    seconds: float | None = None
+    said: float = 0.0
+    log_begins: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"run {self.number} ({self.job.run_dir})"
+
+    def facts(self) -> dict:
+        """For scripts."""
+        valid = read_jsonl(self.job.run_dir / "validation.jsonl")
+        done = self.state in ("done", "skipped")
+        return {
+            "line": self.number,
+            "run_dir": str(self.job.run_dir),
+            "state": self.state,
+            "status": self.status,
+            "step": self.ending.step,
+            "checkpoint": self.ending.checkpoint,
+            "val_loss": valid[-1]["loss"] if done and valid else None,
+            "seconds": None if self.seconds is None else round(self.seconds, 1),
+        }
+
+
+def run_sweep(jobs: list[Job], options: list[str], parallel: int, json_file: Path | None) -> int:
+    """Run them all.
+
+    Args:
+        jobs: of the sweep's lines, checked, each with its own folder.
+        options: of `elas launch local`, for every run.
+        parallel: runs at a time.
+        json_file: where the facts go: `runs[]`, one for each line.
+
+    Returns:
+        0 when every run came to its end, 128 + n when it was asked to stop by signal n, else 1.
+    """
+    runs = [_Run(number, job) for number, job in enumerate(jobs)]
+    waiting = [run for run in runs if not _is_finished(run)]
+    under_way: list[_Run] = []
+    asked: list[int] = []
+    handed_on = 0
+    with noted_signals(asked):
+        while under_way or (waiting and not asked):
+            while waiting and len(under_way) < parallel and not asked:
+                run = waiting.pop(0)
+                if _start(run, options, len(jobs), parallel):
+                    under_way.append(run)
+            for number in asked[handed_on:]:
+                _say(f"{signal.Signals(number).name}: {len(under_way)} runs are to save and end, {len(waiting)} wait")
+                for run in under_way:
+                    run.process.send_signal(number)
+            handed_on = len(asked)
+            time.sleep(POLL_S)
+            for run in list(under_way):
+                _show_progress(run)
+                if run.process.poll() is not None:
+                    under_way.remove(run)
+                    _judge(run)
+    _table(runs)
+    cli.write_json(json_file, {"runs": [run.facts() for run in runs]})
+    if asked:
+        return 128 + asked[0]
+    return 0 if all(run.state in ("done", "skipped") for run in runs) else 1
+
+
+def _is_finished(run: _Run) -> bool:
+    found = find_checkpoint(run.job.config)
+    if finished(run.job.config, found) is None:
+        return False
+    run.state, run.status, run.ending = "skipped", 0, Ending("done", found.step, str(found.path))
+    _say(f"{run.name}: trained to step {found.step} already, skipped")
+    return True
+
+
+def _start(run: _Run, options: list[str], runs: int, parallel: int) -> bool:
+    """Start one; whether it could be."""
+    run.began = time.monotonic()
+    try:
+        claim(run.job.config).release()  # makes the folder
+    except UserError as error:
+        run.state, run.status = "failed", 2
+        _say(f"{run.name}: {error}")
+        return False
+    run.before = markers(run.job.run_dir)
+    log = run.job.run_dir / LOG
+    command = [sys.executable, "-m", "elas.cli", "launch", "local", *options, *run.job.arguments]
+    cores = max(1, len(os.sched_getaffinity(0)) // (run.job.world * parallel))
+    with log.open("ab") as output:
+        run.log_begins = output.tell()
+        run.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={"OMP_NUM_THREADS": str(cores), **os.environ},
+            start_new_session=True,  # a Ctrl-C reaches it once, from here
+            preexec_fn=end_with_parent,
+        )
+    run.state = "running"
+    _say(f"{run.name}: started, {run.number + 1} of {runs}; log {log}")
+    return True
+
+
+def _show_progress(run: _Run) -> None:
+    now = time.monotonic()
+    if now - max(run.began, run.said) < SAY_S:
+        return
+    rows = read_jsonl(run.job.run_dir / "metrics.jsonl")
+    last = rows[-1] if rows else None
+    news = f"step {last['step']}/{run.job.config.train.steps}, loss {last['loss']:.4f}" if last else "no step yet"
+    run.said = now
+    _say(f"{run.name}: {news}, {now - run.began:.0f} s")
+
+
+def _judge(run: _Run) -> None:
+    status = run.process.returncode
+    run.ending = how_it_ended(run.job, run.before, markers(run.job.run_dir), status)
+    if run.ending.state == "failed":
+        run.ending = with_newest(run.ending, run.job)
+    run.state, run.seconds = run.ending.state, time.monotonic() - run.began
+    run.status = status if status >= 0 else 128 - status
+    why = "" if run.state == "done" else f": {_why(run)}"
+    _say(f"{run.name}: {run.state}, {run.seconds:.0f} s{why}")
+
+
+def _why(run: _Run) -> str:
+    """The first error in what this start of a run printed, else its last line."""
+    with (run.job.run_dir / LOG).open("rb") as file:
+        file.seek(run.log_begins)
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[0] if errors else lines[-1] if lines else "no output"
+
+
+def _table(runs: list[_Run]) -> None:
+    from elas.bench.show import table
+
+    cells = []
+    for run in runs:
+        facts = run.facts()
+        loss = "–" if facts["val_loss"] is None else f"{facts['val_loss']:.4f}"
+        seconds = "–" if run.seconds is None else f"{run.seconds:.0f}"
+        step = "–" if facts["step"] is None else f"{facts['step']:,}"
+        cells.append([str(run.number), run.state, step, loss, seconds, facts["run_dir"]])
+    print(table(["line", "state", "step", "validation loss", "seconds", "run folder"], cells), flush=True)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
