@@ -36,7 +36,7 @@ def _words(path: Path, number: int, line: str) -> list[str]:
     try:
         words = shlex.split(line)
     except ValueError as error:
-        raise UserError(f"--sweep {path}: line {number} (from 0): {error}; fix the quotes") from None
+        raise UserError(f"--sweep {path}: line {number} (from 0): {error}; mend the quotes") from None
     if not words:
         raise UserError(f"--sweep {path}: line {number} (from 0) is empty; take it out, each line is a run")
     return words
