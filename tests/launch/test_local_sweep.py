@@ -45,7 +45,7 @@ def test_a_sweep_goes_past_failures_and_skips_what_is_done(corpus, tmp_path):
             assert runs[0]["status"] == 1 and f"run 0 ({tmp_path}/bad): failed" in output
             assert "lower optimizer.lr" in output  # why
     assert [row["step"] for row in rows(tmp_path / "a b")][-1] == 4
-    assert (tmp_path / "a b" / "launch.log").read_text().startswith("running: ")
+    assert "\nrunning: " in "\n" + (tmp_path / "a b" / "launch.log").read_text()
 
 
 def test_a_sweep_that_is_stopped_saves_and_starts_no_more(corpus, tmp_path):
