@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from elas.data_prep import fields
 
-BATCH_BYTES, BATCH_ROWS = 8_000_000, 32
+BATCH_BYTES, BATCH_ROWS = 8_000_000, 8
 _STREAM = 1 << 16  # without it, PyArrow holds all of a row group's column compressed
 _PAGE_ROWS, _PAGE_BYTES = 1024, 1_000_000
 """PyArrow and parquet-mr look whether a page is full after so many rows, against so many bytes."""
