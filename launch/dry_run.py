@@ -65,6 +65,7 @@ def dry_run(config: Config, world: int, json_file: Path | None, *, shows: bool) 
     Raises:
         UserError: the first thing found wrong, as a start would.
     """
+    from elas.checkpoint.initial import find_initial
     from elas.checkpoint.resume import find_checkpoint
     from elas.plan.run import run_facts, run_rows
     from elas.report import table
@@ -76,6 +77,7 @@ def dry_run(config: Config, world: int, json_file: Path | None, *, shows: bool) 
     validate(config, world)
     check_data(config)
     resume = find_checkpoint(config)
+    find_initial(config, resume)
     check_deepspeed_json(config)
     check_kernel(config)
     if (Path(config.train.run_dir) / ".lock").exists():

@@ -92,6 +92,7 @@ def test_bad_settings_are_refused_as_a_start_would(dry, corpus, tmp_path):
         ({"data.train": corpus}, ("--ranks", "0"), "--ranks 0: out of range"),
         ({"data.train": corpus, "sparsity.implementation": "tritn"}, (), "sparsity.implementation='tritn'"),
         ({"data.train": corpus, "checkpoint.resume": "nowhere"}, (), "checkpoint.resume='nowhere'"),
+        ({"data.train": corpus, "checkpoint.init_from": "nowhere"}, (), "checkpoint.init_from='nowhere'"),
         ({"data.train": corpus, "model.vocab_size": 256}, (), "model.vocab_size=256"),
         ({"data.train": corpus, "data.cache": "/proc/elas"}, (), "data.cache='/proc/elas'"),
     ):
