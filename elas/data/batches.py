@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from megatron.core.datasets.blended_dataset import BlendedDataset
-from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.utils import Split
 
 from elas.config import Config
 from elas.data.corpus import parse_blend
 from elas.data.documents import IGNORED, TruncatedDocuments
-from elas.data.packed import Epochs, PackedDocuments, packed_epoch, packed_settings
+from elas.data.packed import Epochs, PackedDocuments, build_indexed, packed_epoch, packed_settings
 from elas.data.split import EVERYTHING, divide, parse_split
 from elas.data.token_files import read_token_files
 from elas.errors import ConfigError, UserError
@@ -112,9 +111,7 @@ def _blend(
     sources = [Epochs(part, samples, config.train.seed) for part in parts]
     weights = weights or [float(len(part)) for part in parts]
     settings = packed_settings(config.train.seed, config.model.seq_length, _cache(config))
-    return BlendedMegatronDatasetBuilder.build_generic_dataset(
-        BlendedDataset, lambda: True, True, sources, weights, samples, settings
-    )
+    return build_indexed(BlendedDataset, sources, weights, samples, settings)
 
 
 def _once(

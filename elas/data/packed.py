@@ -4,7 +4,7 @@ import pickle
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -78,10 +78,18 @@ def packed_epoch(
     settings = packed_settings(seed, seq_length, cache, files.content(documents))
     low_level = PackedDocuments.build_low_level_dataset(files.prefix, settings)
     sequences = files.sequences_of(documents)
+    return build_indexed(PackedDocuments, low_level, files.prefix, sequences, None, part, settings)
+
+
+def build_indexed(kind: type, *arguments: Any) -> Any:
+    """Build one of Megatron's datasets, rank 0 first; the last argument is its `PackedConfig`.
+
+    Raises:
+        ConfigError: the index in its cache is damaged.
+    """
+    cache = arguments[-1].path_to_cache
     try:
-        return BlendedMegatronDatasetBuilder.build_generic_dataset(
-            PackedDocuments, lambda: True, True, low_level, files.prefix, sequences, None, part, settings
-        )
+        return BlendedMegatronDatasetBuilder.build_generic_dataset(kind, lambda: True, True, *arguments)
     except (EOFError, ValueError, pickle.UnpicklingError) as error:  # how NumPy takes a damaged file
         raise ConfigError("data.cache", cache, f"holds a damaged sample index ({error})", "remove it") from error
 

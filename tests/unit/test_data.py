@@ -132,15 +132,21 @@ def test_an_id_without_an_embedding_is_an_error_that_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("content", (b"", b"garbage"))
-def test_a_damaged_sample_index_is_named(tmp_path, content):
+@pytest.mark.parametrize("of", ("PackedDocuments", "BlendedDataset"))
+def test_a_damaged_sample_index_is_named(tmp_path, one_rank, of, content):
     from elas.data.batches import build_datasets
 
-    config = settings(tmp_path, **{"data.train": write_corpus(tmp_path / "text")})
+    corpora = [write_corpus(tmp_path / name) for name in "ab"]
+    config = settings(tmp_path, **{"data.train": corpora})
     build_datasets(config)
-    for file in (tmp_path / "run" / "index-cache").glob("*.npy"):
+    files = list((tmp_path / "run" / "index-cache").glob(f"*{of}*.npy"))
+    for file in files:
         file.write_bytes(content)
-    with pytest.raises(ConfigError, match="holds a damaged sample index"):
+    with pytest.raises(
+        ConfigError, match=r"^data.cache='.*/run/index-cache': holds a damaged sample index .*; remove it"
+    ):
         build_datasets(config)
+    assert files
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(tmp_path):
