@@ -5,8 +5,18 @@ from pathlib import Path
 import numpy as np
 
 
-def write_corpus(prefix: Path, *, documents: int = 40, length: int = 200, vocab: int = 512, seed: int = 0) -> str:
+def write_corpus(
+    prefix: Path,
+    *,
+    documents: int = 40,
+    length: int = 200,
+    shortest: int | None = None,
+    vocab: int = 512,
+    seed: int = 0,
+) -> str:
     """Write `prefix.bin/.idx` of random documents, each a noisy arithmetic progression: something to learn.
+
+    All are `length` tokens long, or of `shortest` to `length`.
 
     Returns:
         The prefix as text.
@@ -16,7 +26,8 @@ def write_corpus(prefix: Path, *, documents: int = 40, length: int = 200, vocab:
 
     random = np.random.default_rng(seed)
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    steps = [random.choice([1, 2, 3], size=length) for _ in range(documents)]
+    lengths = [length] * documents if shortest is None else random.integers(shortest, length + 1, documents)
+    steps = [random.choice([1, 2, 3], size=size) for size in lengths]
     write_documents(prefix, [(random.integers(vocab) + np.cumsum(s)) % vocab for s in steps], np.uint16)
     write_json(Path(f"{prefix}.manifest.json"), {"vocab_size": vocab})
     return str(prefix)
