@@ -24,9 +24,22 @@ def corpus(tmp_path_factory) -> str:
     return write_corpus(tmp_path_factory.mktemp("corpus") / "text")
 
 
+started: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_on():
+    """A launcher that is killed takes its ranks along: else those of a test that failed would train for ever."""
+    yield
+    while started:
+        process = started.pop()
+        process.kill()
+        process.wait()
+
+
 def start(run_dir, settings: dict, *options: str) -> subprocess.Popen:
     command = [*LAUNCH, "local", *options, *arguments({**settings, "train.run_dir": run_dir})]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
@@ -34,6 +47,8 @@ def start(run_dir, settings: dict, *options: str) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
     )
+    started.append(process)
+    return process
 
 
 def wait_for_step(run_dir, step: int, process: subprocess.Popen) -> None:
