@@ -5,3 +5,17 @@ and pulls in neither torch nor Megatron-core.
 """
 
 __version__ = "0.1.0"
+
+
+def prepare() -> bool:
+    """Make this process ready to train: our extensions folder, quiet imports, and shims where there is no CUDA.
+
+    Nothing else changes the process: importing any part of the library leaves it as it is. Every `elas` command and
+    `elas.parallel.initialize` call this; a script of your own on a machine without CUDA calls it first.
+
+    Returns:
+        True if shims for want of CUDA are in place; see `elas.host`.
+    """
+    from elas import host
+
+    return host.prepare()

@@ -1,18 +1,23 @@
 """What lets Megatron-core and DeepSpeed run without CUDA: the only file that knows.
 
-Megatron-core 0.16 assumes a CUDA device in three places, and each gets a shim here, installed by `prepare()` when torch
-sees no CUDA device and inert otherwise:
+Importing it changes nothing. `prepare()`, which commands and `elas.parallel.initialize` call, changes this process: it
+points torch and DeepSpeed at our extensions folder and the right accelerator, silences warnings that concern nobody,
+and, where torch sees no CUDA device, installs what stands in for one. Megatron-core 0.16 assumes CUDA in these places:
 
 1. `torch.cuda.current_device()` answers the CPU device, since Megatron passes its result as `device=`.
-2. `device="cuda"` arguments and `.cuda()` mean the CPU (`CudaMeansCpu`, a torch function mode).
-3. Megatron's RNG tracker forks CPU generators (`CpuRngTracker`).
+2. `device="cuda"` arguments and `.cuda()` mean the CPU; memory is not pinned (`CudaMeansCpu`, a torch function mode).
+3. Optimizers look for parameters of type `'torch.cuda.FloatTensor'`: to them, and to nobody else, CPU tensors say that.
+4. Streams and events, which its DDP and its pipelines order their work by, do nothing, and synchronising neither.
+5. Its RNG tracker forks CPU generators (`CpuRngTracker`), and the CUDA generator's state, which recomputation and
+   checkpoints keep, is the CPU's.
 
-A fourth is for comfort: `shared_gloo_groups()`. What DeepSpeed compiles on CPU is `elas.extensions`'s business.
+And for comfort: `shared_gloo_groups()`. What DeepSpeed compiles on CPU is `elas.extensions`'s business.
 """
 
 import contextlib
 import os
 import resource
+import sys
 import warnings
 
 import torch
@@ -46,17 +51,44 @@ def backend() -> str:
 
 
 class CudaMeansCpu(TorchFunctionMode):
-    """Turns `device="cuda"` (or `"cuda:0"`, or a device of that type) and `Tensor.cuda()` into the CPU."""
+    """Turns `device="cuda"` (or `"cuda:0"`, or a device of that type), `Tensor.cuda()` and pinning into the CPU."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Run `func` with every CUDA device replaced."""
-        if func is torch.Tensor.cuda:
+        if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
             return args[0]
-        if kwargs and "device" in kwargs and _is_cuda(kwargs["device"]):
-            kwargs = {**kwargs, "device": torch.device("cpu")}
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            asked_by = sys._getframe(1).f_globals.get("__name__", "")
+            name = func(args[0])
+            return name.replace("torch.", "torch.cuda.", 1) if asked_by.startswith("megatron.") else name
+        if kwargs:
+            if "device" in kwargs and _is_cuda(kwargs["device"]):
+                kwargs = {**kwargs, "device": torch.device("cpu")}
+            if kwargs.get("pin_memory"):
+                kwargs = {**kwargs, "pin_memory": False}
         if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
             args = (args[0], torch.device("cpu"), *args[2:])
         return func(*args, **(kwargs or {}))
+
+
+class NoStream:
+    """A CUDA stream or event of a machine without CUDA, where everything runs in order anyway."""
+
+    def __init__(self, *_args, **_kwargs):
+        pass
+
+    def _nothing(self, *_args, **_kwargs) -> None:
+        """Already done."""
+
+    wait_stream = wait_event = synchronize = record = wait = _nothing
+
+    def record_event(self, event: "NoStream | None" = None) -> "NoStream":
+        """An event that has happened."""
+        return event or NoStream()
+
+    def query(self) -> bool:
+        """Whether all work is done: always."""
+        return True
 
 
 def _is_cuda(value: object) -> bool:
@@ -104,7 +136,7 @@ class CpuRngTracker:
 
 
 def prepare() -> bool:
-    """Install the shims when there is no CUDA device; safe to call often.
+    """Make this process ready for Megatron-core and DeepSpeed; safe to call often. `elas.prepare` is this.
 
     Returns:
         True if the shims are in place, False where CUDA makes them needless.
@@ -126,8 +158,49 @@ def prepare() -> bool:
     warnings.filterwarnings("ignore", message=".*CUDA_DEVICE_MAX_CONNECTIONS.*")
     if _mode is None:
         torch.cuda.current_device = lambda: torch.device("cpu")
+        torch.cuda.synchronize = lambda device=None: None
+        torch.cuda.Stream = torch.cuda.Event = NoStream
+        torch.cuda.current_stream = torch.cuda.default_stream = lambda device=None: NoStream()
+        torch.cuda.stream = lambda stream: contextlib.nullcontext()
+        for module in (torch.cuda, torch.cuda.random):
+            module.get_rng_state = _get_rng_state
+            module.set_rng_state = _set_rng_state
+        torch.autograd._engine_run_backward = _in_mode(torch.autograd._engine_run_backward)
         _mode = CudaMeansCpu()
         _mode.__enter__()
+    return True
+
+
+def _in_mode(run_backward):
+    """A mode is off while it handles a function such as `backward`, but what that recomputes needs it."""
+
+    def run(*args, **kwargs):
+        with _mode:
+            return run_backward(*args, **kwargs)
+
+    return run
+
+
+def _get_rng_state(device: object = "cuda", **_options) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_rng_state(new_state: torch.Tensor, device: object = "cuda", **_options) -> None:
+    torch.set_rng_state(new_state)
+
+
+def prepare_megatron() -> bool:
+    """`prepare()`, and the random streams inside Megatron-core (imports it); `elas.parallel.initialize` calls it.
+
+    Returns:
+        As `prepare`.
+    """
+    if not prepare():
+        return False
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    # torch's own would be queued until CUDA is initialised, that is for ever, holding every state meanwhile.
+    megatron_random._set_cuda_rng_state = _set_rng_state
     return True
 
 

@@ -10,14 +10,11 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state as mpu
 
 from elas import host
 from elas.config import ParallelConfig
 from elas.errors import Failure
-
-host.prepare()
-
-from megatron.core import parallel_state as mpu  # noqa: E402  (the host must be prepared first)
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def initialize(config: ParallelConfig, *, seed: int, timeout_s: float | None = N
     Raises:
         Failure: not all ranks came.
     """
-    host.prepare()
+    host.prepare_megatron()
     if host.has_cuda():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():

@@ -113,6 +113,9 @@ def main(argv: list[str]) -> int:
 
         return dry_run(config, world_of(options["ranks"], world), options["json"], shows=rank == 0)
     choose_interface()
+    from elas import host
+
+    host.prepare()
     from elas.checkpoint.initial import find_initial
     from elas.checkpoint.resume import find_checkpoint
     from elas.data.corpus import check_corpus

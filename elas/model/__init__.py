@@ -1,5 +1,4 @@
-"""The model: low-rank linears, the 2:4 FFN, and their provision to Megatron-core."""
+"""The model: low-rank linears, the 2:4 FFN, and their provision to Megatron-core.
 
-from elas import host
-
-host.prepare()  # before anything imports megatron.core
+Importing it changes nothing in the process. Without CUDA call `elas.prepare()` before building anything.
+"""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 import torch
 import torch.distributed as dist
 
+from elas import host
 from elas.kernels.relu2_24 import activation_stats
 from elas.kernels.relu2_24.pack import keep_mask
 
@@ -100,7 +101,7 @@ def sum_over_ranks(models: Iterable[torch.nn.Module], layers: int) -> torch.Tens
     for observer in observers(models):
         if observer.counts is not None:
             total[observer.layer] += observer.counts
-    total = total.to(torch.cuda.current_device())
+    total = total.to(host.device())
     dist.all_reduce(total)
     return total.cpu()
 

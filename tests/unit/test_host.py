@@ -21,6 +21,34 @@ def test_cuda_means_cpu():
     assert torch.zeros(2).cuda().device.type == "cpu"
     assert torch.zeros(2).to("cuda").device.type == "cpu"
     assert torch.zeros(2).to(torch.float64).dtype is torch.float64
+    assert torch.zeros(2, pin_memory=True).pin_memory().device.type == "cpu"
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.current_stream().wait_stream(torch.cuda.Stream())
+    assert torch.equal(torch.cuda.get_rng_state(), torch.get_rng_state())
+    assert torch.zeros(2).type() == "torch.FloatTensor"  # but to Megatron:
+    assert eval("x.type()", {"__name__": "megatron.core.optimizer", "x": torch.zeros(2)}) == "torch.cuda.FloatTensor"
+
+
+class OnTheDevice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * torch.ones((), device="cuda")  # as recomputation does
+
+
+@without_cuda
+def test_cuda_means_cpu_in_the_backward_pass_too():
+    host.prepare()
+    x = torch.ones(2, requires_grad=True)
+    OnTheDevice.apply(x).sum().backward()
+    OnTheDevice.apply(x).backward(gradient=torch.ones(2), retain_graph=True)
+    torch.autograd.backward(OnTheDevice.apply(x), torch.ones(2))
+    assert torch.equal(x.grad, torch.full((2,), 3.0))
+    assert torch.equal(torch.autograd.grad(OnTheDevice.apply(x).sum(), x)[0], torch.ones(2))
 
 
 def test_the_shims_are_inert_where_cuda_exists():
