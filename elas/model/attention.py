@@ -1,31 +1,98 @@
 """Attention without an s × s matrix, and without a mixed QKV tensor when Q, K and V come from factor pairs.
 
-Legend: s sequence, b batch, np query heads on this rank, ng key/value heads on this rank, hn head dimension.
+Legend: s sequence on this rank, b batch, np query heads on this rank, ng key/value heads on this rank, hn head
+dimension, c context-parallel ranks.
+
+Under context parallelism Megatron cuts the sequence into 2c chunks and gives rank i the chunks i and 2c−1−i, so that
+all have the same work under a causal mask. Keys and values of all ranks are gathered (their gradients are summed and
+scattered back), and each of the two chunks of queries attends to what is before it. Whatever `cp_comm_type` says.
 """
+
+import contextlib
+import weakref
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state as mpu
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.utils import is_layer_window_attention
 
+from elas.errors import UserError
+from elas.model.check import check
 from elas.model.low_rank import LowRankColumnParallelLinear
+
+
+@lru_cache(maxsize=32)
+def allowed(
+    first_query: int, queries: int, keys: int, left: int | None, sink: bool, device: torch.device
+) -> torch.Tensor:
+    """Which keys each query may see: bool `[queries, keys]`, one column more in front with `sink`.
+
+    Args:
+        first_query: position of the first query; keys are at 0, 1, ….
+        queries: how many queries.
+        keys: how many keys.
+        left: how far back a query sees (a sliding window); None for all the way.
+        sink: a key in front that every query sees.
+        device: of the mask.
+    """
+    q = torch.arange(first_query, first_query + queries, device=device)[:, None]
+    k = torch.arange(keys, device=device)[None]
+    mask = (k <= q) if left is None else (k <= q) & (k >= q - left)
+    return F.pad(mask, (1, 0), value=True) if sink else mask
 
 
 class SdpaCoreAttention(MegatronModule):
     """Causal attention by `torch.nn.functional.scaled_dot_product_attention` (flash on CPU and GPU).
 
-    Takes the arguments of Megatron-core's core-attention protocol; serves causal masks only.
+    Takes the arguments of Megatron-core's core-attention protocol. Sliding windows, off-by-one softmax and context
+    parallelism need a mask of queries × keys, one for all heads; with attention dropout torch itself makes s × s scores
+    on a CPU.
+
+    Args:
+        config: `attention_dropout`, `window_size`, `softmax_type`.
+        layer_number: from 1, for `window_attn_skip_freq`.
+        attn_mask_type: causal.
+        attention_type: self.
+        softmax_scale: None for 1/√hn.
+        pg_collection: its `cp` is the context-parallel group; None takes Megatron's.
+        cp_comm_type: not looked at, see above.
 
     Raises:
-        ValueError: another mask, a bias, or packed sequences.
+        UserError: anything but causal self-attention.
     """
 
-    def __init__(self, config, layer_number, attn_mask_type, attention_type, softmax_scale=None, **_unused):
+    _causal: weakref.ref | None = None  # the mask that was last found to be causal; layers share it
+
+    def __init__(
+        self,
+        config,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        softmax_scale: float | None = None,
+        pg_collection=None,
+        cp_comm_type: str | None = None,
+    ):
         super().__init__(config=config)
         if attn_mask_type is not AttnMaskType.causal or attention_type != "self":
-            raise ValueError(f"SdpaCoreAttention is causal self-attention; got {attn_mask_type} {attention_type}")
+            raise UserError(
+                f"SdpaCoreAttention is causal self-attention; got {attn_mask_type} {attention_type}: "
+                "use Megatron's own layers for others"
+            )
         self.softmax_scale = softmax_scale
+        self.dropout = config.attention_dropout
+        self.sink = config.softmax_type == "off-by-one"
+        windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
+        self.left = config.window_size[0] if windowed and config.window_size[0] >= 0 else None
+        self.cp_group = None
+        if config.context_parallel_size > 1:
+            self.cp_group = mpu.get_context_parallel_group() if pg_collection is None else pg_collection.cp
 
     def forward(
         self,
@@ -38,24 +105,100 @@ class SdpaCoreAttention(MegatronModule):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params=None,
     ) -> torch.Tensor:
-        """`query [s, b, np, hn]`, `key` and `value [s, b, ng, hn]` to `[s, b, np·hn]`."""
-        if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
-            raise ValueError("SdpaCoreAttention takes no mask, bias or packed sequences: it is causal by itself")
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        """`query [s, b, np, hn]`, `key` and `value [s, b, ng, hn]` to `[s, b, np·hn]`.
+
+        Args:
+            query: see above.
+            key: see above.
+            value: see above.
+            attention_mask: None, or Megatron's causal mask, which says nothing new.
+            attn_mask_type: Megatron's; only causal.
+            attention_bias: refused.
+            packed_seq_params: refused.
+
+        Raises:
+            UserError: a mask that is not the causal one, a bias, or packed sequences.
+        """
+        if attention_bias is not None or packed_seq_params is not None:
+            raise UserError("attention takes no bias and no packed sequences (cu_seqlens): leave both out")
+        chunks = self._query_chunks(query.shape[0], key.shape[0])
+        if attention_mask is not None:
+            self._check_mask(
+                attention_mask, chunks, key.shape[0] * (1 if self.cp_group is None else self.cp_group.size())
+            )
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, *self._all_keys(key, value)))
         if k.shape[1] != q.shape[1]:  # on CPU, SDPA's own grouping falls back to the s × s form
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, scale=self.softmax_scale)
+        with self._random_stream():
+            outs = [self._attend(part, k, v, first) for part, (first, _) in zip(q.chunk(len(chunks), 2), chunks)]
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
         return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: int) -> torch.Tensor:
+        """Queries `[b, np, n, hn]` from position `first` on, over those of all keys that are not after them."""
+        n, dropout = q.shape[2], self.dropout if self.training else 0.0
+        if self.left is None and not self.sink and (first == 0 or n == 1):
+            k, v = k[:, :, : first + n], v[:, :, : first + n]
+            return F.scaled_dot_product_attention(q, k, v, None, dropout, n > 1, scale=self.softmax_scale)
+        keys = first + n
+        mask = allowed(first, n, keys, self.left, self.sink, q.device)
+        k, v = k[:, :, :keys], v[:, :, :keys]
+        if self.sink:  # a key and a value of zeros: adds exp(0) to the denominator, and nothing else
+            k, v = (F.pad(x, (0, 0, 1, 0)) for x in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.softmax_scale)
+
+    def _query_chunks(self, queries: int, keys: int) -> list[tuple[int, int]]:
+        """First position and length of each chunk of queries; fewer than keys, they are the last ones."""
+        if self.cp_group is None:
+            return [(keys - queries, queries)]
+        c, i, half = self.cp_group.size(), self.cp_group.rank(), queries // 2
+        return [(i * half, half), ((2 * c - 1 - i) * half, half)]
+
+    def _all_keys(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the whole sequence in order, `[s·c, b, ng, hn]`."""
+        if self.cp_group is None:
+            return key, value
+        c = self.cp_group.size()
+        both = torch.stack((key, value), dim=1)  # one collective for the two
+        pieces = gather_from_sequence_parallel_region(
+            both, tensor_parallel_output_grad=True, group=self.cp_group
+        ).chunk(2 * c)
+        ordered = torch.cat([pieces[2 * i] for i in range(c)] + [pieces[2 * i + 1] for i in reversed(range(c))])
+        return ordered[:, 0], ordered[:, 1]
+
+    def _random_stream(self):
+        """For dropout, the model-parallel stream: each rank has heads of its own."""
+        tracker = get_cuda_rng_tracker()
+        if self.dropout and self.training and tracker.is_initialized():
+            return tracker.fork()
+        return contextlib.nullcontext()
+
+    def _check_mask(self, mask: torch.Tensor, chunks: list[tuple[int, int]], keys: int) -> None:
+        """Refuse what is not the causal mask (True: hidden). Each is looked at once, since that waits for the GPU."""
+        seen = SdpaCoreAttention._causal
+        if seen is not None and seen() is mask:
+            return
+        own = torch.cat([allowed(first, n, keys, None, False, mask.device) for first, n in chunks])
+        if mask.shape[-2:] != own.shape or mask.dtype != torch.bool or not bool((mask == ~own).all()):
+            raise UserError(
+                f"attention mask {list(mask.shape)}: only the causal mask is supported (no --reset-attention-mask); "
+                "pass None, in Megatron-LM --no-create-attention-mask-in-dataloader"
+            )
+        SdpaCoreAttention._causal = weakref.ref(mask)
 
 
 class ElasSelfAttention(SelfAttention):
     """Megatron's self-attention; with low-rank QKV, takes q, k and v from their pairs instead of splitting a copy."""
 
+    def __init__(self, config, *args, **kwargs):
+        check(config)
+        super().__init__(config, *args, **kwargs)
+
     def get_query_key_value_tensors(self, hidden_states, key_value_states=None, output_gate=False, split_qkv=True):
         """`hidden_states [s, b, h]` to query `[s, b, np, hn]`, key and value `[s, b, ng, hn]`."""
         if not isinstance(self.linear_qkv, LowRankColumnParallelLinear):
             return super().get_query_key_value_tensors(hidden_states, key_value_states, output_gate, split_qkv)
-        parts = self.linear_qkv.expand(self.linear_qkv.bottleneck(hidden_states))
+        parts = self.linear_qkv(hidden_states, split=True)
         query, key, value = (x.view(*x.shape[:-1], -1, self.hidden_size_per_attention_head) for x in parts)
         query = query if self.q_layernorm is None else self.q_layernorm(query)
         key = key if self.k_layernorm is None else self.k_layernorm(key)

@@ -7,23 +7,24 @@ Legend: s sequence, b batch, h hidden, f d_ff, r rank (h at full rank), t tensor
 
 With low rank, M_up is `linear_fc1.factor_out [f/t, r]` and N_down `linear_fc2.factor_in [r, f/t]`: both ends of the
 core are r wide, and what it keeps of the f-wide activation is the kernel's business (`elas.kernels.relu2_24`). At full
-rank the same core runs on the weights themselves, u = x and v = the partial output.
+rank the same core runs on the weights themselves, u = x and v = the partial output. Each linear lends its weight to
+the core while it is being called (`elas.model.core_call`).
 """
 
 import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
-from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
-    gather_from_sequence_parallel_region,
-    reduce_from_tensor_model_parallel_region,
-    reduce_scatter_to_sequence_parallel_region,
-)
-from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.mlp import MLPSubmodules, apply_swiglu_sharded_factory
 from megatron.core.transformer.spec_utils import build_module
+from megatron.core.transformer.utils import (
+    ensure_metadata_has_dp_cp_group,
+    make_sharded_tensors_for_checkpoint,
+    sharded_state_dict_default,
+)
 
 from elas.kernels.relu2_24 import ffn_core
-from elas.model.activation import SparseSwitch
+from elas.model.activation import STEP_KEY, SparseSwitch
+from elas.model.check import check
 from elas.model.transformer_config import ElasTransformerConfig
 
 
@@ -36,20 +37,21 @@ class ElasFFN(SparseSwitch):
         tp_group: tensor-parallel group; None takes Megatron's.
     """
 
-    submodules: MLPSubmodules  # set by `ffn_class`
+    submodules: MLPSubmodules  # these two are set by `ffn_class`
+    tp_group = None
 
     def __init__(self, config: ElasTransformerConfig, submodules: MLPSubmodules | None = None, tp_group=None):
-        super().__init__(config)
-        submodules = submodules or self.submodules
+        check(config)
+        super().__init__(config, config.ffn_activation)
+        submodules, tp_group = submodules or self.submodules, tp_group or self.tp_group
         self.config = config
         self.gated = config.ffn_activation == "swiglu"
-        if self.gated:
-            self.can_be_sparse = self.sparse = False
-        shared = dict(config=config, init_method=config.init_method, bias=False, skip_bias_add=True, is_expert=False)
+        shared = dict(config=config, bias=config.add_bias_linear, skip_bias_add=True, is_expert=False)
         self.linear_fc1 = build_module(
             submodules.linear_fc1,
             config.hidden_size,
             config.ffn_hidden_size * (2 if self.gated else 1),
+            init_method=config.init_method,
             gather_output=False,
             tp_comm_buffer_name="fc1",
             tp_group=tp_group,
@@ -60,6 +62,7 @@ class ElasFFN(SparseSwitch):
             submodules.linear_fc2,
             config.ffn_hidden_size,
             config.hidden_size,
+            init_method=config.output_layer_init_method,
             input_is_parallel=True,
             tp_comm_buffer_name="fc2",
             tp_group=tp_group,
@@ -67,42 +70,56 @@ class ElasFFN(SparseSwitch):
         )
         self.full_rank = isinstance(self.linear_fc1, ColumnParallelLinear)
 
-    def forward(self, x: torch.Tensor, **_unused) -> tuple[torch.Tensor, None]:
-        """`x [s, b, h]` (`[s/t, b, h]` with sequence parallelism) to the same shape, and no bias."""
-        if self.gated:
-            if self.full_rank:
-                gate, up = self.linear_fc1(x)[0].chunk(2, dim=-1)
-            else:
-                gate, up = self.linear_fc1.expand(self.linear_fc1.bottleneck(x))
-            return self.linear_fc2(F.silu(gate) * up)
-        u, m_up, n_down = self._core_operands(x)
-        self.observer.look(x, self._preactivation, self.sparse)
-        v = ffn_core(u, m_up, n_down, self.options, implementation=self.config.sparsity.implementation)
-        return (self._finish_full_rank(v) if self.full_rank else self.linear_fc2.finish(v)), None
+    def forward(self, x: torch.Tensor, **_unused) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`x [s, b, h]` (`[s/t, b, h]` with sequence parallelism) to the same shape, and the bias `[h]`, if any."""
+        return self._gated(x) if self.gated else self._squared_relu(x)
 
-    def _preactivation(self, x: torch.Tensor) -> torch.Tensor:
-        """z `[n, f/t]` of some of this rank's tokens `x [n, h]`, without communication."""
+    def _gated(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.full_rank:
-            return F.linear(x, self.linear_fc1.weight)
-        return F.linear(F.linear(x, self.linear_fc1.factor_in), self.linear_fc1.factor_out)
-
-    def _core_operands(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if not self.full_rank:
-            return self.linear_fc1.bottleneck(x), self.linear_fc1.factor_out, self.linear_fc2.factor_in
-        group = self.linear_fc1.tp_group
-        if self.config.sequence_parallel:
-            u = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=group)
+            both, bias = self.linear_fc1(x)
+            gate, up = (both if bias is None else both + bias).chunk(2, dim=-1)
         else:
-            u = copy_to_tensor_model_parallel_region(x, group=group)
-        return u, self.linear_fc1.weight, self.linear_fc2.weight
+            gate, up = self.linear_fc1(x, split=True)
+        return self.linear_fc2(F.silu(gate) * up)
 
-    def _finish_full_rank(self, v: torch.Tensor) -> torch.Tensor:
-        group = self.linear_fc1.tp_group
-        if self.config.sequence_parallel:
-            return reduce_scatter_to_sequence_parallel_region(v, group=group)
-        return reduce_from_tensor_model_parallel_region(v, group=group)
+    def _squared_relu(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        options, implementation = self.options, self.config.sparsity.implementation
+
+        def within_fc1(u: torch.Tensor, m_up: torch.Tensor):
+            self.observer.look(x, self.linear_fc1.project, self.sparse)
+            return self.linear_fc2(
+                u, core=lambda u, n_down: ffn_core(u, m_up, n_down, options, implementation=implementation)
+            )
+
+        return self.linear_fc1(x, core=within_fc1)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        """Megatron's description of the parameters for distributed checkpoints, as its own `MLP` gives it.
+
+        At full rank, gate and up stand in one weight of which each rank holds a piece of both halves; Megatron's
+        factory cuts it for saving. Low-rank gate and up are parameters of their own.
+        """
+        described = {}
+        for name, module in self.named_children():
+            part = sharded_state_dict_default(module, f"{prefix}{name}.", sharded_offsets, metadata)
+            if self.gated and self.full_rank and name == "linear_fc1":
+                singly = (metadata or {}).get("singleton_local_shards", False)
+                for key in part.keys() & {f"{prefix}{name}.weight", f"{prefix}{name}.bias"}:
+                    part[key] = apply_swiglu_sharded_factory(part[key], sharded_offsets, singly)
+            described |= part
+        if self.dense_steps:
+            own = {STEP_KEY: self.sparsity_step}
+            described |= make_sharded_tensors_for_checkpoint(
+                own,
+                prefix,
+                {},
+                sharded_offsets,
+                tp_group=self.linear_fc1.tp_group,
+                dp_cp_group=ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"],
+            )
+        return described
 
 
-def ffn_class(submodules: MLPSubmodules) -> type[ElasFFN]:
+def ffn_class(submodules: MLPSubmodules, tp_group=None) -> type[ElasFFN]:
     """`ElasFFN` bound to its linears: Megatron's `TransformerLayer` warns about any other spec than its own MLP's."""
-    return type("ElasFFN", (ElasFFN,), {"submodules": submodules})
+    return type("ElasFFN", (ElasFFN,), {"submodules": submodules, "tp_group": tp_group})

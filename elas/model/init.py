@@ -56,7 +56,8 @@ def shard(full: torch.Tensor, parameter: torch.nn.Parameter, tp: int, tp_rank: i
 def initialise(model: torch.nn.Module, *, seed: int, std: float) -> None:
     """Fill every parameter of one chunk.
 
-    Matrices are normal with mean 0 and the parameter's `init_std` (else `std`); vectors (norm weights) are ones.
+    Matrices are normal with mean 0 and the parameter's `init_std` (else `std`). Vectors have their `init_value`; else
+    biases are zeros and norm weights ones.
 
     Args:
         model: a Megatron `GPTModel`.
@@ -66,7 +67,8 @@ def initialise(model: torch.nn.Module, *, seed: int, std: float) -> None:
     tp, tp_rank = mpu.get_tensor_model_parallel_world_size(), mpu.get_tensor_model_parallel_rank()
     for name, parameter in global_names(model).items():
         if parameter.dim() == 1:
-            parameter.fill_(1.0)
+            is_bias = name.rpartition(".")[2].startswith("bias")
+            parameter.fill_(getattr(parameter, "init_value", 0.0 if is_bias else 1.0))
             continue
         shape = full_shape(parameter, tp)
         digest = hashlib.sha256(f"{seed}:{name}:{shape}".encode()).digest()

@@ -17,7 +17,6 @@ CoLA (arXiv 2502.10940) puts a non-linearity between the factors: after the full
 reduction in the row form.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -30,36 +29,26 @@ from megatron.core.tensor_parallel.mappings import (
     reduce_scatter_to_sequence_parallel_region,
 )
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, make_sharded_tensors_for_checkpoint
 from megatron.core.utils import divide, get_tensor_model_parallel_group_if_none
 
+from elas import host
 from elas.model.activation import Activation
+from elas.model.core_call import Core, check_plain_call, with_bias
+from elas.model.factors import draw_factor, factor_std
 from elas.model.transformer_config import ElasTransformerConfig
 
 
-def factor_std(kind: str, rank: int, size: int, in_size: int, out_size: int) -> float:
-    """Standard deviation of a factor's normal initialisation.
-
-    Args:
-        kind: `lowrank`: sqrt(2 / (size + r)), as LORO; `cola`: (in + out)^(-1/4) / r^(1/4), as CoLA.
-        rank: r.
-        size: the factor's long dimension.
-        in_size: input width of the pair.
-        out_size: output width of the pair.
-    """
-    if kind == "cola":
-        return (in_size + out_size) ** -0.25 / rank**0.25
-    return math.sqrt(2.0 / (size + rank))
-
-
 class _LowRankLinear(MegatronModule):
-    """What both forms share: configuration, tensor-parallel group, and making of factors."""
+    """What both forms share: configuration, tensor-parallel group, making and saving of factors."""
 
-    def __init__(self, config: ElasTransformerConfig, bias: bool, tp_group, is_expert: bool):
+    def __init__(self, config: ElasTransformerConfig, skip_bias_add: bool, tp_group, is_expert: bool):
         super().__init__(config=config)
-        if bias or is_expert:
-            raise ValueError("low-rank linears have no bias and do not serve as experts")
+        if is_expert:
+            raise ValueError("low-rank linears do not serve as experts")
         self.rank = config.low_rank.rank
         self.kind = config.low_rank.kind
+        self.skip_bias_add = skip_bias_add
         self.tp_group = get_tensor_model_parallel_group_if_none(tp_group)
         self.tp = self.tp_group.size()
         self.sequence_parallel = config.sequence_parallel
@@ -68,14 +57,40 @@ class _LowRankLinear(MegatronModule):
             self.activation = Activation(config, config.low_rank.activation)
 
     def _factor(self, rows: int, columns: int, std: float, shard_dim: int | None) -> torch.nn.Parameter:
-        device = torch.cuda.current_device()
-        factor = torch.nn.Parameter(torch.empty(rows, columns, device=device, dtype=self.config.params_dtype))
+        factor = self._parameter(rows, columns, shard_dim=shard_dim)
         factor.init_std = std
-        if shard_dim is None:
-            factor.sequence_parallel = self.sequence_parallel
-        else:
-            set_tensor_model_parallel_attributes(factor, True, shard_dim, 1)
+        draw_factor(factor, self.config, self.tp_group)
         return factor
+
+    def _bias(self, size: int, shard_dim: int | None) -> torch.nn.Parameter:
+        bias = self._parameter(size, shard_dim=shard_dim)
+        torch.nn.init.zeros_(bias)
+        return bias
+
+    def _parameter(self, *shape: int, shard_dim: int | None) -> torch.nn.Parameter:
+        device = "cpu" if self.config.use_cpu_initialization else host.device()
+        parameter = torch.nn.Parameter(torch.empty(*shape, device=device, dtype=self.config.params_dtype))
+        if shard_dim is None:
+            parameter.sequence_parallel = self.sequence_parallel
+        else:
+            set_tensor_model_parallel_attributes(parameter, True, shard_dim, 1)
+        return parameter
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        """Megatron's description of the parameters for distributed checkpoints: which are split, and along what."""
+        axes = {
+            name: parameter.partition_dim
+            for name, parameter in self.named_parameters()
+            if getattr(parameter, "tensor_model_parallel", False)
+        }
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            axes,
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"],
+        )
 
 
 class LowRankColumnParallelLinear(_LowRankLinear):
@@ -92,10 +107,14 @@ class LowRankColumnParallelLinear(_LowRankLinear):
             q, k and v for `qkv`, gate and up for `fc1` of a gated FFN, else a single pair.
         tp_comm_buffer_name: Megatron's name of the place, `qkv` or `fc1`.
         tp_group: tensor-parallel group; None takes Megatron's.
-        init_method, gather_output, bias, skip_bias_add, is_expert, stride: Megatron's; only their defaults work.
+        bias: whether outputs have one: `bias`, or `bias_NAME` for each of several pairs.
+        skip_bias_add: leave adding it to the caller, as Megatron's linears do.
+        init_method: not used: factors are drawn by `draw_factor`.
+        gather_output, is_expert: Megatron's; only their defaults work.
+        stride: Megatron's; pairs are split one by one, so there is nothing to interleave.
 
     Raises:
-        ValueError: bias, expert or gathered output asked for, or widths that do not add up.
+        ValueError: expert or gathered output asked for, or widths that do not add up.
     """
 
     def __init__(
@@ -114,9 +133,10 @@ class LowRankColumnParallelLinear(_LowRankLinear):
         tp_group=None,
         stride: int = 1,
     ):
-        super().__init__(config, bias, tp_group, is_expert)
+        super().__init__(config, skip_bias_add, tp_group, is_expert)
         if gather_output:
             raise ValueError("low-rank column-parallel linears keep their output split")
+        self.place = tp_comm_buffer_name
         self.outputs = outputs or self._outputs_of(tp_comm_buffer_name, output_size)
         if sum(self.outputs.values()) != output_size:
             raise ValueError(f"outputs {self.outputs} do not add up to output_size={output_size}")
@@ -125,7 +145,12 @@ class LowRankColumnParallelLinear(_LowRankLinear):
         self.factor_in = self._factor(n * self.rank, input_size, std_in, None)
         for name, size in self.outputs.items():
             std = factor_std(self.kind, self.rank, size, input_size, size)
-            self.register_parameter(self._factor_name(name), self._factor(divide(size, self.tp), self.rank, std, 0))
+            self.register_parameter(
+                self._name("factor_out", name), self._factor(divide(size, self.tp), self.rank, std, 0)
+            )
+        for name, size in self.outputs.items():
+            own = self._bias(divide(size, self.tp), 0) if bias else None
+            self.register_parameter(self._name("bias", name), own)
 
     def _outputs_of(self, place: str | None, output_size: int) -> dict[str, int]:
         if place == "qkv":
@@ -136,13 +161,18 @@ class LowRankColumnParallelLinear(_LowRankLinear):
             return {"gate": output_size // 2, "up": output_size // 2}
         return {"out": output_size}
 
-    def _factor_name(self, name: str) -> str:
-        return "factor_out" if len(self.outputs) == 1 else f"factor_out_{name}"
+    def _name(self, what: str, pair: str) -> str:
+        return what if len(self.outputs) == 1 else f"{what}_{pair}"
 
     @property
     def output_factors(self) -> list[torch.nn.Parameter]:
         """The `factor_out` of each pair, `[o/t, r]`."""
-        return [getattr(self, self._factor_name(name)) for name in self.outputs]
+        return [getattr(self, self._name("factor_out", name)) for name in self.outputs]
+
+    @property
+    def biases(self) -> list[torch.nn.Parameter | None]:
+        """The bias of each pair, `[o/t]`, or None."""
+        return [getattr(self, self._name("bias", name)) for name in self.outputs]
 
     def bottleneck(self, x: torch.Tensor) -> torch.Tensor:
         """Input side and the collective: `x [s, b, h]` (`[s/t, b, h]` with sequence parallelism) to `u [s, b, n·r]`."""
@@ -153,22 +183,42 @@ class LowRankColumnParallelLinear(_LowRankLinear):
             return gather_from_sequence_parallel_region(u, tensor_parallel_output_grad=True, group=self.tp_group)
         return copy_to_tensor_model_parallel_region(u, group=self.tp_group)
 
-    def expand(self, u: torch.Tensor) -> list[torch.Tensor]:
+    def expand(self, u: torch.Tensor, add_bias: bool = True) -> list[torch.Tensor]:
         """Output side: `u [s, b, n·r]` to one `[s, b, o/t]` for each pair."""
-        factors = self.output_factors
-        return [F.linear(part, factor) for part, factor in zip(u.split(self.rank, dim=-1), factors)]
+        biases = self.biases if add_bias else [None] * len(self.outputs)
+        return [F.linear(*one) for one in zip(u.split(self.rank, dim=-1), self.output_factors, biases)]
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Megatron's form: all outputs in one tensor, and no bias.
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """This rank's outputs `[n, o/t]` of some tokens `x [n, h]`, without communication; only within a call."""
+        u = F.linear(x, self.factor_in)
+        return torch.cat(self.expand(u if self.activation is None else self.activation(u)), dim=-1)
+
+    def forward(self, x: torch.Tensor, *, core: Core | None = None, split: bool = False):
+        """By default Megatron's form: all outputs in one tensor `[s, b, o/t]`, and the bias left to the caller, if any.
 
         Pairs are concatenated, except q, k and v, which Megatron's attention wants grouped by key/value head.
+
+        Args:
+            x: `[s, b, h]` (`[s/t, b, h]` with sequence parallelism).
+            core: a function to call with `u [s, b, r]` and `factor_out [o/t, r]` (with a bias both are 8 wider); its
+                result is returned. `elas.model.core_call` says why factors are lent rather than taken.
+            split: return a tuple with one `[s, b, o/t]` for each pair instead, biases added.
         """
-        parts = self.expand(self.bottleneck(x))
+        u = self.bottleneck(x)
+        if core is not None:
+            return core(*with_bias(u, self.factor_out, self.bias))
+        if split:
+            return tuple(self.expand(u))  # not a list: torch's backward hooks see tensors and tuples only
+        check_plain_call(self.place, self.config)
+        left = self.skip_bias_add and self.biases[0] is not None
+        return self._join(self.expand(u, add_bias=not left)), self._join(self.biases) if left else None
+
+    def _join(self, parts: list[torch.Tensor]) -> torch.Tensor:
         if list(self.outputs) == ["q", "k", "v"]:
             groups = divide(self.config.num_query_groups, self.tp)
             parts = [part.view(*part.shape[:-1], groups, -1) for part in parts]
-            return torch.cat(parts, dim=-1).flatten(-2), None
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)), None
+            return torch.cat(parts, dim=-1).flatten(-2)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 class LowRankRowParallelLinear(_LowRankLinear):
@@ -179,11 +229,13 @@ class LowRankRowParallelLinear(_LowRankLinear):
         output_size: o.
         config: carries rank, kind, dtype and sequence parallelism.
         tp_group: tensor-parallel group; None takes Megatron's.
-        init_method, bias, input_is_parallel, skip_bias_add, is_expert, tp_comm_buffer_name, stride: Megatron's; only
-            their defaults work.
+        bias: whether there is one, `bias [o]`, the same on every rank.
+        skip_bias_add: leave adding it to the caller, as Megatron's linears do.
+        init_method: not used: factors are drawn by `draw_factor`.
+        input_is_parallel, is_expert, tp_comm_buffer_name, stride: Megatron's; only their defaults work.
 
     Raises:
-        ValueError: bias, expert or unsplit input asked for.
+        ValueError: expert or unsplit input asked for.
     """
 
     def __init__(
@@ -201,13 +253,14 @@ class LowRankRowParallelLinear(_LowRankLinear):
         tp_group=None,
         stride: int = 1,
     ):
-        super().__init__(config, bias, tp_group, is_expert)
+        super().__init__(config, skip_bias_add, tp_group, is_expert)
         if not input_is_parallel:
             raise ValueError("low-rank row-parallel linears take a split input")
         std_in = factor_std(self.kind, self.rank, input_size, input_size, output_size)
         std_out = factor_std(self.kind, self.rank, output_size, input_size, output_size)
         self.factor_in = self._factor(self.rank, divide(input_size, self.tp), std_in, 1)
         self.factor_out = self._factor(output_size, self.rank, std_out, None)
+        self.register_parameter("bias", self._bias(output_size, None) if bias else None)
 
     def finish(self, v: torch.Tensor) -> torch.Tensor:
         """The collective and the output side: partial sums `v [s, b, r]` to `y [s, b, o]` (`[s/t, b, o]`)."""
@@ -219,6 +272,15 @@ class LowRankRowParallelLinear(_LowRankLinear):
             v = self.activation(v)
         return F.linear(v, self.factor_out)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """`x [s, b, i/t]` to `y [s, b, o]` (`[s/t, b, o]` with sequence parallelism), and no bias."""
-        return self.finish(F.linear(x, self.factor_in)), None
+    def forward(self, x: torch.Tensor, *, core: Core | None = None) -> tuple[torch.Tensor, torch.nn.Parameter | None]:
+        """`x [s, b, i/t]` to `y [s, b, o]` (`[s/t, b, o]` with sequence parallelism), and the bias left to the caller.
+
+        Args:
+            x: the input; with `core` whatever that takes.
+            core: a function to call with x and `factor_in [r, i/t]` in place of their product; gives partial sums
+                `[s, b, r]`.
+        """
+        y = self.finish(F.linear(x, self.factor_in) if core is None else core(x, self.factor_in))
+        if self.skip_bias_add or self.bias is None:
+            return y, self.bias
+        return y + self.bias, None

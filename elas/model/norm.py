@@ -1,4 +1,4 @@
-"""RMSNorm that knows sequence parallelism.
+"""RMSNorm and LayerNorm that know sequence parallelism.
 
 Megatron-core's `WrappedTorchNorm` refuses sequence parallelism. Under it, each tensor-parallel rank normalises its
 own shard of the sequence, so the gradient of the (replicated) weight must be summed over the ranks. Megatron's
@@ -12,6 +12,9 @@ There `LeanRMSNorm` keeps what CUDA does.
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
+
+from elas import host
+from elas.errors import ConfigError
 
 
 class LeanRMSNorm(torch.autograd.Function):
@@ -41,24 +44,63 @@ class LeanRMSNorm(torch.autograd.Function):
         return dx, dweight, None
 
 
-class RMSNorm(torch.nn.Module):
-    """`x / rms(x) · weight` over the last dimension (Zhang & Sennrich 2019, arXiv 1910.07467).
+class _Norm(torch.nn.Module):
+    """A norm with a weight, and Megatron's marks on it.
 
     Args:
-        config: gives the parameter dtype and whether the weight's gradient is a partial sum.
+        config: gives the parameter dtype, whether the weight's gradient is a partial sum, and whether the weight is
+            kept as its distance from 1 (`layernorm_zero_centered_gamma`).
         hidden_size: length of the last dimension.
-        eps: added to the mean square.
+        eps: added to the mean square or the variance.
+
+    Raises:
+        ConfigError: `config.normalization` is another norm.
     """
+
+    kind: str
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6):
         super().__init__()
+        if config.normalization != self.kind:
+            why = f"the layer's spec has {self.kind}"
+            fix = "give the configuration to layer_spec or block_spec, or make the two agree"
+            raise ConfigError("normalization", config.normalization, why, fix)
         self.eps = eps
-        device = torch.cuda.current_device()
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, device=device, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel
+        self.centre = 1.0 if config.layernorm_zero_centered_gamma else 0.0
+        self.weight = self._parameter(config, hidden_size, 1.0 - self.centre)
+
+    def _parameter(self, config: TransformerConfig, size: int, value: float) -> torch.nn.Parameter:
+        device = "cpu" if config.use_cpu_initialization else host.device()
+        parameter = torch.nn.Parameter(torch.full((size,), value, device=device, dtype=config.params_dtype))
+        parameter.sequence_parallel = config.sequence_parallel
+        parameter.init_value = value  # for `elas.model.init`
+        return parameter
+
+    def _scale(self) -> torch.Tensor:
+        return self.weight + self.centre if self.centre else self.weight
+
+
+class RMSNorm(_Norm):
+    """`x / rms(x) · weight` over the last dimension (Zhang & Sennrich 2019, arXiv 1910.07467); see `_Norm`."""
+
+    kind = "RMSNorm"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise `x [..., hidden_size]`; the result has its dtype."""
         if x.is_cuda:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return LeanRMSNorm.apply(x, self.weight, self.eps)
+            return F.rms_norm(x, self.weight.shape, self._scale(), self.eps)
+        return LeanRMSNorm.apply(x, self._scale(), self.eps)
+
+
+class LayerNorm(_Norm):
+    """`(x − mean) / std · weight + bias` over the last dimension (Ba et al. 2016, arXiv 1607.06450); see `_Norm`."""
+
+    kind = "LayerNorm"
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6):
+        super().__init__(config, hidden_size, eps)
+        self.bias = self._parameter(config, hidden_size, 0.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise `x [..., hidden_size]`; the result has its dtype."""
+        return F.layer_norm(x, self.weight.shape, self._scale(), self.bias, self.eps)

@@ -1,20 +1,39 @@
 """`model_provider` in Megatron's own signature, and the building of this rank's chunks with it."""
 
+import dataclasses
+import sys
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from elas.config import Config
+from elas.errors import UserError
+from elas.model.features import WORKS
 from elas.model.init import initialise
 from elas.model.spec import block_spec
-from elas.model.transformer_config import transformer_config
+from elas.model.transformer_config import ElasTransformerConfig, transformer_config
+
+# How Megatron runs the layers rather than what they are: taken over from its configuration.
+_ADOPTED = (
+    "recompute_granularity recompute_method recompute_num_layers recompute_modules distribute_saved_activations "
+    "calculate_per_token_loss cross_entropy_loss_fusion cross_entropy_fusion_impl deallocate_pipeline_outputs "
+    "num_microbatches_with_partial_activation_checkpoints variable_seq_lengths microbatch_group_size_per_vp_stage "
+    "gradient_accumulation_fusion overlap_p2p_comm batch_p2p_comm use_cpu_initialization"
+)
+ADOPTED = _ADOPTED.split()
+# Initialisation is ours (`elas.model.init`), and a dtype for the pipeline follows that of the parameters.
+_NOT_COMPARED = {"perform_initialization", "pipeline_dtype", *(name for name in WORKS if "init_method" in name)}
 
 
 def make_model_provider(config: Config) -> Callable[..., GPTModel]:
-    """A `model_provider(pre_process, post_process, vp_stage)`, as Megatron-LM's `pretrain` takes it.
+    """A `model_provider` as Megatron-LM's `pretrain` takes it, of the model that our configuration describes.
+
+    It compares that with the process groups and, where there are any, with Megatron's arguments. A script that is
+    driven by Megatron's arguments uses `elas.megatron.elas_builder` instead, which follows them.
 
     Args:
         config: a validated configuration; Megatron's process groups must exist when the provider is called.
@@ -22,25 +41,103 @@ def make_model_provider(config: Config) -> Callable[..., GPTModel]:
     Returns:
         A function that builds one chunk of the model, initialised independently of the layout.
     """
+    ours = config
 
-    def model_provider(pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None) -> GPTModel:
-        megatron_config = transformer_config(config)
+    def model_provider(
+        pre_process: bool = True,
+        post_process: bool = True,
+        vp_stage: int | None = None,
+        config: TransformerConfig | None = None,
+        pg_collection=None,
+    ) -> GPTModel:
+        """One chunk of the model.
+
+        Args:
+            pre_process: whether it holds the embedding.
+            post_process: whether it holds the output layer.
+            vp_stage: number of the chunk, in an interleaved pipeline.
+            config: Megatron's own configuration, if the caller has one.
+            pg_collection: process groups; None takes Megatron's global ones.
+
+        Raises:
+            UserError: sizes of the process groups, or Megatron's configuration, describe another model.
+        """
+        mine = transformer_config(ours)
+        _check_groups(mine)
+        args = arguments_of_megatron_training()
+        theirs = config
+        if theirs is None and args is not None:
+            from megatron.training.arguments import core_transformer_config_from_args
+
+            theirs = core_transformer_config_from_args(args)
+        if theirs is not None:
+            _check_agreement(mine, theirs, [] if args is None else _arguments_that_differ(ours, args))
+            mine = dataclasses.replace(mine, **{name: getattr(theirs, name) for name in ADOPTED})
         model = GPTModel(
-            megatron_config,
-            block_spec(megatron_config, vp_stage),
-            vocab_size=config.model.vocab_size,
-            max_sequence_length=config.model.max_position_embeddings or config.model.seq_length,
+            mine,
+            block_spec(mine, vp_stage, pg_collection),
+            vocab_size=ours.model.vocab_size,
+            max_sequence_length=ours.model.max_position_embeddings or ours.model.seq_length,
             pre_process=pre_process,
             post_process=post_process,
-            share_embeddings_and_output_weights=config.model.tie_embeddings,
+            share_embeddings_and_output_weights=ours.model.tie_embeddings,
             position_embedding_type="rope",
-            rotary_base=config.model.rotary_base,
+            rotary_base=ours.model.rotary_base,
             vp_stage=vp_stage,
+            pg_collection=pg_collection,
         )
-        initialise(model, seed=config.train.seed, std=config.model.init_std)
+        initialise(model, seed=ours.train.seed, std=ours.model.init_std)
         return model
 
     return model_provider
+
+
+def arguments_of_megatron_training():
+    """The arguments of a running Megatron-LM script; None outside of one."""
+    module = sys.modules.get("megatron.training.global_vars")  # not imported: it is no part of the wheel
+    return None if module is None else module._GLOBAL_ARGS
+
+
+def _arguments_that_differ(config: Config, args) -> list[str]:
+    """What shapes the model and is in Megatron-LM's arguments, but not in its `TransformerConfig`."""
+    model = config.model
+    pairs = {
+        "model.vocab_size": (model.vocab_size, args.padded_vocab_size),
+        "model.seq_length": (model.seq_length, args.seq_length),
+        "model.tie_embeddings": (model.tie_embeddings, not args.untie_embeddings_and_output_weights),
+        "model.rotary_base": (model.rotary_base, args.rotary_base),
+        "position embedding": ("rope", args.position_embedding_type),
+        "rotary_percent": (1.0, args.rotary_percent),
+        "rope scaling": (False, args.use_rope_scaling),
+    }
+    return [f"{name}={mine} (Megatron: {other})" for name, (mine, other) in pairs.items() if mine != other]
+
+
+def _check_groups(config: ElasTransformerConfig) -> None:
+    sizes = {
+        "parallel.tensor": (config.tensor_model_parallel_size, mpu.get_tensor_model_parallel_world_size()),
+        "parallel.pipeline": (config.pipeline_model_parallel_size, mpu.get_pipeline_model_parallel_world_size()),
+        "parallel.virtual_pipeline": (
+            config.virtual_pipeline_model_parallel_size or 1,
+            mpu.get_virtual_pipeline_model_parallel_world_size() or 1,
+        ),
+        "context parallelism": (config.context_parallel_size, mpu.get_context_parallel_world_size()),
+    }
+    wrong = [f"{name}={ours} (groups: {theirs})" for name, (ours, theirs) in sizes.items() if ours != theirs]
+    if wrong:
+        raise UserError(f"{', '.join(wrong)}: process groups have other sizes than the configuration; make them equal")
+
+
+def _check_agreement(ours: ElasTransformerConfig, theirs: TransformerConfig, wrong: list[str]) -> None:
+    names = [name for name in WORKS if name not in _NOT_COMPARED and name not in ADOPTED]
+    for name in names:
+        mine, other = getattr(ours, name), getattr(theirs, name)
+        if mine != other and (mine or other):  # None, False and 0 ask for the same
+            shown = [getattr(value, "__name__", value) for value in (mine, other)]
+            wrong.append(f"{name}={shown[0]} (Megatron: {shown[1]})")
+    if wrong:
+        fix = "make them equal, or build with elas.megatron.elas_builder, which follows Megatron's arguments"
+        raise UserError(f"this configuration and Megatron's describe two models: {', '.join(wrong)}; {fix}")
 
 
 def build_chunks(config: Config) -> list[GPTModel]:

@@ -1,22 +1,23 @@
 """The seam to Megatron-core: a backend that provides low-rank, 2:4-sparse modules, and the layer specs made of it."""
 
-import warnings
-
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import BackendSpecProvider
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import L2Norm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from elas.model.activation import SquaredReLU24
 from elas.model.attention import ElasSelfAttention, SdpaCoreAttention
+from elas.model.check import check
 from elas.model.ffn import ffn_class
+from elas.model.full_rank import FullRankColumnParallelLinear, FullRankRowParallelLinear
 from elas.model.low_rank import LowRankColumnParallelLinear, LowRankRowParallelLinear
-from elas.model.norm import RMSNorm
+from elas.model.norm import LayerNorm, RMSNorm
 from elas.model.transformer_config import ElasTransformerConfig
 
 
@@ -32,11 +33,11 @@ class ElasSpecProvider(BackendSpecProvider):
 
     def column_parallel_linear(self) -> type:
         """Linear whose output features are split over tensor-parallel ranks."""
-        return LowRankColumnParallelLinear if self.low_rank else ColumnParallelLinear
+        return LowRankColumnParallelLinear if self.low_rank else FullRankColumnParallelLinear
 
     def row_parallel_linear(self) -> type:
         """Linear whose input features are split over tensor-parallel ranks."""
-        return LowRankRowParallelLinear if self.low_rank else RowParallelLinear
+        return LowRankRowParallelLinear if self.low_rank else FullRankRowParallelLinear
 
     def fuse_layernorm_and_linear(self) -> bool:
         """Norms are modules of their own."""
@@ -47,10 +48,8 @@ class ElasSpecProvider(BackendSpecProvider):
         return None
 
     def layer_norm(self, rms_norm: bool = True, for_qk: bool = False) -> type:
-        """RMSNorm that supports sequence parallelism (also where LayerNorm is asked for: the models have none)."""
-        if not rms_norm:
-            warnings.warn("ElasSpecProvider has RMSNorm only", stacklevel=2)
-        return RMSNorm
+        """RMSNorm or LayerNorm, also for q and k; they support sequence parallelism."""
+        return RMSNorm if rms_norm else LayerNorm
 
     def core_attention(self) -> type:
         """Causal attention without an s × s matrix."""
@@ -64,42 +63,72 @@ class ElasSpecProvider(BackendSpecProvider):
         """
         raise NotImplementedError("ElasSpecProvider has no mixture-of-experts layers")
 
-    def activation_func(self) -> type | None:
-        """None: `ElasFFN` holds its activation."""
-        return None
+    def activation_func(self) -> type:
+        """Squared ReLU with 2:4, for Megatron's own MLP with `use_te_activation_func`; `ElasFFN` holds its own."""
+        return SquaredReLU24
 
 
-def layer_spec(provider: BackendSpecProvider) -> ModuleSpec:
-    """Spec of one transformer layer made of `provider`'s modules."""
+def layer_spec(provider: BackendSpecProvider, config: ElasTransformerConfig | None = None, tp_group=None) -> ModuleSpec:
+    """Spec of one transformer layer made of `provider`'s modules.
+
+    Args:
+        provider: gives the modules.
+        config: says which norms: `normalization`, `qk_layernorm`, `qk_l2_norm`; None for RMSNorm before attention and
+            FFN, and none for q and k.
+        tp_group: tensor-parallel group of the FFN; None takes Megatron's global one. (Megatron hands groups on to
+            attention and to its own MLP only.)
+    """
+    rms_norm, qk_norm = True, None
+    if config is not None:
+        check(config)
+        rms_norm = config.normalization == "RMSNorm"
+        if config.qk_l2_norm:
+            qk_norm = L2Norm
+        elif config.qk_layernorm:
+            qk_norm = provider.layer_norm(rms_norm, for_qk=True)
     linears = MLPSubmodules(linear_fc1=provider.column_parallel_linear(), linear_fc2=provider.row_parallel_linear())
     attention = SelfAttentionSubmodules(
         linear_qkv=provider.column_parallel_linear(),
         core_attention=provider.core_attention(),
         linear_proj=provider.row_parallel_linear(),
+        q_layernorm=qk_norm,
+        k_layernorm=qk_norm,
     )
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=provider.layer_norm(rms_norm=True),
+            input_layernorm=provider.layer_norm(rms_norm),
             self_attention=ModuleSpec(
                 module=ElasSelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_cross_attn_layernorm=IdentityOp,
-            pre_mlp_layernorm=provider.layer_norm(rms_norm=True),
-            mlp=ffn_class(linears),
+            pre_mlp_layernorm=provider.layer_norm(rms_norm),
+            mlp=ffn_class(linears, tp_group),
             mlp_bda=get_bias_dropout_add,
         ),
     )
 
 
-def block_spec(config: ElasTransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+def block_spec(
+    config: ElasTransformerConfig, vp_stage: int | None = None, pg_collection=None
+) -> TransformerBlockSubmodules:
     """Spec of this pipeline stage's (and chunk's) layers and, on the last one, the final norm.
 
     Args:
         config: widths, `low_rank` and parallel sizes.
         vp_stage: model chunk of an interleaved pipeline.
+        pg_collection: process groups; None takes Megatron's global ones.
+
+    Raises:
+        ConfigError: a field that asks for what the layers do not do (`elas.model.features`).
     """
+    check(config)
     provider = ElasSpecProvider(low_rank=config.low_rank.kind != "none")
-    layers = [layer_spec(provider)] * get_num_layers_to_build(config, vp_stage=vp_stage)
-    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=provider.layer_norm(rms_norm=True))
+    tp_group = None if pg_collection is None else pg_collection.tp
+    pp_rank = None if pg_collection is None else pg_collection.pp.rank()
+    number = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=pp_rank)
+    layers = [layer_spec(provider, config, tp_group)] * number
+    return TransformerBlockSubmodules(
+        layer_specs=layers, layer_norm=provider.layer_norm(config.normalization == "RMSNorm")
+    )

@@ -1,13 +1,14 @@
 """Megatron-core's `TransformerConfig` with what low-rank, 2:4-sparse layers need to know, and its making from ours."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from elas import host
 from elas.config import Config, LowRankConfig, SparsityConfig, ffn_width
+from elas.model.check import ACTIVATIONS, ffn_activation_of
 
 
 @dataclass
@@ -16,16 +17,26 @@ class ElasTransformerConfig(TransformerConfig):
 
     An engineer with a Megatron-LM training script makes this in place of `TransformerConfig` and hands it to
     `elas.model.spec.block_spec`.
+
+    Raises:
+        ConfigError: an activation that the FFN does not have.
     """
 
     low_rank: LowRankConfig = field(default_factory=LowRankConfig)
     """How linears are factored."""
-    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
-    """2:4 sparsity of the squared-ReLU activation."""
-    ffn_activation: str = "relu2"
-    """FFN non-linearity: swiglu or relu2."""
+    sparsity: SparsityConfig = field(default_factory=lambda: SparsityConfig(dense_steps=0))
+    """2:4 sparsity of the squared-ReLU activation; on from the first step, unless dense steps are asked for."""
+    ffn_activation: str | None = None
+    """FFN non-linearity, swiglu or relu2; None takes what activation_func and gated_linear_unit say."""
     init_std: float = 0.02
     """Standard deviation of full-rank weights."""
+    factor_init_method: Callable[[torch.Tensor], object] | None = None
+    """Initialises each factor in place; None: normal with `elas.model.factors.factor_std`."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.ffn_activation = ffn_activation_of(self, self.ffn_activation)
+        self.activation_func = ACTIVATIONS[self.ffn_activation]  # what others see is what is computed
 
 
 def leave_uninitialised(tensor: torch.Tensor) -> torch.Tensor:
@@ -55,7 +66,7 @@ def transformer_config(config: Config) -> ElasTransformerConfig:
         num_query_groups=model.num_query_groups or model.num_attention_heads,
         ffn_hidden_size=ffn_width(config),
         gated_linear_unit=gated,
-        activation_func=F.silu if gated else F.relu,
+        activation_func=ACTIVATIONS[model.activation],
         normalization="RMSNorm",
         layernorm_epsilon=model.norm_eps,
         hidden_dropout=0.0,

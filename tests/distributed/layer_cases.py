@@ -19,9 +19,9 @@ ROTARY_BASE = 10000
 
 Weights = dict[str, torch.Tensor]
 LOWRANK, COLA, FULL = ({"low_rank.kind": kind} for kind in ("lowrank", "cola", "none"))
-COLA_SPARSE = {**COLA, "low_rank.activation": "relu2"}
-SWIGLU = {"model.activation": "swiglu"}
+COLA_SPARSE = {**COLA, "low_rank.activation": "relu2", "sparsity.kind": "2:4"}
 DENSE = {"sparsity.kind": "none"}
+SWIGLU = {"model.activation": "swiglu", **DENSE}
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,22 @@ class Case:
         width: input features.
         splits_input: input features are split over ranks, and outputs are sums over them.
         splits_output: output features are split over ranks.
+        megatron: fields of Megatron's configuration.
     """
 
     overrides: dict
     build: Callable
     reference: Callable
-    call: Callable = field(default=lambda layer, x: [layer(x)[0]])
+    call: Callable = field(default=lambda layer, x: [_added(layer(x))])
     width: int = H
     splits_input: bool = False
     splits_output: bool = False
+    megatron: dict = field(default_factory=dict)
+
+
+def _added(output_and_bias: tuple) -> torch.Tensor:
+    output, bias = output_and_bias
+    return output if bias is None else output + bias
 
 
 # ------------------------------------------------------------------------------------------------- formulas
@@ -73,7 +80,7 @@ def pairs(x: torch.Tensor, w: Weights, config, prefix: str = "", names: tuple[st
     outputs = []
     for i, name in enumerate(names):
         u = between(x @ factor_in[i * R : (i + 1) * R].T, config)
-        outputs.append(u @ w[prefix + "factor_out" + name].T)
+        outputs.append(u @ w[prefix + "factor_out" + name].T + w.get(prefix + "bias" + name, 0.0))
     return outputs
 
 
@@ -81,7 +88,7 @@ def ffn(x: torch.Tensor, w: Weights, config) -> list[torch.Tensor]:
     """down(nonlinearity(up(x))), gated or squared ReLU, full or low rank."""
     full_rank, gated = config.low_rank.kind == "none", config.ffn_activation == "swiglu"
     if full_rank:
-        z = x @ w["linear_fc1.weight"].T
+        z = x @ w["linear_fc1.weight"].T + w.get("linear_fc1.bias", 0.0)
         parts = list(z.chunk(2, dim=-1)) if gated else [z]
     else:
         parts = pairs(x, w, config, "linear_fc1.", ("_gate", "_up") if gated else ("",))
@@ -89,7 +96,9 @@ def ffn(x: torch.Tensor, w: Weights, config) -> list[torch.Tensor]:
         s = parts[0] * torch.sigmoid(parts[0]) * parts[1]
     else:
         s = relu2(parts[0], config.sparsity.kind == "2:4")
-    return [s @ w["linear_fc2.weight"].T] if full_rank else pairs(s, w, config, "linear_fc2.")
+    if not full_rank:
+        return pairs(s, w, config, "linear_fc2.")
+    return [s @ w["linear_fc2.weight"].T + w.get("linear_fc2.bias", 0.0)]
 
 
 def rotate(x: torch.Tensor) -> torch.Tensor:
@@ -104,19 +113,21 @@ def rotate(x: torch.Tensor) -> torch.Tensor:
 def attention(x: torch.Tensor, w: Weights, config) -> list[torch.Tensor]:
     """Causal softmax attention with rotary positions, key/value heads shared by np/ng query heads each."""
     if config.low_rank.kind == "none":  # Megatron's weight: for each key/value head its queries, key and value
-        mixed = (x @ w["linear_qkv.weight"].T).unflatten(-1, (NG, NP // NG + 2, HN))
+        mixed = (x @ w["linear_qkv.weight"].T + w.get("linear_qkv.bias", 0.0)).unflatten(-1, (NG, NP // NG + 2, HN))
         q, k, v = mixed[..., :-2, :].flatten(2, 3), mixed[..., -2, :], mixed[..., -1, :]
     else:
         parts = pairs(x, w, config, "linear_qkv.", ("_q", "_k", "_v"))
         q, k, v = (part.unflatten(-1, (-1, HN)) for part in parts)
+    if config.qk_layernorm:
+        q, k = (rms_norm(z, {"weight": w[f"{n}_layernorm.weight"]}, config)[0] for z, n in ((q, "q"), (k, "k")))
     q, k = rotate(q), rotate(k)
     k, v = (z.repeat_interleave(NP // NG, dim=2) for z in (k, v))
     scores = torch.einsum("sbnd,tbnd->bnst", q, k) / HN**0.5
     weights = scores.masked_fill(torch.ones(S, S).triu(1).bool(), float("-inf")).softmax(-1)
     out = torch.einsum("bnst,tbnd->sbnd", weights, v).flatten(2)
-    return (
-        [out @ w["linear_proj.weight"].T] if config.low_rank.kind == "none" else pairs(out, w, config, "linear_proj.")
-    )
+    if config.low_rank.kind != "none":
+        return pairs(out, w, config, "linear_proj.")
+    return [out @ w["linear_proj.weight"].T + w.get("linear_proj.bias", 0.0)]
 
 
 def rms_norm(x: torch.Tensor, w: Weights, config) -> list[torch.Tensor]:
@@ -148,7 +159,7 @@ def _layer(name: str) -> Callable:
 
         from elas.model.spec import ElasSpecProvider, layer_spec
 
-        spec = getattr(layer_spec(ElasSpecProvider(config.low_rank.kind != "none")).submodules, name)
+        spec = getattr(layer_spec(ElasSpecProvider(config.low_rank.kind != "none"), config).submodules, name)
         return build_module(spec, config=config, **({"layer_number": 1} if name == "self_attention" else {}))
 
     return build
@@ -164,13 +175,18 @@ def _attend(layer, x):
     from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
     angles = RotaryEmbedding(HN, 1.0, rotary_base=ROTARY_BASE)(S)
-    return [layer(x, None, rotary_pos_emb=angles)[0]]
+    return [_added(layer(x, None, rotary_pos_emb=angles))]
 
 
 def _expand(layer, x):
     return layer.expand(layer.bottleneck(x))
 
 
+def _plain_call(layer, x):
+    return [_added(layer(x))]
+
+
+BIASES, QK_NORM = {"add_bias_linear": True}, {"qk_layernorm": True}
 QKV = {"q": H, "k": NG * HN, "v": NG * HN}
 
 
@@ -197,11 +213,25 @@ CASES = {
     "ffn relu2, full rank": Case({**FULL, **DENSE}, _layer("mlp"), ffn),
     "ffn relu2 2:4, full rank": Case(FULL, _layer("mlp"), ffn),
     "ffn swiglu, cola": Case({**COLA, **SWIGLU}, _layer("mlp"), ffn),
-    "ffn swiglu, cola relu2 2:4": Case({**COLA_SPARSE, **SWIGLU}, _layer("mlp"), ffn),
+    "ffn swiglu, cola relu2 2:4": Case({**SWIGLU, **COLA_SPARSE}, _layer("mlp"), ffn),
     "ffn relu2 2:4, cola": Case(COLA, _layer("mlp"), ffn),
     "attention": Case(LOWRANK, _layer("self_attention"), attention, _attend),
     "attention, full rank": Case(FULL, _layer("self_attention"), attention, _attend),
     "attention, cola": Case(COLA, _layer("self_attention"), attention, _attend),
+    **{
+        f"{name}, {kind}, biases": Case({**overrides, **more}, _layer(layer), reference, call, megatron=BIASES)
+        for kind, overrides in {"low rank": LOWRANK, "full rank": FULL, "cola": COLA}.items()
+        for name, more, layer, reference, call in (
+            ("ffn relu2 2:4", {}, "mlp", ffn, _plain_call),
+            ("ffn swiglu", SWIGLU, "mlp", ffn, _plain_call),
+            ("attention", {}, "self_attention", attention, _attend),
+        )
+    },
+    "attention, biases of q, k and v": Case(
+        LOWRANK, _layer("self_attention"), attention, _attend, megatron={"add_qkv_bias": True}
+    ),
+    "attention, qk norm": Case(LOWRANK, _layer("self_attention"), attention, _attend, megatron=QK_NORM),
+    "attention, full rank, qk norm": Case(FULL, _layer("self_attention"), attention, _attend, megatron=QK_NORM),
     "norm": Case(LOWRANK, _norm, rms_norm, lambda layer, x: [layer(x)]),
 }
 
@@ -209,8 +239,10 @@ CASES = {
 # ------------------------------------------------------------------------------------------------- on a rank
 
 
-def megatron_config(tp: int, sequence: bool, overrides: dict):
+def megatron_config(tp: int, sequence: bool, overrides: dict, megatron: dict | None = None):
     """Megatron's configuration of the small model, 2:4 active from the start."""
+    import dataclasses
+
     from elas.config import load_config
     from elas.model.transformer_config import transformer_config
 
@@ -218,7 +250,7 @@ def megatron_config(tp: int, sequence: bool, overrides: dict):
     values = {f"model.{key}": value for key, value in model.items()}
     values |= {"low_rank.rank": R, "sparsity.dense_steps": 0, "train.dtype": "float32", "model.activation": "relu2"}
     values |= {"parallel.tensor": tp, "parallel.sequence": sequence and tp > 1, "model.seq_length": S, **overrides}
-    return transformer_config(load_config(None, values))
+    return dataclasses.replace(transformer_config(load_config(None, values)), **(megatron or {}))
 
 
 def part(full: torch.Tensor, dim: int | None, tp: int, rank: int, stride: int = 1) -> torch.Tensor:
@@ -254,7 +286,7 @@ def _errors(case: Case, tp: int, rank: int, sequence: bool) -> dict[str, float]:
     def draw(*shape: int) -> torch.Tensor:  # at the scale that keeps every activation near 1
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    config = megatron_config(tp, sequence, case.overrides)
+    config = megatron_config(tp, sequence, case.overrides, case.megatron)
     layer = case.build(config)
     weights = {}
     for name, p in layer.named_parameters():
@@ -279,7 +311,8 @@ def _errors(case: Case, tp: int, rank: int, sequence: bool) -> dict[str, float]:
     errors = {f"output {i}": error(a, part(b, out_dim, tp, rank)) for i, (a, b) in enumerate(zip(y, expected))}
     errors["input gradient"] = error(x.grad, part(x_full.grad, in_dim, tp, rank))
     for name, p in layer.named_parameters():
-        if getattr(p, "sequence_parallel", False):  # saw its own tokens only; `elas.train.grads` sums these
+        # These saw their own tokens, or heads, only; `elas.train.grads` and Megatron sum them.
+        if getattr(p, "sequence_parallel", False) or "_layernorm." in name:
             torch.distributed.all_reduce(p.grad)
         stride = getattr(p, "partition_stride", 1)
         errors[name] = error(p.grad, part(weights[name].grad, split_dim(p), tp, rank, stride))

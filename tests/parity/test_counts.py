@@ -5,7 +5,7 @@ import pytest
 from ranks import run_ranks
 
 LOW_RANK = {"low_rank.rank": 16}
-TIED = {"model.tie_embeddings": True, "low_rank.kind": "none", "model.activation": "swiglu"}
+TIED = {"model.tie_embeddings": True, "low_rank.kind": "none", "model.activation": "swiglu", "sparsity.kind": "none"}
 GROUPED = {"low_rank.kind": "cola", "model.num_query_groups": 2, "sparsity.kind": "none"}
 
 

@@ -19,9 +19,9 @@ SMALL = {
 }
 MODELS = {
     "low-rank relu2": {},
-    "low-rank swiglu": {"model.activation": "swiglu"},
-    "cola swiglu": {"low_rank.kind": "cola", "model.activation": "swiglu"},
-    "full-rank swiglu": {"low_rank.kind": "none", "model.activation": "swiglu"},
+    "low-rank swiglu": {"sparsity.kind": "none", "model.activation": "swiglu"},
+    "cola swiglu": {"low_rank.kind": "cola", "sparsity.kind": "none", "model.activation": "swiglu"},
+    "full-rank swiglu": {"low_rank.kind": "none", "sparsity.kind": "none", "model.activation": "swiglu"},
     "tied": {"model.tie_embeddings": True},
 }
 LAYOUTS = {

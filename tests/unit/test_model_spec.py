@@ -8,10 +8,11 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from ranks import run_ranks
 
 from elas.config import load_config
+from elas.model.activation import SquaredReLU24
 from elas.model.attention import ElasSelfAttention, SdpaCoreAttention
 from elas.model.ffn import ElasFFN
 from elas.model.low_rank import LowRankColumnParallelLinear, LowRankRowParallelLinear
-from elas.model.norm import RMSNorm
+from elas.model.norm import LayerNorm, RMSNorm
 from elas.model.provider import make_model_provider
 from elas.model.spec import ElasSpecProvider, layer_spec
 
@@ -41,10 +42,11 @@ def test_answers():
     assert provider.core_attention() is SdpaCoreAttention
     assert provider.fuse_layernorm_and_linear() is False
     assert provider.column_parallel_layer_norm_linear() is None
-    assert provider.activation_func() is None
+    assert provider.activation_func() is SquaredReLU24
+    assert provider.layer_norm(rms_norm=False) is LayerNorm
     full_rank = ElasSpecProvider(low_rank=False)
-    assert full_rank.column_parallel_linear() is ColumnParallelLinear
-    assert full_rank.row_parallel_linear() is RowParallelLinear
+    assert issubclass(full_rank.column_parallel_linear(), ColumnParallelLinear)
+    assert issubclass(full_rank.row_parallel_linear(), RowParallelLinear)
     with pytest.raises(NotImplementedError, match="mixture-of-experts"):
         provider.grouped_mlp_modules(False, False)
 
@@ -61,17 +63,23 @@ def test_layer_spec_is_made_of_our_modules():
 
 
 def test_model_provider_has_the_signature_of_megatron():
-    """Megatron-LM calls `model_provider(pre_process, post_process, vp_stage)`."""
+    """As `get_model` of Megatron-LM core_v0.16 calls it, by these names."""
     parameters = inspect.signature(make_model_provider(load_config())).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()}
-    assert defaults == {"pre_process": True, "post_process": True, "vp_stage": None}
+    assert defaults == {
+        "pre_process": True,
+        "post_process": True,
+        "vp_stage": None,
+        "config": None,
+        "pg_collection": None,
+    }
 
 
 def provide(pre_process: bool, post_process: bool) -> list[str]:
     from elas import parallel
 
     sizes = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 4, "ffn_hidden_size": 64, "vocab_size": 64}
-    config = load_config(None, {f"model.{key}": value for key, value in sizes.items()})
+    config = load_config(None, {"low_rank.rank": 16, **{f"model.{key}": value for key, value in sizes.items()}})
     parallel.initialize(config.parallel, seed=1)
     return [name for name, _ in make_model_provider(config)(pre_process, post_process).named_parameters()]
 

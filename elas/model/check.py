@@ -1,0 +1,118 @@
+"""Whether our layers compute what a `TransformerConfig` asks for; asked wherever specs and layers are made."""
+
+import dataclasses
+
+import torch.nn.functional as F
+from megatron.core.activations import squared_relu
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from elas.errors import ConfigError
+from elas.model.features import REFUSED
+
+ACTIVATIONS = {"relu2": squared_relu, "swiglu": F.silu}
+_DEFAULTS = {
+    field.name: field.default_factory() if field.default is dataclasses.MISSING else field.default
+    for field in dataclasses.fields(TransformerConfig)
+    if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+}
+
+
+def check(config: TransformerConfig) -> None:
+    """Refuse a configuration that our layers would not follow.
+
+    Args:
+        config: an `ElasTransformerConfig`; its `ffn_activation` is already settled (see there).
+
+    Raises:
+        ConfigError: the first field that asks for what there is not, with the reason and what to do.
+    """
+    for name, (why, fix) in REFUSED.items():
+        value = getattr(config, name, _DEFAULTS.get(name))
+        if value != _DEFAULTS.get(name) and value:  # None, False and 0 ask for nothing
+            raise ConfigError(name, value, why, fix)
+    for rule in (_attention, _norm, _rank, _groups_of_four):
+        rule(config)
+
+
+def ffn_activation_of(config: TransformerConfig, wanted: str | None) -> str:
+    """The FFN's kind, `relu2` or `swiglu`, that Megatron's fields ask for; with `wanted`, that they agree with it.
+
+    Raises:
+        ConfigError: another activation, or fields that contradict each other.
+    """
+    function, gated = config.activation_func, config.gated_linear_unit
+    name = getattr(function, "__name__", str(function))
+    asked = {(F.silu, True): "swiglu", (squared_relu, False): "relu2"}.get((function, gated))
+    if wanted is not None:
+        if gated != (wanted == "swiglu"):
+            fix = "set it to True" if wanted == "swiglu" else "set it to False, or ffn_activation to swiglu"
+            kind = "gated" if wanted == "swiglu" else "not gated"
+            raise ConfigError("gated_linear_unit", gated, f"ffn_activation={wanted} is {kind}", fix)
+        if asked != wanted and function is not F.gelu:  # gelu is Megatron's default, so it asks for nothing
+            raise ConfigError(
+                "activation_func", name, f"ffn_activation={wanted} is another", "leave one of the two out"
+            )
+        return wanted
+    if asked is None:
+        why = f"the FFN is a squared ReLU, or SwiGLU (gated_linear_unit={gated})"
+        fix = "set it to megatron.core.activations.squared_relu (--squared-relu), or silu with a gate (--swiglu)"
+        raise ConfigError("activation_func", name, why, fix)
+    return asked
+
+
+def _attention(config) -> None:
+    if config.softmax_type not in ("vanilla", "off-by-one"):
+        raise ConfigError("softmax_type", config.softmax_type, "there is no learnt offset", "use vanilla or off-by-one")
+    if config.window_size is not None and config.window_size[1] > 0:
+        why = "attention is causal, so a window reaches back only"
+        raise ConfigError("window_size", config.window_size, why, f"give ({config.window_size[0]}, 0)")
+    tp = config.tensor_model_parallel_size
+    if config.low_rank.kind != "none" and config.num_query_groups % tp:
+        why = f"low-rank keys and values do not split over tensor_model_parallel_size={tp} ranks"
+        raise ConfigError("num_query_groups", config.num_query_groups, why, f"give a multiple of {tp}, or fewer ranks")
+
+
+def _norm(config) -> None:
+    if config.normalization not in ("RMSNorm", "LayerNorm"):
+        raise ConfigError("normalization", config.normalization, "there is none such", "use RMSNorm or LayerNorm")
+
+
+def _rank(config) -> None:
+    if config.low_rank.kind == "none":
+        return
+    rank = config.low_rank.rank
+    sizes = {
+        "hidden_size": config.hidden_size,
+        "ffn_hidden_size": config.ffn_hidden_size,
+        "kv_channels × num_query_groups": config.kv_channels * config.num_query_groups,
+    }
+    name, smallest = min(sizes.items(), key=lambda item: item[1])
+    if not 1 <= rank <= smallest:
+        why = f"is not from 1 to the smallest width that it factors ({name}, {smallest})"
+        raise ConfigError("low_rank.rank", rank, why, f"give {smallest} or less")
+
+
+def _groups_of_four(config) -> None:
+    if config.sparsity.kind == "none":
+        return
+    steps = config.sparsity.dense_steps
+    if isinstance(steps, float):
+        raise ConfigError(
+            "sparsity.dense_steps",
+            steps,
+            "is a share of a run whose length is not known here",
+            "give a number of steps",
+        )
+    between = config.low_rank.kind == "cola" and config.low_rank.activation == "relu2"
+    if config.ffn_activation != "relu2" and not between:
+        why = "2:4 sparsity needs a squared ReLU"
+        fix = "set it to relu2 (--squared-relu), or sparsity.kind to none (--no-sparsity-24)"
+        raise ConfigError("ffn_activation", config.ffn_activation, why, fix)
+    tp = config.tensor_model_parallel_size
+    if config.ffn_activation == "relu2" and config.ffn_hidden_size % (4 * tp):
+        why = f"2:4 groups of four would straddle the {tp} tensor-parallel shards"
+        raise ConfigError("ffn_hidden_size", config.ffn_hidden_size, why, f"give a multiple of {4 * tp}")
+    if between and config.low_rank.rank % 4:
+        raise ConfigError(
+            "low_rank.rank", config.low_rank.rank, "does not split into groups of 4", "give a multiple of 4"
+        )

@@ -1,0 +1,68 @@
+"""Linears that lend their weight for one call, so that one operation can run over the weights of two modules.
+
+Legend: s sequence, b batch, f d_ff, r width of the input (h at full rank).
+
+The core of the FFN, `v = prune(relu²(u·m_upᵀ))·n_downᵀ`, is such an operation. A weight may be used only while its own
+module is being called: hooks gather it there (FSDP2, Megatron's overlapped parameter gather) and may free it
+afterwards. So nothing takes a weight from another module. Each linear is called with a function, `core`, and calls it
+with its weight; fc2's call happens inside fc1's:
+
+    linear_fc1(x, core=lambda u, m_up: linear_fc2(u, core=lambda u, n_down: ffn_core(u, m_up, n_down)))
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from elas.errors import UserError
+
+Core = Callable[[torch.Tensor, torch.Tensor], object]
+"""Called with an input and a weight, both of this rank."""
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    """The identity. Megatron's all-reduce of gradients changes a copy, in silence, where they are not contiguous."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        """`x` itself."""
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        """The same values, contiguous."""
+        return gradient.contiguous()
+
+
+def with_bias(u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """`u [..., r]` and `weight [f, r]` such that `u·weightᵀ` includes `bias [f]`.
+
+    The core knows no bias, so it becomes one more column, against an input of 1. Seven columns of zeros beside it keep
+    the width a multiple of 8, as matrix units want it. Costs a copy of both.
+    """
+    if bias is None:
+        return u, weight
+    u = _ContiguousGradient.apply(u)
+    one = F.pad(u.new_ones(*u.shape[:-1], 1), (0, 7))
+    column = F.pad(bias[:, None], (0, 7))
+    return torch.cat([u, one], dim=-1), torch.cat([weight, column], dim=-1)
+
+
+def check_plain_call(place: str | None, config) -> None:
+    """Refuse that something calls fc1 for its output and puts a squared ReLU behind it without 2:4.
+
+    Args:
+        place: Megatron's name of the linear, `fc1` in an FFN.
+        config: an `ElasTransformerConfig`.
+
+    Raises:
+        UserError: the FFN is Megatron's own MLP, with its own activation, where 2:4 is asked for.
+    """
+    if place != "fc1" or config.sparsity.kind == "none" or config.ffn_activation != "relu2":
+        return
+    if not config.use_te_activation_func:  # with it, Megatron's MLP runs `ElasSpecProvider.activation_func`
+        raise UserError(
+            "Megatron's own MLP has no 2:4; take the layers from elas.model.spec.layer_spec, or set "
+            "use_te_activation_func=True with ElasSpecProvider's activation_func, or sparsity.kind to none"
+        )

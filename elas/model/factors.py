@@ -1,0 +1,50 @@
+"""Initial values of factors: how large, and drawn from which random stream."""
+
+import contextlib
+import math
+
+import torch
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+from elas.model.transformer_config import ElasTransformerConfig, leave_uninitialised
+
+
+def factor_std(kind: str, rank: int, size: int, in_size: int, out_size: int) -> float:
+    """Standard deviation of a factor's normal initialisation.
+
+    Args:
+        kind: `lowrank`: sqrt(2 / (size + r)), as LORO; `cola`: (in + out)^(-1/4) / r^(1/4), as CoLA.
+        rank: r.
+        size: the factor's long dimension.
+        in_size: input width of the pair.
+        out_size: output width of the pair.
+    """
+    if kind == "cola":
+        return (in_size + out_size) ** -0.25 / rank**0.25
+    return math.sqrt(2.0 / (size + rank))
+
+
+def draw_factor(factor: torch.nn.Parameter, config: ElasTransformerConfig, tp_group) -> None:
+    """Initialise a factor as Megatron's linears do theirs: split ones by the model-parallel random stream.
+
+    Normal with the factor's own `init_std`, or by `config.factor_init_method`. (Megatron's `init_method` is meant for
+    whole matrices: a product of two factors drawn by it has a deviation of `std²·sqrt(r)`, 50 times too little.)
+    Nothing is drawn where `config.perform_initialization` is off, or `config.init_method` is `leave_uninitialised`,
+    since then `elas.model.init.initialise` or a checkpoint fills every parameter.
+    """
+    if not config.perform_initialization or config.init_method is leave_uninitialised:
+        return
+    draw = config.factor_init_method or (lambda tensor: torch.nn.init.normal_(tensor, 0.0, factor.init_std))
+    split = getattr(factor, "tensor_model_parallel", False)
+    if config.use_cpu_initialization:  # every rank draws the whole from the same stream and keeps its part
+        whole = list(factor.shape)
+        if split:
+            whole[factor.partition_dim] *= tp_group.size()
+        drawn = torch.empty(whole)
+        draw(drawn)
+        with torch.no_grad():
+            factor.copy_(drawn.chunk(tp_group.size(), factor.partition_dim)[tp_group.rank()] if split else drawn)
+        return
+    stream = get_cuda_rng_tracker()
+    with stream.fork() if split and (tp_group.size() > 1 or stream.is_initialized()) else contextlib.nullcontext():
+        draw(factor)
