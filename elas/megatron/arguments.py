@@ -1,0 +1,83 @@
+"""ELAS's own arguments, added to those of a Megatron-LM script."""
+
+import argparse
+from typing import get_args, get_type_hints
+
+from elas.config import LowRankConfig, SparsityConfig
+
+
+def extra_args_provider(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add ELAS's arguments to Megatron's parser, as `pretrain` wants of its `extra_args_provider`.
+
+    Args:
+        parser: Megatron's.
+
+    Returns:
+        The same parser.
+    """
+    low_rank, sparsity = LowRankConfig(), SparsityConfig()
+    group = parser.add_argument_group("ELAS: low rank and 2:4 activation sparsity")
+    add = group.add_argument
+    add(
+        "--low-rank",
+        dest="low_rank_kind",
+        choices=_choices(LowRankConfig, "kind"),
+        default=low_rank.kind,
+        help="how linears are factored; none: full rank (default: %(default)s)",
+    )
+    add("--rank", type=int, default=low_rank.rank, dest="low_rank_rank", help="r (default: %(default)s)")
+    add(
+        "--low-rank-activation",
+        choices=_choices(LowRankConfig, "activation"),
+        default=low_rank.activation,
+        help="between the factors, cola only (default: %(default)s)",
+    )
+    add(
+        "--sparsity-24",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="2:4 on the squared ReLU (default: on wherever there is one)",
+    )
+    add("--dense-steps", type=int, default=0, help="first iterations without 2:4 (default: %(default)s)")
+    for name in ("method", "gradient", "backward", "ffn_memory"):
+        flag = "--ffn-memory" if name == "ffn_memory" else f"--sparsity-{name}"
+        add(
+            flag,
+            choices=_choices(SparsityConfig, name),
+            default=getattr(sparsity, name),
+            dest=f"sparsity_{name}",
+            help=f"sparsity.{name} (default: %(default)s)",
+        )
+    add("--sparsity-scale", type=float, default=sparsity.scale, help="of soft_threshold (default: %(default)s)")
+    add(
+        "--sparsity-implementation",
+        default=sparsity.implementation,
+        help="kernel by name; auto takes the fastest (default: %(default)s)",
+    )
+    add(
+        "--layout-independent-init",
+        action="store_true",
+        help="draw every parameter from (seed, name, shape), so that all layouts start from the same model",
+    )
+    return parser
+
+
+def sections(args: argparse.Namespace) -> tuple[LowRankConfig, SparsityConfig]:
+    """Our two sections from parsed arguments."""
+    low_rank = LowRankConfig(kind=args.low_rank_kind, rank=args.low_rank_rank, activation=args.low_rank_activation)
+    between = low_rank.kind == "cola" and low_rank.activation == "relu2"
+    wanted = (args.squared_relu or between) if args.sparsity_24 is None else args.sparsity_24
+    return low_rank, SparsityConfig(
+        kind="2:4" if wanted else "none",
+        dense_steps=args.dense_steps,
+        method=args.sparsity_method,
+        gradient=args.sparsity_gradient,
+        backward=args.sparsity_backward,
+        ffn_memory=args.sparsity_ffn_memory,
+        scale=args.sparsity_scale,
+        implementation=args.sparsity_implementation,
+    )
+
+
+def _choices(section: type, name: str) -> list[str]:
+    return list(get_args(get_type_hints(section)[name]))

@@ -1,0 +1,124 @@
+"""The builder that Megatron-LM's `model_provider` calls: its arguments in, a `GPTModel` of our layers out."""
+
+import argparse
+import dataclasses
+
+import torch
+from megatron.core import parallel_state as mpu
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from elas import host
+from elas.errors import ConfigError, UserError
+from elas.megatron.arguments import sections
+from elas.model.activation import set_step
+from elas.model.init import initialise
+from elas.model.spec import block_spec
+from elas.model.transformer_config import ElasTransformerConfig
+
+# Arguments of Megatron-LM that are not in its TransformerConfig, and that our model would not follow.
+_REFUSED = {
+    "yaml_cfg": "arguments are read from the command line",
+    "spec": "the layers are ours",
+    "use_legacy_models": "the layers are Megatron-core's",
+    "heterogeneous_layers_config_path": "all layers are alike",
+    "reset_attention_mask": "attention is causal over the whole sample",
+}
+
+
+def elas_builder(
+    args: argparse.Namespace,
+    pre_process: bool,
+    post_process: bool,
+    vp_stage: int | None = None,
+    config: TransformerConfig | None = None,
+    pg_collection=None,
+) -> GPTModel:
+    """Build one chunk of the model, in place of Megatron-LM's `gpt_builder`.
+
+    Args:
+        args: Megatron's arguments, with those of `extra_args_provider`. Megatron's mean what they always do.
+        pre_process: whether the chunk holds the embedding.
+        post_process: whether it holds the output layer.
+        vp_stage: number of the chunk, in an interleaved pipeline.
+        config: Megatron's configuration; None makes it from the arguments.
+        pg_collection: process groups; None takes Megatron's global ones.
+
+    Returns:
+        The chunk. Its layers initialise themselves, or with `--layout-independent-init` as `elas train` does it. With
+        `--dense-steps` it follows Megatron's iterations.
+
+    Raises:
+        UserError: an argument that asks for what the layers do not do.
+    """
+    for name, why in _REFUSED.items():
+        if getattr(args, name, None):
+            raise ConfigError(f"--{name.replace('_', '-')}", getattr(args, name), why, "leave it out")
+    if args.position_embedding_type not in ("rope", "learned_absolute", "none"):
+        fix = "use rope, learned_absolute or none"
+        raise ConfigError("--position-embedding-type", args.position_embedding_type, "is not supported", fix)
+    _seed_without_cuda(args)
+    config = _configuration(args, config)
+    model = GPTModel(
+        config,
+        block_spec(config, vp_stage, pg_collection),
+        vocab_size=args.padded_vocab_size,
+        max_sequence_length=args.max_position_embeddings,
+        pre_process=pre_process,
+        post_process=post_process,
+        fp16_lm_cross_entropy=args.fp16_lm_cross_entropy,
+        parallel_output=True,
+        share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
+        position_embedding_type=args.position_embedding_type,
+        rotary_percent=args.rotary_percent,
+        rotary_base=args.rotary_base,
+        rope_scaling=args.use_rope_scaling,
+        rope_scaling_factor=args.rope_scaling_factor,
+        seq_len_interpolation_factor=args.rotary_seq_len_interpolation_factor,
+        vp_stage=vp_stage,
+        pg_collection=pg_collection,
+    )
+    if args.layout_independent_init:
+        initialise(model, seed=args.seed, std=args.init_method_std)
+    if config.sparsity.dense_steps:
+        follow_iterations(model, args)
+    return model
+
+
+def follow_iterations(model: torch.nn.Module, args: argparse.Namespace) -> None:
+    """Let `sparsity.dense_steps` count the iterations of Megatron-LM's loop, also after it has resumed.
+
+    Args:
+        model: a chunk.
+        args: Megatron's, whose `curr_iteration` its loop keeps: iterations done when one begins.
+    """
+
+    def before_forward(module: torch.nn.Module, _inputs) -> None:
+        if module.training:
+            set_step([module], args.curr_iteration + 1)
+
+    model.register_forward_pre_hook(before_forward)
+
+
+def _configuration(args: argparse.Namespace, config: TransformerConfig | None) -> ElasTransformerConfig:
+    if isinstance(config, ElasTransformerConfig):
+        return config
+    low_rank, sparsity = sections(args)
+    if config is not None:
+        given = {field.name: getattr(config, field.name) for field in dataclasses.fields(TransformerConfig)}
+        return ElasTransformerConfig(**given, low_rank=low_rank, sparsity=sparsity, init_std=args.init_method_std)
+    from megatron.training.arguments import core_transformer_config_from_args
+
+    own = {"low_rank": low_rank, "sparsity": sparsity, "init_std": args.init_method_std}
+    return core_transformer_config_from_args(argparse.Namespace(**{**vars(args), **own}), ElasTransformerConfig)
+
+
+def _seed_without_cuda(args: argparse.Namespace) -> None:
+    """Megatron-LM seeds its random streams only where there is CUDA."""
+    if host.has_cuda() or get_cuda_rng_tracker().is_initialized():
+        return
+    if not mpu.model_parallel_is_initialized():
+        raise UserError("no process groups: on a CPU call elas.parallel.initialize before Megatron's pretrain")
+    tp, pp = mpu.get_tensor_model_parallel_rank(), mpu.get_pipeline_model_parallel_rank()
+    host.seed_model_parallel(args.seed, tp, pp)
