@@ -5,6 +5,7 @@ started by the deepspeed launcher → evaluation → a loss curve and a table. E
 done, so running it again goes on where it stopped, or shows the result.
 """
 
+import json
 import shutil
 import statistics
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from elas import cli
 from elas.config import Config, load_config, split_overrides
 from elas.console import clock
+from elas.data_prep.sources import STDLIB, Corpus
 from elas.errors import UserError
 
 VALID_FRACTION = 0.02
@@ -38,6 +40,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--workdir", type=Path, default=Path("quickstart"), help="where everything goes (default: %(default)s)"
     )
+    parser.add_argument(
+        "--input", nargs="+", default=[STDLIB], metavar="PATH",
+        help="text to train on, as elas prep takes it (default: Python's standard library)",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the preset's)")
     parser.add_argument("--ranks", type=int, default=2, help="processes to train on (default: %(default)s)")
     options = parser.parse_args(rest)
@@ -62,8 +68,10 @@ def main(argv: list[str]) -> int:
 
     choose_zero_stage(config, options.ranks)
     validate(config, options.ranks)
+    corpus = Corpus(options.input)
+    _check_same_inputs(workdir, corpus)
     start = time.monotonic()
-    prepare(workdir, config)
+    prepare(workdir, config, corpus)
     _train(config, settings, options.ranks)
     facts = _report(config, options.ranks, workdir)
     print(f"total {clock(time.monotonic() - start)}")
@@ -71,28 +79,40 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _check_same_inputs(workdir: Path, corpus: Corpus) -> None:
+    """Refuse a folder that was begun with other text: its tokens would be used in silence.
+
+    Raises:
+        UserError: the tokenizer in `workdir` was trained on other inputs.
+    """
+    manifest = workdir / "tokenizer" / "manifest.json"
+    if not manifest.exists():
+        return
+    then = json.loads(manifest.read_text()).get("inputs")
+    if then != corpus.inputs:
+        raise UserError(f"--workdir {workdir}: was begun with --input {' '.join(then or ['?'])}; give another folder")
+
+
 def _say(text: str) -> None:
     print(f"● {text}", flush=True)
 
 
-def prepare(workdir: Path, config: Config) -> None:
-    """Tokenizer and token files, unless they are there."""
-    from elas.data_prep.sources import stdlib_corpus
+def prepare(workdir: Path, config: Config, corpus: Corpus) -> None:
+    """Tokenizer and token files of a corpus, unless they are there."""
     from elas.data_prep.tokenize_corpus import Options, tokenize_corpus
     from elas.data_prep.tokenizer_training import train_tokenizer
 
     tokenizer, tokens = workdir / "tokenizer", workdir / "tokens"
     if not (tokenizer / "manifest.json").exists():
-        _say(f"training a tokenizer of {config.model.vocab_size:,} pieces on Python's standard library")
-        facts = train_tokenizer(
-            stdlib_corpus(), tokenizer, vocab_size=config.model.vocab_size, valid_fraction=VALID_FRACTION
-        )
+        name = "Python's standard library" if corpus.inputs == [STDLIB] else ", ".join(corpus.inputs)
+        _say(f"training a tokenizer of {config.model.vocab_size:,} pieces on {name}")
+        facts = train_tokenizer(corpus, tokenizer, vocab_size=config.model.vocab_size, valid_fraction=VALID_FRACTION)
         _say(f"{facts['documents']:,} files, {facts['bytes_in'] / 1e6:.1f} MB")
         shutil.rmtree(tokens, ignore_errors=True)  # those of another tokenizer
     if not all((tokens / f"{part}.manifest.json").exists() for part in ("train", "valid")):
         _say("tokenising")
         options = Options(valid_output=tokens / "valid", valid_fraction=VALID_FRACTION)
-        facts = tokenize_corpus(stdlib_corpus(), tokenizer, tokens / "train", options)
+        facts = tokenize_corpus(corpus, tokenizer, tokens / "train", options)
         _say(f"{facts['tokens']:,} tokens to train on, {facts['valid_tokens']:,} held out")
 
 

@@ -1,0 +1,1 @@
+"""Batch scripts for SLURM: pretraining and data preparation."""
