@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from elas import cli
-from elas.config import Config, load_config, split_overrides
+from elas.config import Config, flatten, load_config, split_overrides
 from elas.console import clock
 from elas.data_prep.sources import STDLIB, Corpus
 from elas.errors import UserError
@@ -70,12 +70,14 @@ def main(argv: list[str]) -> int:
     validate(config, options.ranks)
     corpus = Corpus(options.input)
     _check_same_inputs(workdir, corpus)
-    start = time.monotonic()
+    start, fresh = time.monotonic(), not (workdir / "tokenizer").exists()
     prepare(workdir, config, corpus)
     _train(config, settings, options.ranks)
     facts = _report(config, options.ranks, workdir)
-    print(f"total {clock(time.monotonic() - start)}")
-    cli.write_json(options.json, facts)
+    seconds = time.monotonic() - start
+    print(f"total {clock(seconds)}")
+    # A resumed quickstart says nothing of how long one takes.
+    cli.write_json(options.json, {**facts, "seconds": round(seconds, 1) if fresh else None})
     return 0
 
 
@@ -88,7 +90,7 @@ def _check_same_inputs(workdir: Path, corpus: Corpus) -> None:
     manifest = workdir / "tokenizer" / "manifest.json"
     if not manifest.exists():
         return
-    then = json.loads(manifest.read_text()).get("inputs")
+    then = json.loads(manifest.read_text()).get("source", {}).get("inputs")
     if then != corpus.inputs:
         raise UserError(f"--workdir {workdir}: was begun with --input {' '.join(then or ['?'])}; give another folder")
 
@@ -144,8 +146,9 @@ def _train(config: Config, settings: dict, ranks: int) -> None:
 
 
 def _report(config: Config, ranks: int, workdir: Path) -> dict:
-    from elas.checkpoint.resume import find_checkpoint
-    from elas.report import describe, plot_curves, table
+    from elas.checkpoint.resume import find_checkpoint, versions
+    from elas.data.token_files import read_token_files
+    from elas.report import describe, plot_curves, processor, table
     from elas.train.metrics import read_jsonl
 
     run_dir = Path(config.train.run_dir)
@@ -163,6 +166,12 @@ def _report(config: Config, ranks: int, workdir: Path) -> dict:
         "checkpoint": str(find_checkpoint(config).path),
         "run_dir": str(run_dir),
         "curve": str(picture),
+        "model": describe(config),
+        "seed": config.train.seed,
+        "settings": settings_of(config),
+        "corpus_tokens": read_token_files("data.train", config.data.train).tokens,
+        "cpu": processor(),
+        "versions": versions(),
     }
     rows = [("model", describe(config)), ("tokens trained", f"{facts['tokens_trained']:,}")]
     if validation:
@@ -178,3 +187,9 @@ def _report(config: Config, ranks: int, workdir: Path) -> dict:
     ]
     print(table(rows))
     return facts
+
+
+def settings_of(config: Config) -> dict:
+    """What the result depends on, by dotted key: all settings but the paths under `--workdir` and the layout."""
+    flat = flatten(config.to_dict())
+    return {key: value for key, value in flat.items() if key not in OWN and not key.startswith("parallel.")}

@@ -1,9 +1,9 @@
 """Is the quickstart's learning rate stable? `python docs/experiments/quickstart.py --rates 0.0015 0.003 --seeds 1 2 3`
 
 Trains the quickstart preset for every rate, seed and corpus asked for, and writes what came out to
-docs/experiments/results/quickstart_rates.json, which docs/results.md shows. The corpora are what `elas quickstart` reads
-(`stdlib`) and the same without its 20 largest files (`stdlib_less_20`). A finished run is not repeated; one that was cut
-off resumes. One rank a run, several runs side by side: the losses do not depend on the layout.
+docs/experiments/results/quickstart_rates.json, which docs/results.md shows. The corpora are what `elas quickstart`
+reads (`stdlib`) and the same without its 20 largest files (`stdlib_less_20`). A finished run is not repeated; one that
+was cut off resumes. One rank a run, several runs side by side: the losses do not depend on the layout.
 """
 
 import argparse
