@@ -32,7 +32,7 @@ $(BIN)/elas: constraints.txt pyproject.toml setup.py
 	@$(PYTHON) -m venv $(VENV)
 	@: > $(LOG)
 	$(call step,environment in $(VENV) with $(PYTHON),$(BIN)/python -m pip install --upgrade "pip<27" setuptools)
-	$(call step,$(TORCH),$(BIN)/python -m pip install -c constraints.txt "$(TORCH)")
+	$(call step,$(TORCH),$(BIN)/python -m pip install -c constraints.txt $(foreach word,$(TORCH),"$(word)"))
 	$(call step,ELAS and what it stands on,$(BIN)/python -m pip install -c constraints.txt -e ".[dev]")
 	@touch $@
 
