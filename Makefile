@@ -12,7 +12,7 @@ LOG := $(VENV)/install.log
 # terminal, else a line every 10 seconds. Its last lines are shown when it fails.
 define step
 	@echo "● $(1)"
-	@$(2) >>$(LOG) 2>&1 & pid=$$!; \
+	@$(2) >>$(LOG) 2>&1 & pid=$$!; trap "kill $$pid; exit 130" INT TERM; \
 	while kill -0 $$pid 2>/dev/null; do \
 	  sleep 0.5; \
 	  now=$$(grep -aoE '^ *(Collecting|Downloading|Building|Preparing|Installing|Requirement) .*' $(LOG) | tail -n 1 | cut -c 1-76); \
