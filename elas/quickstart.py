@@ -5,7 +5,6 @@ started by the deepspeed launcher → evaluation → a loss curve and a table. E
 done, so running it again goes on where it stopped, or shows the result.
 """
 
-import json
 import shutil
 import statistics
 import time
@@ -14,10 +13,12 @@ from pathlib import Path
 from elas import cli
 from elas.config import Config, flatten, load_config, split_overrides
 from elas.console import clock
-from elas.data_prep.sources import STDLIB, Corpus
+from elas.data_prep.sources import STDLIB, Corpus, stdlib_corpus
 from elas.errors import UserError
 
 VALID_FRACTION = 0.02
+VALID_MAX_BYTES = 65_536
+"""Longer files are all trained on: one of them would be a quarter of the held-out text, and the perplexity its own."""
 OWN = ("data.train", "data.valid", "data.tokenizer", "train.run_dir")  # settings that follow from --workdir
 
 
@@ -40,10 +41,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--workdir", type=Path, default=Path("quickstart"), help="where everything goes (default: %(default)s)"
     )
-    parser.add_argument(
-        "--input", nargs="+", default=[STDLIB], metavar="PATH",
-        help="text to train on, as elas prep takes it (default: Python's standard library)",
-    )  # fmt: skip
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the preset's)")
     parser.add_argument("--ranks", type=int, default=2, help="processes to train on (default: %(default)s)")
     options = parser.parse_args(rest)
@@ -68,10 +65,8 @@ def main(argv: list[str]) -> int:
 
     choose_zero_stage(config, options.ranks)
     validate(config, options.ranks)
-    corpus = Corpus(options.input)
-    _check_same_inputs(workdir, corpus)
     start, fresh = time.monotonic(), not (workdir / "tokenizer").exists()
-    prepare(workdir, config, corpus)
+    prepare(workdir, config, stdlib_corpus())
     _train(config, settings, options.ranks)
     facts = _report(config, options.ranks, workdir)
     seconds = time.monotonic() - start
@@ -79,20 +74,6 @@ def main(argv: list[str]) -> int:
     # A resumed quickstart says nothing of how long one takes.
     cli.write_json(options.json, {**facts, "seconds": round(seconds, 1) if fresh else None})
     return 0
-
-
-def _check_same_inputs(workdir: Path, corpus: Corpus) -> None:
-    """Refuse a folder that was begun with other text: its tokens would be used in silence.
-
-    Raises:
-        UserError: the tokenizer in `workdir` was trained on other inputs.
-    """
-    manifest = workdir / "tokenizer" / "manifest.json"
-    if not manifest.exists():
-        return
-    then = json.loads(manifest.read_text()).get("source", {}).get("inputs")
-    if then != corpus.inputs:
-        raise UserError(f"--workdir {workdir}: was begun with --input {' '.join(then or ['?'])}; give another folder")
 
 
 def _say(text: str) -> None:
@@ -108,12 +89,18 @@ def prepare(workdir: Path, config: Config, corpus: Corpus) -> None:
     if not (tokenizer / "manifest.json").exists():
         name = "Python's standard library" if corpus.inputs == [STDLIB] else ", ".join(corpus.inputs)
         _say(f"training a tokenizer of {config.model.vocab_size:,} pieces on {name}")
-        facts = train_tokenizer(corpus, tokenizer, vocab_size=config.model.vocab_size, valid_fraction=VALID_FRACTION)
+        facts = train_tokenizer(
+            corpus,
+            tokenizer,
+            vocab_size=config.model.vocab_size,
+            valid_fraction=VALID_FRACTION,
+            valid_max_bytes=VALID_MAX_BYTES,
+        )
         _say(f"{facts['documents']:,} files, {facts['bytes_in'] / 1e6:.1f} MB")
         shutil.rmtree(tokens, ignore_errors=True)  # those of another tokenizer
     if not all((tokens / f"{part}.manifest.json").exists() for part in ("train", "valid")):
         _say("tokenising")
-        options = Options(valid_output=tokens / "valid", valid_fraction=VALID_FRACTION)
+        options = Options(valid_output=tokens / "valid", valid_fraction=VALID_FRACTION, valid_max_bytes=VALID_MAX_BYTES)
         facts = tokenize_corpus(corpus, tokenizer, tokens / "train", options)
         _say(f"{facts['tokens']:,} tokens to train on, {facts['valid_tokens']:,} held out")
 

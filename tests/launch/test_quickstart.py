@@ -36,13 +36,3 @@ def test_quickstart_corpus_is_the_one_measured(quickstart):
     """Another choice of files would make README's figure false; Pythons differ by a few per cent."""
     _, facts, _ = quickstart
     assert facts["corpus_tokens"] == pytest.approx(json.loads(RESULT.read_text())["corpus_tokens"], rel=0.1)
-
-
-def test_quickstart_refuses_other_text_in_its_folder(quickstart, tmp_path):
-    folder, _, _ = quickstart
-    (tmp_path / "a.txt").write_text("text\n")
-    command = [sys.executable, "-m", "elas.cli", "quickstart", "--workdir", str(folder / "work")]
-    done = subprocess.run([*command, "--input", str(tmp_path)], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --workdir ")
-    assert "was begun with --input stdlib" in done.stderr
