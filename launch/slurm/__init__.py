@@ -1,1 +1,0 @@
-"""Batch scripts for SLURM: pretraining and data preparation."""
