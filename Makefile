@@ -29,9 +29,10 @@ $(BIN)/elas: constraints.txt pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; make PYTHON=/path/to/python3.11"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "error: $(PYTHON) is $$($(PYTHON) --version); make PYTHON=/path/to/python3.11 (or 3.12, 3.13)"; exit 2; }
+	@echo "● environment in $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
 	@: > $(LOG)
-	$(call step,environment in $(VENV) with $(PYTHON),$(BIN)/python -m pip install --upgrade "pip<27" setuptools)
+	$(call step,pip and setuptools,$(BIN)/python -m pip install --upgrade "pip<27" setuptools)
 	$(call step,$(TORCH),$(BIN)/python -m pip install -c constraints.txt $(foreach word,$(TORCH),"$(word)"))
 	$(call step,ELAS and what it stands on,$(BIN)/python -m pip install -c constraints.txt -e ".[dev]")
 	@touch $@
