@@ -11,8 +11,7 @@ MAPPED = {
 
 packages = find_packages(include=["elas", "elas.*"]) + list(MAPPED)
 for name, folder in MAPPED.items():
-    # launch/slurm and launch/deepspeed hold files and no __init__.py: with one, `import deepspeed` in launch/pretrain.py
-    # would find launch/deepspeed.
+    # launch/deepspeed has no __init__.py: with one, `import deepspeed` in launch/pretrain.py would find that folder.
     packages += [f"{name}.{sub}" for sub in find_namespace_packages(folder, exclude=["*__pycache__*"])]
 
 setup(packages=packages, package_dir=MAPPED)
