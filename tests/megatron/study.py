@@ -56,6 +56,10 @@ class Study:
     def write_corpus(self) -> None:
         """Documents of tokens by Zipf's law, half of them a fixed successor of the last."""
         import torch
+
+        import elas
+
+        elas.prepare()
         from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
         builder = IndexedDatasetBuilder(f"{self.corpus}.bin")
@@ -63,8 +67,7 @@ class Study:
         weights = 1.0 / torch.arange(1, VOCAB + 1)
         for _ in range(200):
             tokens = torch.multinomial(weights, 300, replacement=True, generator=generator)
-            for t in range(1, 300, 2):
-                tokens[t] = (tokens[t - 1] * 7 + 3) % VOCAB
+            tokens[1::2] = (tokens[::2] * 7 + 3) % VOCAB
             builder.add_document(tokens.to(torch.int32), [300])
         builder.finalize(f"{self.corpus}.idx")
 
