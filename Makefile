@@ -1,25 +1,47 @@
 # make quickstart | test | lint: each makes its own environment in .venv from constraints.txt first.
-PYTHON ?= python3.11
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 VENV ?= .venv
 BIN := $(VENV)/bin
 # torch first and alone: other packages would pull the newest build for CUDA. On a GPU box set TORCH to the build you want.
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+LOG := $(VENV)/install.log
+
+# $(call step,WHAT,COMMAND): say WHAT, run COMMAND with its output in $(LOG), and show where it is: one changing line on a
+# terminal, else a line every 10 seconds. Its last lines are shown when it fails.
+define step
+	@echo "● $(1)"
+	@$(2) >>$(LOG) 2>&1 & pid=$$!; trap "kill $$pid; exit 130" INT TERM; \
+	while kill -0 $$pid 2>/dev/null; do \
+	  sleep 0.5; \
+	  now=$$(grep -aoE '^ *(Collecting|Downloading|Building|Preparing|Installing|Requirement) .*' $(LOG) | tail -n 1 | cut -c 1-76); \
+	  if [ -t 1 ]; then printf '\r\033[K  %s' "$$now"; \
+	  elif [ $$(( (count += 1) % 20 )) -eq 0 ]; then echo "  $$now"; fi; \
+	done; \
+	if [ -t 1 ]; then printf '\r\033[K'; fi; \
+	wait $$pid || { tail -n 30 $(LOG); echo "error: this step failed; its whole output is in $(LOG)"; exit 1; }
+endef
 
 .PHONY: quickstart test lint install clean
 
 $(BIN)/elas: constraints.txt pyproject.toml setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade "pip<27" setuptools
-	$(BIN)/python -m pip install -q -c constraints.txt "$(TORCH)"
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "error: $(PYTHON) is $$($(PYTHON) --version); make PYTHON=/path/to/python3.11 (or 3.12, 3.13)"; exit 2; }
+	@echo "● environment in $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+	@: > $(LOG)
+	$(call step,pip and setuptools,$(BIN)/python -m pip install --upgrade "pip<27" setuptools)
+	$(call step,$(TORCH),$(BIN)/python -m pip install -c constraints.txt $(foreach word,$(TORCH),"$(word)"))
+	$(call step,ELAS and what it stands on,$(BIN)/python -m pip install -c constraints.txt -e ".[dev]")
 	@touch $@
 
 install: $(BIN)/elas
-	$(BIN)/elas build
+	@$(BIN)/elas build
 
 quickstart: install
-	$(BIN)/elas quickstart $(ARGS)
+	@$(BIN)/elas quickstart $(ARGS)
 
 # Launched runs mostly wait: those tests run two at a time. With a path in PYTEST_ARGS, that alone is run.
 test: install

@@ -32,6 +32,7 @@ def tokenizer(argv: list[str]) -> int:
     parser.add_argument(
         "--valid-fraction", type=float, default=0.0, metavar="F", help="leave out what tokenize holds out"
     )
+    parser.add_argument("--valid-max-bytes", type=int, metavar="N", help="with --valid-fraction, as for tokenize")
     parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer that is there")
     args = parser.parse_args(argv)
     if (args.output / MODEL_NAME).exists() and not args.overwrite:
@@ -46,6 +47,7 @@ def tokenizer(argv: list[str]) -> int:
         model_type=args.model_type,
         sample_bytes=args.sample_bytes,
         valid_fraction=args.valid_fraction,
+        valid_max_bytes=args.valid_max_bytes,
     )
     write_json(args.json, facts)
     keys = "model_type", "vocab_size", "documents", "bytes_in", "sample_bytes", "skipped", "train_seconds", "sha256"
@@ -66,6 +68,7 @@ def tokenize(argv: list[str]) -> int:
     options = Options(
         valid_output=args.valid_output,
         valid_fraction=args.valid_fraction,
+        valid_max_bytes=args.valid_max_bytes,
         append_eod=args.append_eod == "yes",
         eod_token=args.eod_token,
         prepend_bos=args.prepend_bos,
@@ -110,6 +113,7 @@ def _tokenize_parser() -> Parser:
     add = parser.add_argument_group("which documents").add_argument
     add("--valid-output", type=Path, metavar="PREFIX", help="token files of held-out documents")
     add("--valid-fraction", type=float, default=0.0, metavar="F", help="documents to hold out, by hash of their text")
+    add("--valid-max-bytes", type=int, metavar="N", help="never hold out a longer document")
     for key in ("min-chars", "max-chars", "min-tokens", "max-tokens"):
         add(f"--{key}", type=int, metavar="N", help=f"leave out documents with {_than(key)} {key[4:]}")
     what = "one of datatrove's filters, GopherQualityFilter:min_doc_words=10"

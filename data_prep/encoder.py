@@ -84,7 +84,7 @@ class Encoder:
             data = document.text.encode()
             size += len(data)
             part.loss.add(self.tokenizer, document.text, data, tokens, int(found[UNKNOWN]), where)
-            side = self.sides > 1 and held_out(data, settings.valid_fraction)
+            side = self.sides > 1 and held_out(data, settings.valid_fraction, settings.valid_max_bytes)
             digest = np.frombuffer(blake2b(data, digest_size=16).digest(), "<u8") if settings.deduplicate else (0, 0)
             rows[side].append((length, len(data), document.metadata["file"], digest))
             for some in (begin, tokens, end):

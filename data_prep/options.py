@@ -21,6 +21,7 @@ class Options:
     Args:
         valid_output: prefix for held-out documents; needs `valid_fraction` above 0, and the other way round.
         valid_fraction: fraction of documents to hold out, by hash of their text.
+        valid_max_bytes: never hold out a longer document; None for no bound.
         append_eod: end every document with the end-of-document id.
         eod_token: the token that ends documents; None for the tokenizer's own.
         prepend_bos: begin every document with the tokenizer's beginning-of-sequence id.
@@ -38,6 +39,7 @@ class Options:
 
     valid_output: str | Path | None = None
     valid_fraction: float = 0.0
+    valid_max_bytes: int | None = None
     append_eod: bool = True
     eod_token: str | None = None
     prepend_bos: bool = False
@@ -67,7 +69,7 @@ def check_options(output_prefix: str | Path, options: Options) -> list[Path]:
         raise ConfigError("--max-skipped", options.max_skipped, "is no share of the corpus", "give 0 to 1, 0.25")
     if options.workers is not None and options.workers < 1:
         raise ConfigError("--workers", options.workers, "nobody would tokenise", "give 1 or more")
-    for key in ("min_chars", "max_chars", "min_tokens", "max_tokens", "task_bytes"):
+    for key in ("min_chars", "max_chars", "min_tokens", "max_tokens", "task_bytes", "valid_max_bytes"):
         value = getattr(options, key)
         if value is not None and value < 1:
             raise ConfigError(f"--{key.replace('_', '-')}", value, "is out of range", "give 1 or more")
@@ -122,6 +124,7 @@ def make_settings(corpus: Corpus, tokenizer_path: str | Path, options: Options) 
         eod=_eod(tokenizer, options),
         bos=_bos(tokenizer, tokenizer_path) if options.prepend_bos else None,
         valid_fraction=options.valid_fraction,
+        valid_max_bytes=options.valid_max_bytes,
         filters=options.filters,
         min_chars=options.min_chars,
         max_chars=options.max_chars,

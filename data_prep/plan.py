@@ -35,6 +35,7 @@ class Settings:
         eod: id that ends every document, None for none.
         bos: id that begins every document, None for none.
         valid_fraction: fraction of documents to hold out, by hash of their text.
+        valid_max_bytes: longer documents are never held out; None for no bound.
         filters: names of datatrove's filters, and their arguments.
         min_chars, max_chars, min_tokens, max_tokens: documents outside are left out; None for no bound.
         deduplicate: keep only the first of documents with the same text.
@@ -48,6 +49,7 @@ class Settings:
     eod: int | None
     bos: int | None = None
     valid_fraction: float = 0.0
+    valid_max_bytes: int | None = None
     filters: list[list] = field(default_factory=list)
     min_chars: int | None = None
     max_chars: int | None = None

@@ -209,12 +209,15 @@ def stdlib_corpus() -> Corpus:
     return Corpus([STDLIB])
 
 
-def held_out(text: str | bytes, fraction: float) -> bool:
+def held_out(text: str | bytes, fraction: float, max_bytes: int | None = None) -> bool:
     """Whether a document belongs to the held-out `fraction` (of documents, by hash of the text).
 
-    So the split does not depend on files, order or machine, and copies of a document fall on the same side.
+    So the split does not depend on files, order or machine, and copies of a document fall on the same side. Documents
+    of more than `max_bytes` never do: in a small corpus, one of them would be most of the held-out text.
     """
     data = text.encode() if isinstance(text, str) else text
+    if max_bytes is not None and len(data) > max_bytes:
+        return False
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) < fraction * 2**64
 
 

@@ -35,6 +35,7 @@ def train_tokenizer(
     model_type: str = "bpe",
     sample_bytes: int = DEFAULT_SAMPLE_BYTES,
     valid_fraction: float = 0.0,
+    valid_max_bytes: int | None = None,
 ) -> dict:
     """Train on a deterministic sample and write `tokenizer.model`, `tokenizer.vocab` and `manifest.json` (last).
 
@@ -45,7 +46,7 @@ def train_tokenizer(
         model_type: `bpe` or `unigram`.
         sample_bytes: train on about this many bytes, spread evenly over all documents; of a corpus of more than
             `READ_AT_MOST` times as many bytes, over what is read of it.
-        valid_fraction: leave out the documents that `tokenize_corpus` holds out for the same fraction.
+        valid_fraction, valid_max_bytes: leave out the documents that `tokenize_corpus` holds out for the same two.
 
     Returns:
         The manifest.
@@ -63,7 +64,9 @@ def train_tokenizer(
         raise ConfigError("--sample-bytes", sample_bytes, "too small to learn from", "give 10000 or more")
     check_fraction("--valid-fraction", valid_fraction)
     with folders_for({"--output": output}):
-        return _train_and_write(documents, output, vocab_size, model_type, sample_bytes, valid_fraction)
+        return _train_and_write(
+            documents, output, vocab_size, model_type, sample_bytes, (valid_fraction, valid_max_bytes)
+        )
 
 
 def _train_and_write(
@@ -72,14 +75,14 @@ def _train_and_write(
     vocab_size: int,
     model_type: str,
     sample_bytes: int,
-    valid_fraction: float,
+    valid: tuple[float, int | None],
 ) -> dict:
     start = time.perf_counter()
     counts = {"documents": 0, "bytes_in": 0, "empty": 0}
     read = documents
     if isinstance(documents, Corpus) and documents.is_larger_than(READ_AT_MOST * sample_bytes):
         read = documents.some(READ_AT_MOST * sample_bytes)
-    training = _counted((d for d in read if not held_out(d.text, valid_fraction)), counts)
+    training = _counted((d for d in read if not held_out(d.text, *valid)), counts)
     sample = sample_chunks(training, sample_bytes)
     sampled = time.perf_counter()
     model = _train(sample, vocab_size, model_type)
@@ -95,7 +98,8 @@ def _train_and_write(
         "sha256": sha256(model).hexdigest(),
         **counts,
         "sample_bytes": sum(len(chunk.encode()) for chunk in sample),
-        "valid_fraction": valid_fraction,
+        "valid_fraction": valid[0],
+        "valid_max_bytes": valid[1],
         "read_seconds": round(sampled - start, 3),
         "train_seconds": round(trained - sampled, 3),
         "skipped": sum(skips.values()),

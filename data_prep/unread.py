@@ -54,7 +54,7 @@ class Unread:
     def share(self, missing: bool | None = None) -> float:
         """Share of the corpus that was not read: for want of the field (True), for other reasons (False), in all."""
         kinds = (True, False) if missing is None else (missing,)
-        by_rows = any(file.size == 0 for file in self.plan.files)  # the hub does not say sizes
+        by_rows = any(file.kind == "hf" for file in self.plan.files)  # the hub does not say sizes
         lost = total = 0.0
         for index, file in enumerate(self.plan.files):
             rows = self._read[index] + self._bad[True][index] + self._bad[False][index]
@@ -107,7 +107,7 @@ def check_columns(corpus: Corpus, bound: float | None, fix: str = "") -> None:
     lacking = corpus.without_column()
     total = sum(file.size for file in corpus.files)
     lost = sum(file.size for file, _ in lacking)
-    by_count = any(file.size == 0 for file in corpus.files)  # the hub does not say sizes
+    by_count = any(file.kind == "hf" for file in corpus.files)  # the hub does not say sizes
     share = len(lacking) / len(corpus.files) if by_count else lost / max(total, 1)
     if not lacking or share <= (LIMIT if bound is None else bound):
         return

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import json
 import os
+import select
 import sys
 import textwrap
 import time
@@ -160,7 +161,8 @@ def run(argv: list[str]) -> int:
 def exit_status(function, argv: list[str]) -> int:
     """Call `function(argv)` and translate its exceptions.
 
-    `UserError` → one line and 2; `Failure`, or numbers that blew up in training → one line and 1; Ctrl-C → 130.
+    `UserError` → one line and 2; `Failure`, or numbers that blew up in training → one line and 1; Ctrl-C → 130;
+    output into a pipe that is closed → 141, without a word.
     """
     try:
         return function(argv)
@@ -173,6 +175,20 @@ def exit_status(function, argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        return 141  # what a process ended by SIGPIPE has in a shell
+
+
+def _output_is_closed() -> bool:
+    """Whether the reader of stdout, such as `head`, has gone; what is left to print then goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(events & select.POLLERR for _, events in poll.poll(0)):
+        return False  # a connection of another kind broke
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _tell(error: Exception) -> None:

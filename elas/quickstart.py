@@ -11,11 +11,14 @@ import time
 from pathlib import Path
 
 from elas import cli
-from elas.config import Config, load_config, split_overrides
+from elas.config import Config, flatten, load_config, split_overrides
 from elas.console import clock
+from elas.data_prep.sources import STDLIB, Corpus, stdlib_corpus
 from elas.errors import UserError
 
 VALID_FRACTION = 0.02
+VALID_MAX_BYTES = 65_536
+"""Longer files are all trained on: one of them would be a quarter of the held-out text, and the perplexity its own."""
 OWN = ("data.train", "data.valid", "data.tokenizer", "train.run_dir")  # settings that follow from --workdir
 
 
@@ -62,12 +65,14 @@ def main(argv: list[str]) -> int:
 
     choose_zero_stage(config, options.ranks)
     validate(config, options.ranks)
-    start = time.monotonic()
-    prepare(workdir, config)
+    start, fresh = time.monotonic(), not (workdir / "tokenizer").exists()
+    prepare(workdir, config, stdlib_corpus())
     _train(config, settings, options.ranks)
     facts = _report(config, options.ranks, workdir)
-    print(f"total {clock(time.monotonic() - start)}")
-    cli.write_json(options.json, facts)
+    seconds = time.monotonic() - start
+    print(f"total {clock(seconds)}")
+    # A resumed quickstart says nothing of how long one takes.
+    cli.write_json(options.json, {**facts, "seconds": round(seconds, 1) if fresh else None})
     return 0
 
 
@@ -75,24 +80,28 @@ def _say(text: str) -> None:
     print(f"● {text}", flush=True)
 
 
-def prepare(workdir: Path, config: Config) -> None:
-    """Tokenizer and token files, unless they are there."""
-    from elas.data_prep.sources import stdlib_corpus
+def prepare(workdir: Path, config: Config, corpus: Corpus) -> None:
+    """Tokenizer and token files of a corpus, unless they are there."""
     from elas.data_prep.tokenize_corpus import Options, tokenize_corpus
     from elas.data_prep.tokenizer_training import train_tokenizer
 
     tokenizer, tokens = workdir / "tokenizer", workdir / "tokens"
     if not (tokenizer / "manifest.json").exists():
-        _say(f"training a tokenizer of {config.model.vocab_size:,} pieces on Python's standard library")
+        name = "Python's standard library" if corpus.inputs == [STDLIB] else ", ".join(corpus.inputs)
+        _say(f"training a tokenizer of {config.model.vocab_size:,} pieces on {name}")
         facts = train_tokenizer(
-            stdlib_corpus(), tokenizer, vocab_size=config.model.vocab_size, valid_fraction=VALID_FRACTION
+            corpus,
+            tokenizer,
+            vocab_size=config.model.vocab_size,
+            valid_fraction=VALID_FRACTION,
+            valid_max_bytes=VALID_MAX_BYTES,
         )
         _say(f"{facts['documents']:,} files, {facts['bytes_in'] / 1e6:.1f} MB")
         shutil.rmtree(tokens, ignore_errors=True)  # those of another tokenizer
     if not all((tokens / f"{part}.manifest.json").exists() for part in ("train", "valid")):
         _say("tokenising")
-        options = Options(valid_output=tokens / "valid", valid_fraction=VALID_FRACTION)
-        facts = tokenize_corpus(stdlib_corpus(), tokenizer, tokens / "train", options)
+        options = Options(valid_output=tokens / "valid", valid_fraction=VALID_FRACTION, valid_max_bytes=VALID_MAX_BYTES)
+        facts = tokenize_corpus(corpus, tokenizer, tokens / "train", options)
         _say(f"{facts['tokens']:,} tokens to train on, {facts['valid_tokens']:,} held out")
 
 
@@ -124,8 +133,9 @@ def _train(config: Config, settings: dict, ranks: int) -> None:
 
 
 def _report(config: Config, ranks: int, workdir: Path) -> dict:
-    from elas.checkpoint.resume import find_checkpoint
-    from elas.report import describe, plot_curves, table
+    from elas.checkpoint.resume import find_checkpoint, versions
+    from elas.data.token_files import read_token_files
+    from elas.report import describe, plot_curves, processor, table
     from elas.train.metrics import read_jsonl
 
     run_dir = Path(config.train.run_dir)
@@ -143,6 +153,12 @@ def _report(config: Config, ranks: int, workdir: Path) -> dict:
         "checkpoint": str(find_checkpoint(config).path),
         "run_dir": str(run_dir),
         "curve": str(picture),
+        "model": describe(config),
+        "seed": config.train.seed,
+        "settings": settings_of(config),
+        "corpus_tokens": read_token_files("data.train", config.data.train).tokens,
+        "cpu": processor(),
+        "versions": versions(),
     }
     rows = [("model", describe(config)), ("tokens trained", f"{facts['tokens_trained']:,}")]
     if validation:
@@ -158,3 +174,9 @@ def _report(config: Config, ranks: int, workdir: Path) -> dict:
     ]
     print(table(rows))
     return facts
+
+
+def settings_of(config: Config) -> dict:
+    """What the result depends on, by dotted key: all settings but the paths under `--workdir` and the layout."""
+    flat = flatten(config.to_dict())
+    return {key: value for key, value in flat.items() if key not in OWN and not key.startswith("parallel.")}

@@ -75,3 +75,14 @@ def table(rows: list[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in rows)
     rule = "─" * (width + 3 + max(len(value) for _, value in rows))
     return "\n".join([rule, *(f"{name:<{width}}   {value}" for name, value in rows), rule])
+
+
+def processor() -> str:
+    """Name of this machine's processor."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        import platform
+
+        return platform.processor() or platform.machine()

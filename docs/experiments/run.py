@@ -18,6 +18,7 @@ import yaml
 
 from elas.checkpoint.resume import versions
 from elas.config import Config, flatten, load_config
+from elas.data_prep.sources import stdlib_corpus
 from elas.errors import UserError
 from elas.quickstart import prepare
 
@@ -60,7 +61,7 @@ def experiments() -> list[str]:
 
 def make_corpus() -> None:
     """The quickstart's tokenizer and tokens, in the folder quickstart, unless they are there."""
-    prepare(Path("quickstart"), load_config("quickstart"))
+    prepare(Path("quickstart"), load_config("quickstart"), stdlib_corpus())
 
 
 def run(name: str, threads: int) -> bool:

@@ -7,6 +7,7 @@ import torch
 from elas.cli import run_command
 from elas.errors import UserError
 from elas.model.transformer_config import DTYPES
+from elas.report import processor
 
 COMMANDS = {
     "ffn": ("elas.bench.ffn", "feed-forward layer, forward and backward: full rank, low rank, 2:4"),
@@ -65,15 +66,5 @@ def environment() -> dict[str, object]:
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "device": gpu or _processor(),
+        "device": gpu or processor(),
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        import platform
-
-        return platform.processor() or platform.machine()

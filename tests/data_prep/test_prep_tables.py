@@ -178,16 +178,17 @@ def test_a_corpus_that_lacks_the_column_is_refused_before_work(tokenizer_folder,
     (tmp_path / "in").mkdir()
     for name, column in (("a", "text"), ("b", "text"), ("c", "body")):
         (tmp_path / "in" / f"{name}.csv").write_text(f"id,{column}\n" + "1,some words\n" * 20)
+    (tmp_path / "in" / "empty.txt").write_text("")  # of no weight, and no reason to count files instead of bytes
     status, err = tokenize(capsys, tokenizer_folder, tmp_path / "in", tmp_path / "all")
     assert status == 2 and len(err) == 1 and not (tmp_path / "all.work").exists()
     assert err[0] == (
-        "error: --field='text': not in 1 of 3 files, 33% of the corpus; c.csv: no column 'text' (it has id, body); "
+        "error: --field='text': not in 1 of 4 files, 33% of the corpus; c.csv: no column 'text' (it has id, body); "
         f"name the text with --field or --input {tmp_path}/in/c.csv:FIELD, or accept the loss with --max-skipped 1"
     )
     status, err = tokenize(capsys, tokenizer_folder, tmp_path / "in", tmp_path / "all", "--max-skipped", "0.4")
     assert status == 0 and err[-1].startswith("warning: 33.3% of the corpus could not be read; ")
     manifest = json.loads((tmp_path / "all.manifest.json").read_text())
-    assert manifest["skipped"] == 1 and abs(manifest["unread_share"] - 1 / 3) < 1e-6
+    assert manifest["skipped"] == 2 and abs(manifest["unread_share"] - 1 / 3) < 1e-6
 
 
 def test_records_that_lack_the_field_are_refused_at_the_end(tokenizer_folder, tmp_path, capsys):

@@ -268,3 +268,12 @@ def test_help_ends_in_an_example(command, capsys):
     except SystemExit as done:
         assert done.code == 0
     assert "elas prep toke" in capsys.readouterr().out.split("example:")[1]
+
+
+def test_long_documents_are_never_held_out():
+    """With `max_bytes` the split of the others stays as it is without."""
+    texts = [f"{number} " + "x" * (number % 100) for number in range(2000)]
+    every = {text for text in texts if held_out(text, 0.2)}
+    short = {text for text in texts if held_out(text, 0.2, 60)}
+    assert short == {text for text in every if len(text) <= 60}
+    assert 0 < len(short) < len(every)

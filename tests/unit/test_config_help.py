@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import typing
 from dataclasses import dataclass
 
@@ -213,3 +215,12 @@ def test_kinds_take_annotations_apart():
 
     assert plain(Count | None) == int | None and plain(Folder | list[str]) == typing.Union[str, list[str]]  # noqa: UP007
     assert name_of(StepsOrShare) == "a whole number or a number" and name_of(Count | None) == "a whole number or null"
+
+
+def test_output_into_a_closed_pipe_ends_without_a_traceback():
+    """As `elas config | head -1` does; Python's own exit status for it is a traceback and 1."""
+    command = [sys.executable, "-m", "elas.cli", "config"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()  # before the first line is written
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 141

@@ -1,0 +1,133 @@
+"""Figures in README and docs come from result files: `python docs/experiments/pages.py` writes them there.
+
+A page holds blocks between `<!-- results: NAME -->` and `<!-- /results -->`; what stands between is made by the
+function of that name below, from the JSON files in docs/experiments/results. `--check` changes nothing and fails when a
+page and the result files differ, as a test does.
+
+| result file | command that writes it |
+|---|---|
+| quickstart.json | `elas quickstart --json docs/experiments/results/quickstart.json` |
+| quickstart_rates.json | `python docs/experiments/quickstart.py` |
+| EXPERIMENT.json | `python docs/experiments/run.py EXPERIMENT` |
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+ROOT = HERE.parents[1]
+PAGES = ("README.md", "docs/results.md")
+_BLOCK = re.compile(r"(<!-- results: (\w+) -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
+
+EXPERIMENTS = {
+    "elas_loro_no_refresh": "ELAS, LORO with exact steps every 150, no refresh (rate 0.003)",
+    "elas_loro": "ELAS, LORO with exact steps and refresh every 150 (0.003)",
+    "elas_loro_refresh_only": "ELAS, LORO with refresh every 150, no exact steps (0.003)",
+    "cola": "CoLA (SiLU between the factors)",
+    "lowrank_swiglu": "low-rank SwiGLU",
+    "full_rank_swiglu": "full-rank SwiGLU (0.001)",
+    "elas_masked": "ELAS, masked gradient, 2:4 from step 100",
+    "elas_ste": "ELAS, straight-through gradient",
+    "elas_soft_threshold": "ELAS, soft threshold",
+    "elas_dense_steps_0": "ELAS, 2:4 from the first step",
+    "elas_split_backward": "ELAS, split backward (weight gradients sparse along tokens)",
+    "elas_dense_steps_300": "ELAS, 2:4 from step 300",
+    "lowrank_relu2": "low-rank relu², no 2:4",
+    "cola_relu2_24": "CoLA, relu² and 2:4 between its factors",
+}
+"""What each experiment is called in the table."""
+
+
+def read(name: str):
+    """One result file."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def quickstart() -> str:
+    """The end of `elas quickstart`, as it prints it."""
+    facts = read("quickstart")
+    lines = [
+        ("model", facts["model"]),
+        ("tokens trained", f"{facts['tokens_trained']:,}"),
+        ("validation perplexity", f"{facts['val_ppl_start']:,.0f} → {facts['val_ppl_end']:,.1f}"),
+        ("zeros after relu²", f"{facts['sparsity']:.1%}"),
+        ("non-zeros dropped by 2:4", f"{facts['dropped']:.1%}"),
+        ("tokens a second", f"{facts['tokens_per_s']:,.0f} on {facts['world_size']} ranks"),
+        ("minutes", f"{facts['seconds'] / 60:.1f}, from text to curves, on {facts['cpu']}"),
+    ]
+    return "```\n" + "".join(f"{name:<26} {value}\n" for name, value in lines) + "```\n"
+
+
+def quickstart_rates() -> str:
+    """Final perplexity of the quickstart by corpus, rate and seed."""
+    rows = read("quickstart_rates")["rows"]
+    seeds = sorted({row["seed"] for row in rows})
+    lines = ["| corpus | rate | " + " | ".join(f"seed {seed}" for seed in seeds) + " | largest ÷ smallest |"]
+    lines.append("|---" * (len(seeds) + 3) + "|")
+    names = {"stdlib": "standard library", "stdlib_less_20": "the same without its 20 largest files"}
+    for corpus, rate in sorted({(row["corpus"], row["lr"]) for row in rows}):
+        ppl = {row["seed"]: row["ppl"] for row in rows if (row["corpus"], row["lr"]) == (corpus, rate)}
+        cells = [f"{ppl[seed]:.1f}" if seed in ppl else "–" for seed in seeds]
+        spread = max(ppl.values()) / min(ppl.values())
+        lines.append(f"| {names[corpus]} | {rate:g} | {' | '.join(cells)} | {spread:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+def experiments() -> str:
+    """The 3 M-token comparisons, the lowest perplexity first."""
+    results = {name: read(name) for name in EXPERIMENTS}
+    lines = ["| experiment | validation perplexity | zeros | dropped |", "|---|---|---|---|"]
+    for name, row in sorted(results.items(), key=lambda item: item[1]["ppl"]):
+        # A gated FFN, and CoLA's SiLU, make no zeros.
+        shares = (f"{100 * row[key]:.1f} %" if row[key] else "–" for key in ("sparsity", "dropped"))
+        lines.append(f"| {EXPERIMENTS[name]} | {row['ppl']:.2f} | {' | '.join(shares)} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(rows: list[dict]) -> tuple[float, float]:
+    """Median perplexity, and the largest deviation from it as a share, of the rows of a rate study."""
+    ppl = [row["ppl"] for row in rows]
+    middle = statistics.median(ppl)
+    return middle, max(abs(value / middle - 1) for value in ppl)
+
+
+BLOCKS = {"quickstart": quickstart, "quickstart_rates": quickstart_rates, "experiments": experiments}
+
+
+def rendered(text: str) -> str:
+    """A page with its blocks made anew.
+
+    Raises:
+        KeyError: a block of an unknown name.
+    """
+    return _BLOCK.sub(lambda match: match[1] + BLOCKS[match[2]]() + match[4], text)
+
+
+def main() -> int:
+    """Write the pages, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; fail when a page is out of date")
+    options = parser.parse_args()
+    status = 0
+    for name in PAGES:
+        page = ROOT / name
+        old = page.read_text(encoding="utf-8")
+        new = rendered(old)
+        if new == old:
+            continue
+        if options.check:
+            print(f"error: {name} differs from its result files; python docs/experiments/pages.py", file=sys.stderr)
+            status = 1
+        else:
+            page.write_text(new, encoding="utf-8")
+            print(f"{name}: written")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
