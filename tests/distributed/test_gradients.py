@@ -22,11 +22,13 @@ def first_gradient(micro_batch_size: int, bf16_sum: bool) -> list[float]:
 
     from elas import parallel
     from elas.config import load_config
+    from elas.model.activation import set_step
     from elas.train.engine import Engine
 
     settings = {**SMALL, "train.dtype": "bfloat16", "train.global_batch_size": 64}
     config = load_config(None, {**settings, "train.micro_batch_size": micro_batch_size})
     engine = Engine(config, parallel.initialize(config.parallel, seed=1))
+    set_step(engine.chunks, 1)
     weight = engine.chunks[0].output_layer.weight
     if bf16_sum and engine._accumulation is not None:
         for parameter in engine.chunks[0].parameters():
@@ -63,6 +65,7 @@ def gradient_that_adam_sees(stage: int, micro_batches: int, fp32_sum: bool = Tru
     from elas import parallel
     from elas.checkpoint.state import capture
     from elas.config import load_config
+    from elas.model.activation import set_step
     from elas.train import engine as engines
 
     settings = {**SMALL, "train.dtype": "bfloat16", "parallel.zero": stage, "optimizer.clip_grad": 0.0}
@@ -78,6 +81,7 @@ def gradient_that_adam_sees(stage: int, micro_batches: int, fp32_sum: bool = Tru
         engine = engines.Engine(config, parallel.initialize(config.parallel, seed=1))
     finally:
         engines.deepspeed_config = made
+    set_step(engine.chunks, 1)
     tokens = torch.randint(256, (1, 33), generator=torch.Generator().manual_seed(7))
     engine.step((tokens[:, :-1], tokens[:, 1:]) for _ in range(micro_batches))
     held = [tensor for name, tensor in capture(engine).items() if name.startswith("exp_avg.")]

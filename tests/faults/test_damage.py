@@ -131,7 +131,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(settings, tmp
         outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
         assert [rank.returncode for rank in ranks] == [1, 1], outputs
         (line,) = [line for line in outputs[0].splitlines() if line.startswith("error:")]
-        assert "could not be written" in line and "No space left" in line and "the last whole one is" in line
+        assert "could not be written" in line and "No space left" in line and "the last intact one is" in line
         assert "Traceback" not in outputs[0]
         assert exit_status(run, ["checkpoint", "verify", str(disk / "run")]) == 0
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
