@@ -16,14 +16,18 @@ What 2:4 does to the activation is seen by `elas.model.observe`.
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
+from elas.config import SparsityConfig
 from elas.errors import ConfigError
 from elas.kernels.relu2_24 import Relu24Options, relu2_24
 from elas.model.observe import Observer
-from elas.model.transformer_config import ElasTransformerConfig
+
+if TYPE_CHECKING:  # `elas.nn` imports this file, without Megatron-core
+    from elas.model.transformer_config import ElasTransformerConfig
 
 STEP_KEY = "sparsity_step"
 
@@ -32,7 +36,7 @@ class SparseSwitch(torch.nn.Module):
     """Holds whether 2:4 is active, and an observer of what it does.
 
     Args:
-        config: its `sparsity` section.
+        sparsity: kind, options of the kernel, dense steps.
         kind: the non-linearity; only `relu2` can be sparse.
 
     Attributes:
@@ -42,9 +46,8 @@ class SparseSwitch(torch.nn.Module):
         step: number of the training step, from 1; 0 before any.
     """
 
-    def __init__(self, config: ElasTransformerConfig, kind: str = "relu2"):
+    def __init__(self, sparsity: SparsityConfig, kind: str = "relu2"):
         super().__init__()
-        sparsity = config.sparsity
         self._options = {flag: Relu24Options.of(sparsity, sparse=flag) for flag in (False, True)}
         self.can_be_sparse = sparsity.kind == "2:4" and kind == "relu2"
         self.dense_steps = sparsity.dense_steps if self.can_be_sparse else 0
@@ -80,8 +83,8 @@ class SparseSwitch(torch.nn.Module):
 class Activation(SparseSwitch):
     """An element-wise non-linearity: `silu`, or `relu2` with 2:4 when that is active."""
 
-    def __init__(self, config: ElasTransformerConfig, kind: str):
-        super().__init__(config, kind)
+    def __init__(self, sparsity: SparsityConfig, kind: str):
+        super().__init__(sparsity, kind)
         self.kind = kind
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -95,8 +98,8 @@ class Activation(SparseSwitch):
 class SquaredReLU24(Activation):
     """`Activation` of kind `relu2`, as Megatron's MLP builds one: from the configuration alone."""
 
-    def __init__(self, config: ElasTransformerConfig):
-        super().__init__(config, "relu2")
+    def __init__(self, config: "ElasTransformerConfig"):
+        super().__init__(config.sparsity, "relu2")
 
 
 def _switches(models: Iterable[torch.nn.Module]) -> list[SparseSwitch]:

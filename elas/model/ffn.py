@@ -42,7 +42,7 @@ class ElasFFN(SparseSwitch):
 
     def __init__(self, config: ElasTransformerConfig, submodules: MLPSubmodules | None = None, tp_group=None):
         check(config)
-        super().__init__(config, config.ffn_activation)
+        super().__init__(config.sparsity, config.ffn_activation)
         submodules, tp_group = submodules or self.submodules, tp_group or self.tp_group
         self.config = config
         self.gated = config.ffn_activation == "swiglu"

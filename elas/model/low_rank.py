@@ -35,7 +35,8 @@ from megatron.core.utils import divide, get_tensor_model_parallel_group_if_none
 from elas import host
 from elas.model.activation import Activation
 from elas.model.core_call import Core, check_plain_call, with_bias
-from elas.model.factors import draw_factor, factor_std
+from elas.model.factor_std import factor_std
+from elas.model.factors import draw_factor
 from elas.model.transformer_config import ElasTransformerConfig
 
 
@@ -54,7 +55,7 @@ class _LowRankLinear(MegatronModule):
         self.sequence_parallel = config.sequence_parallel
         self.activation: Callable | None = None
         if self.kind == "cola":
-            self.activation = Activation(config, config.low_rank.activation)
+            self.activation = Activation(config.sparsity, config.low_rank.activation)
 
     def _factor(self, rows: int, columns: int, std: float, shard_dim: int | None) -> torch.nn.Parameter:
         factor = self._parameter(rows, columns, shard_dim=shard_dim)

@@ -31,7 +31,7 @@ class ElasTransformerConfig(TransformerConfig):
     init_std: float = 0.02
     """Standard deviation of full-rank weights."""
     factor_init_method: Callable[[torch.Tensor], object] | None = None
-    """Initialises each factor in place; None: normal with `elas.model.factors.factor_std`."""
+    """Initialises each factor in place; None: normal with `elas.model.factor_std.factor_std`."""
 
     def __post_init__(self):
         super().__post_init__()

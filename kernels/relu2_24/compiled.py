@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from elas.kernels.relu2_24 import registry
+from elas.kernels.relu2_24.autocast import autocast_off
 from elas.kernels.relu2_24.options import Relu24Options
 
 
@@ -40,7 +41,8 @@ def core(
     """`v [n, r_out]` from `u [n, r_in]`, and what the backward pass takes back."""
     options = _options(sparse, method, gradient, scale, ffn_memory, backward)
     one = registry.select(options, u.device, u.dtype, implementation)
-    v, kept = one.passes.forward(u, m_up, n_down, options, keep)
+    with autocast_off(u.device):
+        v, kept = one.passes.forward(u, m_up, n_down, options, keep)
     return (v, *_two(kept, u))
 
 
@@ -79,7 +81,8 @@ def core_backward(
     one = registry.select(options, u.device, u.dtype, implementation)
     packed = sparse and gradient == "masked" and ffn_memory == "compressed"
     kept = () if ffn_memory == "fused" else (kept0, kept1) if packed else (kept0,)
-    grads = one.passes.backward(u, m_up, n_down, kept, dv, options, tuple(needs))
+    with autocast_off(u.device):
+        grads = one.passes.backward(u, m_up, n_down, kept, dv, options, tuple(needs))
     return tuple(u.new_empty(0) if grad is None else grad for grad in grads)
 
 

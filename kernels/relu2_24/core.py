@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from elas.kernels.relu2_24.autocast import autocast_off
 from elas.kernels.relu2_24.options import Relu24Options
 from elas.kernels.relu2_24.reference import first_derivative_only
 
@@ -67,7 +68,8 @@ class _Core(torch.autograd.Function):
     def backward(ctx, dv: Tensor) -> tuple[Tensor | None, ...]:
         u, m_up, n_down, *kept = ctx.saved_tensors
         needs = tuple(ctx.needs_input_grad[:3])
-        du, dm_up, dn_down = ctx.passes.backward(_rows(u), m_up, n_down, tuple(kept), _rows(dv), ctx.options, needs)
+        with autocast_off(dv.device):  # `backward()` may be called inside an autocast region
+            du, dm_up, dn_down = ctx.passes.backward(_rows(u), m_up, n_down, tuple(kept), _rows(dv), ctx.options, needs)
         return None if du is None else du.view(u.shape), dm_up, dn_down, None, None
 
 

@@ -1,5 +1,8 @@
 """The public calls: check the inputs once, choose an implementation, run it.
 
+Autocast: as with torch's own `linear`, operands are cast to autocast's dtype (fp64 ones are not) and the result has it;
+what happens inside is ours to say, so autocast is off there, in the backward pass too (`core.py`).
+
 Shapes: `f` features, `r_in`, `r_out` widths of the two ends of the core.
 """
 
@@ -10,6 +13,7 @@ from torch import Tensor
 
 from elas.errors import ConfigError
 from elas.kernels.relu2_24 import compiled, function, reference, registry
+from elas.kernels.relu2_24.autocast import autocast_dtype, autocast_off
 from elas.kernels.relu2_24.fused import TorchFused
 from elas.kernels.relu2_24.options import Relu24Options, check_activation, check_core
 from elas.kernels.relu2_24.split import SplitBackward
@@ -36,7 +40,8 @@ def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
         why = "the activation alone has no weight gradients"
         raise ConfigError("sparsity.backward", "split", why, "use ffn_core, or dense")
     check_activation(z.dtype, z.shape[-1], options)
-    return (reference if options.ffn_memory == "eager" else function).relu2_24(z, options)
+    with autocast_off(z.device):  # on CUDA it squares in fp32, and the result would have another dtype
+        return (reference if options.ffn_memory == "eager" else function).relu2_24(z, options)
 
 
 def ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, implementation: str = "auto") -> Tensor:
@@ -50,12 +55,21 @@ def ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, im
         implementation: name of a registered implementation, or `auto`; see `registry.select`.
 
     Returns:
-        v: `[..., r_out]` in the dtype of u. Under tensor parallelism f is this rank's share and v a partial sum.
+        v: `[..., r_out]` in the dtype of u, under autocast in autocast's. Under tensor parallelism f is this rank's share and v a partial sum.
 
     Raises:
-        UserError: shapes or dtypes that do not fit; fp16.
+        UserError: shapes or dtypes that do not fit; fp16, also of autocast.
         ConfigError: f does not divide by 4, or the memory mode or implementation cannot be had.
     """
+    dtype = autocast_dtype(u.device)
+    if dtype is None:
+        return _ffn_core(u, m_up, n_down, options, implementation)
+    u, m_up, n_down = (x if x.dtype == torch.float64 else x.to(dtype) for x in (u, m_up, n_down))
+    with autocast_off(u.device):
+        return _ffn_core(u, m_up, n_down, options, implementation)
+
+
+def _ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, implementation: str) -> Tensor:
     check_core(u, m_up, n_down, options)
     if torch.compiler.is_compiling():
         if options.ffn_memory != "eager" or options.backward == "split":

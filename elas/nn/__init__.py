@@ -1,0 +1,22 @@
+"""The layers for plain PyTorch, DeepSpeed and Hugging Face models: no process groups, no Megatron-core.
+
+    from elas.nn import LowRankFFN, LowRankLinear
+
+    ffn = LowRankFFN(hidden_size=768, ffn_hidden_size=3072, rank=192)   # squared ReLU, 2:4; keeps nothing d_ff wide
+    out = LowRankLinear(768, 768, rank=192)
+
+They initialise themselves, take `device` and `dtype` as torch's own layers do, and name their parameters as the layers
+for Megatron-core do, so that weights move between them. 2:4 is on from the first step; for dense steps before it say
+`dense_steps=N` and call `count_steps(model, optimizer)` once.
+
+- linear.py: `LowRankLinear`, and `SVD` of an `nn.Linear`.
+- ffn.py: `LowRankFFN` and, with full-rank linears, `SparseFFN`.
+- settings.py: what their arguments may be.
+"""
+
+from elas.kernels.relu2_24 import Relu24Options
+from elas.model.activation import count_steps, set_sparse, set_step
+from elas.nn.ffn import LowRankFFN, SparseFFN
+from elas.nn.linear import LowRankLinear
+
+__all__ = ["LowRankFFN", "LowRankLinear", "Relu24Options", "SparseFFN", "count_steps", "set_sparse", "set_step"]

@@ -1,0 +1,224 @@
+"""Low-rank linears in plain PyTorch: `y = (x · factor_inᵀ) · factor_outᵀ`.
+
+Legend: i input width, o output width, r rank, n factor pairs.
+
+Parameters have the names and shapes that `elas.model.low_rank` gives them on one tensor-parallel rank: `factor_in
+[n·r, i]` and `factor_out [o, r]`, or one `factor_out_NAME [o, r]` for each of several pairs.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elas.errors import ConfigError
+from elas.kernels.relu2_24 import Relu24Options
+from elas.model.activation import Activation
+from elas.model.core_call import Core, with_bias
+from elas.model.factor_std import factor_std
+from elas.nn.settings import check_choice, check_size, sparsity_of
+
+INITS = ("lowrank", "cola")
+ACTIVATIONS = (None, "silu", "relu2")
+
+
+class LowRankLinear(torch.nn.Module):
+    """A linear layer as a pair of factors, or several that share their input.
+
+    Args:
+        in_features: i.
+        out_features: o; or output widths by name, `{"q": 512, "k": 128, "v": 128}`: that many pairs, whose
+            `factor_in` are stacked so that one product serves them all.
+        rank: r, of each pair.
+        bias: add one: `bias [o]`, or `bias_NAME` for each of several pairs.
+        init: `lowrank` draws with deviation sqrt(2 / (size + r)), as LORO; `cola` as CoLA
+            (`elas.model.factor_std`).
+        activation: a non-linearity between the factors (CoLA, arXiv 2502.10940): `silu`, `relu2` (2:4 sparse unless
+            options say otherwise) or any callable on `[..., n·r]`; None for none.
+        options: of `relu2`; see `Relu24Options`.
+        dense_steps: training steps before 2:4 begins; something must count them: `elas.nn.count_steps`.
+        device: where parameters are made, as in torch's layers.
+        dtype: of the parameters.
+
+    Attributes:
+        energy_kept: after `from_linear`, the share of the squared weights that the factors hold; else None.
+
+    Raises:
+        ConfigError: arguments that do not fit, one line.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int | Mapping[str, int],
+        rank: int,
+        bias: bool = False,
+        init: str = "lowrank",
+        activation: str | Callable[[Tensor], Tensor] | None = None,
+        *,
+        options: Relu24Options | None = None,
+        dense_steps: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.in_features, self.rank = check_size("in_features", in_features), check_size("rank", rank)
+        self.outputs = dict(out_features) if isinstance(out_features, Mapping) else {"out": out_features}
+        if not self.outputs:
+            raise ConfigError("out_features", out_features, "names no outputs", "give a width, or widths by name")
+        for size in self.outputs.values():
+            check_size("out_features", size)
+        check_choice("init", init, INITS)
+        self.init, self.energy_kept = init, None
+        self.activation = self._activation(activation, options, dense_steps)
+        factory = dict(device=device, dtype=dtype)
+        self.factor_in = torch.nn.Parameter(torch.empty(len(self.outputs) * rank, in_features, **factory))
+        for name, size in self.outputs.items():
+            factor = torch.nn.Parameter(torch.empty(size, rank, **factory))
+            self.register_parameter(self._name("factor_out", name), factor)
+        for name, size in self.outputs.items():
+            one = torch.nn.Parameter(torch.empty(size, **factory)) if bias else None
+            self.register_parameter(self._name("bias", name), one)
+        self.reset_parameters()
+
+    def _activation(self, kind, options: Relu24Options | None, dense_steps: int) -> Callable | None:
+        if callable(kind):
+            kind, chosen = "callable", kind
+        else:
+            check_choice("activation", kind, ACTIVATIONS)
+            chosen = None
+        width = "rank", self.rank
+        sparsity = sparsity_of(kind, options, dense_steps, width, "auto")
+        return Activation(sparsity, kind) if kind in ("silu", "relu2") else chosen
+
+    def _name(self, what: str, pair: str) -> str:
+        return what if len(self.outputs) == 1 else f"{what}_{pair}"
+
+    @property
+    def out_features(self) -> int:
+        """o, summed over pairs."""
+        return sum(self.outputs.values())
+
+    @property
+    def output_factors(self) -> list[torch.nn.Parameter]:
+        """`factor_out [o, r]` of each pair."""
+        return [getattr(self, self._name("factor_out", name)) for name in self.outputs]
+
+    @property
+    def biases(self) -> list[torch.nn.Parameter | None]:
+        """`bias [o]` of each pair, or None for each."""
+        return [getattr(self, self._name("bias", name)) for name in self.outputs]
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the factors anew; biases become 0. Uses torch's default generator, as torch's own layers do."""
+        sizes = list(self.outputs.values())
+        into = sum(sizes) // len(sizes)
+        std = factor_std(self.init, self.rank, self.in_features, self.in_features, into)
+        torch.nn.init.normal_(self.factor_in, 0.0, std)
+        for size, factor, bias in zip(sizes, self.output_factors, self.biases):
+            torch.nn.init.normal_(factor, 0.0, factor_std(self.init, self.rank, size, self.in_features, size))
+            if bias is not None:
+                torch.nn.init.zeros_(bias)
+        self.energy_kept = None
+
+    @classmethod
+    @torch.no_grad()
+    def from_linear(cls, linear: torch.nn.Linear, rank: int, **more) -> "LowRankLinear":
+        """The best rank-r approximation of a full-rank linear (truncated SVD, both factors with root Σ).
+
+        Args:
+            linear: its weight, bias, device and dtype are taken over; it is not changed.
+            rank: r, at most the smaller of its two widths.
+            more: as `LowRankLinear`'s.
+
+        Returns:
+            The layer; `energy_kept` says how much of the squared weights it holds, in 0 to 1.
+
+        Raises:
+            ConfigError: a rank that is too large, or not a linear.
+        """
+        if not isinstance(linear, torch.nn.Linear):
+            raise ConfigError("linear", type(linear).__name__, "is not a torch.nn.Linear", "give one")
+        most = min(linear.in_features, linear.out_features)
+        if check_size("rank", rank) > most:
+            raise ConfigError("rank", rank, f"the weight has rank {most} at most", f"give {most} or less")
+        weight = linear.weight
+        factory = {"device": weight.device, "dtype": weight.dtype}
+        has_bias = linear.bias is not None
+        one = cls(linear.in_features, linear.out_features, rank, **{"bias": has_bias, **factory, **more})
+        if weight.is_meta:
+            return one
+        u, sigma, vh = torch.linalg.svd(weight.to(torch.promote_types(weight.dtype, torch.float32)), False)
+        root = sigma[:rank].sqrt()
+        one.factor_in.copy_(root[:, None] * vh[:rank])
+        one.factor_out.copy_(u[:, :rank] * root)
+        if has_bias and one.bias is not None:
+            one.bias.copy_(linear.bias)
+        total = float(sigma.square().sum())
+        one.energy_kept = float(sigma[:rank].square().sum()) / total if total else 1.0
+        return one
+
+    @torch.no_grad()
+    def to_linear(self) -> torch.nn.Linear:
+        """A full-rank `nn.Linear` that computes the same: weight `factor_out · factor_in`.
+
+        Raises:
+            ConfigError: there is a non-linearity between the factors.
+        """
+        if self.activation is not None:
+            raise ConfigError("activation", self.activation, "no single matrix computes this", "keep the factors")
+        factor = self.factor_in
+        bias = self.biases[0] is not None
+        linear = torch.nn.utils.skip_init(
+            torch.nn.Linear, self.in_features, self.out_features, bias, device=factor.device, dtype=factor.dtype
+        )
+        pairs = zip(self.output_factors, factor.split(self.rank))
+        linear.weight.copy_(torch.cat([out @ into for out, into in pairs]))
+        if bias:
+            linear.bias.copy_(torch.cat(self.biases))
+        return linear
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """Input side: `x [..., i]` to `u [..., n·r]`."""
+        u = F.linear(x, self.factor_in)
+        return u if self.activation is None else self.activation(u)
+
+    def expand(self, u: Tensor) -> tuple[Tensor, ...]:
+        """Output side: `u [..., n·r]` to one `[..., o]` for each pair."""
+        return tuple(F.linear(*one) for one in zip(u.split(self.rank, dim=-1), self.output_factors, self.biases))
+
+    def project(self, x: Tensor) -> Tensor:
+        """All outputs `[k, o]` of some tokens `x [k, i]`, for the observer; only within a call."""
+        return torch.cat(self.expand(self.bottleneck(x)), dim=-1)
+
+    def forward(self, x: Tensor, *, core: Core | None = None, end: Core | None = None):
+        """`x [..., i]` to `y [..., o]`; with several pairs to a tuple of one `[..., o]` for each.
+
+        `core` and `end` are for the FFN: the layer lends a factor while it is being called, so that hooks on it run
+        (`elas.model.core_call`).
+
+        Args:
+            x: the input; with `end` whatever that takes.
+            core: called with `u [..., r]` and `factor_out [o, r]` (with a bias both are 8 wider); its result is
+                returned.
+            end: called with x and `factor_in [r, i]` in place of their product; gives `[..., r]`.
+        """
+        if core is not None:
+            return core(*with_bias(self.bottleneck(x), self.factor_out, self.bias))
+        if end is not None:
+            v = end(x, self.factor_in)
+            return F.linear(v if self.activation is None else self.activation(v), self.factor_out, self.bias)
+        y = self.expand(self.bottleneck(x))
+        return y[0] if len(y) == 1 else y
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        outputs = self.outputs if len(self.outputs) > 1 else self.out_features
+        return f"in_features={self.in_features}, out_features={outputs}, rank={self.rank}, bias={self.has_bias}"
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether outputs have a bias."""
+        return self.biases[0] is not None
