@@ -9,6 +9,7 @@
 - split.py: weight gradients from an activation pruned along tokens too, emulated (`sparsity.backward: split`).
 - cpu/: fused and compressed in C++.
 - registry.py: which implementation of `ffn_core` runs; compiled.py: `ffn_core` under torch.compile.
+- autocast.py: what autocast means to the core.
 - ops.py: the public calls, which check their inputs and choose.
 """
 

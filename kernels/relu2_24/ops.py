@@ -55,7 +55,8 @@ def ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, im
         implementation: name of a registered implementation, or `auto`; see `registry.select`.
 
     Returns:
-        v: `[..., r_out]` in the dtype of u, under autocast in autocast's. Under tensor parallelism f is this rank's share and v a partial sum.
+        v: `[..., r_out]` in the dtype of u, under autocast in autocast's. Under tensor parallelism f is this rank's
+        share and v a partial sum.
 
     Raises:
         UserError: shapes or dtypes that do not fit; fp16, also of autocast.
