@@ -29,7 +29,7 @@ COMMANDS = {
     "checkpoint": ("elas.checkpoint.cli", "what a run saved: `checkpoint list`, `verify`, `info`"),
     "build": ("elas.build", "compile ahead of time what runs on this machine will need"),
     "bench": ("elas.bench.cli", "what things cost: `bench ffn`, `step`, `comm`, `checkpoint`, `prep`"),
-    "prep": ("elas.data_prep.cli", "prepare data: `prep tokenizer`, `tokenize`, `verify`, `info`"),
+    "prep": ("elas.data_prep.cli", "prepare data: `prep tokenizer`, `tokenize`, `merge`, `verify`, `info`"),
 }
 
 
@@ -172,8 +172,8 @@ def exit_status(function, argv: list[str]) -> int:
     except (FloatingPointError, Failure) as error:
         _tell(error)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(": ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
     except BrokenPipeError:
         if not _output_is_closed():

@@ -8,6 +8,7 @@ import os
 import sys
 import textwrap
 import threading
+import time
 from typing import TextIO
 
 _WIPE = "\r\x1b[2K"
@@ -81,3 +82,47 @@ class Console:
             self._stream.flush()
         except OSError:
             setattr(sys, self._name, open(os.devnull, "w"))  # noqa: SIM115  until the process ends
+
+
+class Heartbeat:
+    """A line on standard error every ten seconds while a program loads: `still starting (20 s)`; a context.
+
+    Standard output belongs to what the program prints. A thread of its own writes, as imports take long on a busy
+    machine or a slow file system; one that holds the GIL throughout delays its line.
+
+    Args:
+        what: goes on, for the line.
+        shows: False on all ranks but 0.
+        every_s: seconds without a line, at most.
+    """
+
+    def __init__(self, what: str, *, shows: bool = True, every_s: float = 10.0):
+        self._what, self._shows, self._every_s = what, shows, every_s
+        self._console, self._closed = Console("err"), threading.Event()
+        self._since = self._said = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        if self._shows:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_error) -> None:
+        self._closed.set()
+        if self._shows:
+            self._thread.join()
+
+    @property
+    def seconds(self) -> float:
+        """Since this was made."""
+        return time.monotonic() - self._since
+
+    def begin(self, what: str) -> None:
+        """Something else goes on from now; the caller has just said so."""
+        self._what, self._said = what, time.monotonic()
+
+    def _run(self) -> None:
+        while not self._closed.wait(max(0.0, self._said + self._every_s - time.monotonic())):
+            if time.monotonic() - self._said >= self._every_s:
+                self._console.say(f"still {self._what} ({self.seconds:.0f} s)")
+                self._said = time.monotonic()

@@ -23,6 +23,11 @@ def srun_environment() -> None:
     os.environ.setdefault("MASTER_PORT", str(20000 + _whole("SLURM_JOB_ID", 0) % 20000))
 
 
+def is_first_rank() -> bool:
+    """Whether this process shows what goes on, before its variables are checked: rank 0, or no rank of a launcher's."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and how many there are; 0 and 1 without a launcher.
 

@@ -5,20 +5,33 @@
     torchrun --nproc_per_node 2 launch/pretrain.py --config run.yaml --parallel.tensor 2
     srun … python launch/pretrain.py --config run.yaml
 
-Every mistake that can be seen in the settings, the files and the number of ranks is told in one line, with exit status
-2, before any process group exists.
+Every mistake that can be seen in the settings, the files and the number of ranks is one line, with exit status 2,
+before any process group exists.
 """
 
+from __future__ import annotations
+
+import contextlib
 import dataclasses
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from elas.cli import Parser, end_process, exit_status, write_json
 from elas.config import Config, load_config, split_overrides
 from elas.config.phases import unreached
 from elas.config.writing import to_yaml
+from elas.console import Heartbeat
 from elas.errors import UserError
-from elas.launch.environment import choose_interface, rank_and_world, srun_environment
+from elas.launch.environment import choose_interface, is_first_rank, rank_and_world, srun_environment
 from elas.launch.leash import end_with_launcher
+
+if TYPE_CHECKING:  # these import torch
+    from filelock import BaseFileLock
+
+    from elas.checkpoint.folder import Checkpoint
+    from elas.checkpoint.initial import Initial
 
 
 def parse(argv: list[str]) -> tuple[Config, dict]:
@@ -95,9 +108,47 @@ def main(argv: list[str]) -> int:
         Exit status 0.
 
     Raises:
-        UserError: anything the user can mend.
+        UserError: a mistake in the settings, the files or the number of ranks.
     """
     end_with_launcher()
+    with Heartbeat("starting", shows=is_first_rank()) as heartbeat:
+        ready = _prepare(argv, heartbeat)
+        if ready is None:
+            return 0
+        with _interrupted_before_training(ready.resume):
+            from elas import parallel
+            from elas.train.loop import run
+
+            train = ready.config.train
+            layout = parallel.initialize(ready.config.parallel, seed=train.seed, timeout_s=train.timeout_seconds)
+    result = run(ready.config, layout, ready.resume, ready.initial)
+    parallel.leave()
+    if layout.rank == 0:
+        ready.lock.release()
+        if not result.stopped:
+            print(result.done_line(heartbeat.seconds), flush=True)
+        write_json(ready.json, {**dataclasses.asdict(result), **ready.facts})
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ready:
+    """A run that was checked and may start."""
+
+    config: Config
+    resume: Checkpoint | None
+    initial: Initial | None
+    lock: BaseFileLock | None
+    json: Path | None
+    facts: dict
+
+
+def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
+    """Check all that a start checks, and load what it needs; None where that was all there was to do.
+
+    Raises:
+        UserError: a mistake in the settings, the files or the number of ranks.
+    """
     config, options = parse(argv)
     from elas.validate import validate
 
@@ -105,13 +156,14 @@ def main(argv: list[str]) -> int:
         validate(config, None)
         print(to_yaml(config), end="")
         write_json(options["json"], config.to_dict())
-        return 0
+        return None
     srun_environment()
     rank, world = rank_and_world()
     if options["dry_run"]:
         from elas.launch.dry_run import dry_run, world_of
 
-        return dry_run(config, world_of(options["ranks"], world), options["json"], shows=rank == 0)
+        dry_run(config, world_of(options["ranks"], world), options["json"], shows=rank == 0)
+        return None
     choose_interface()
     from elas import host
 
@@ -133,23 +185,28 @@ def main(argv: list[str]) -> int:
         if rank == 0:
             print(f"already trained to step {resume.step}; nothing to do ({resume.path})")
             write_json(options["json"], {**dataclasses.asdict(done), **facts})
-        return 0
+        return None
     if rank == 0:
         print("loading Megatron-core and DeepSpeed", flush=True)  # seconds, or a minute on a busy machine
-    prebuild(config)
+        heartbeat.begin("loading Megatron-core and DeepSpeed")
+    with _interrupted_before_training(resume):
+        prebuild(config)
     lock = run_dir.claim(config) if rank == 0 else None
     if rank == 0:
         warn_of_unreached(config, resume.step if resume else 0)
-    from elas import parallel
-    from elas.train.loop import run
+    return _Ready(config, resume, initial, lock, options["json"], facts)
 
-    layout = parallel.initialize(config.parallel, seed=config.train.seed, timeout_s=config.train.timeout_seconds)
-    result = run(config, layout, resume, initial)
-    parallel.leave()
-    if rank == 0:
-        lock.release()
-        write_json(options["json"], {**dataclasses.asdict(result), **facts})
-    return 0
+
+@contextlib.contextmanager
+def _interrupted_before_training(resume: Checkpoint | None) -> Iterator[None]:
+    """Say what is saved where Ctrl-C comes before a run listens to signals."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from elas.train.standing import Standing
+
+        standing = Standing(resume.path, resume.step, unsaved=False) if resume else Standing(None, 0, unsaved=False)
+        raise KeyboardInterrupt(standing.lost()) from None
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ class Saver:
     Attributes:
         blocked_s: seconds that the last `save` kept training waiting.
         last: folder of the last checkpoint that is in place.
+        last_step: the step that it holds.
     """
 
     def __init__(self, config: Config, engine: Engine):
@@ -39,6 +40,7 @@ class Saver:
         self.identity = identity(config)
         self.blocked_s = 0.0
         self.last: Path | None = None
+        self.last_step = 0
         self._plan: storage.Plan | None = None
         self._copies: storage.Tensors | None = None
         self._writing: _Writing | None = None
@@ -116,7 +118,7 @@ class Saver:
         dist.broadcast_object_list(problem, src=0)
         if problem[0]:
             raise Failure(f"checkpoint {writing.target.name} could not be written ({problem[0]}); {self._kept()}")
-        self.last = writing.target
+        self.last, self.last_step = writing.target, writing.manifest["step"]
         return writing.target
 
     def _kept(self) -> str:
@@ -177,6 +179,7 @@ class Saver:
             "layout": state.layout_facts(self.engine),
             "versions": versions(),
             "config": self.config.to_dict(),
+            "shares": dict(self.config.shares),
         }
 
     def _copy(self, tensors: storage.Tensors) -> storage.Tensors:

@@ -3,8 +3,10 @@ description in the string below it. `elas config`, `--show-config` and the check
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
 
 from elas.config.kinds import (
     AboveZero,
@@ -221,7 +223,8 @@ class LogConfig:
     """What is written while training."""
 
     every_steps: Count = 10
-    """Steps between lines in metrics.jsonl, on the console and in TensorBoard."""
+    """Steps between lines in metrics.jsonl, on the console and in TensorBoard; a start's first step and the last have
+    one too."""
     tensorboard: bool = True
     """Also write TensorBoard event files under RUN_DIR/tensorboard."""
     sparsity_tokens: CountOrZero = 1024
@@ -242,6 +245,8 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    shares: ClassVar[Mapping[str, float]] = MappingProxyType({})
+    """Shares of train.steps as they were given, by key (`elas.config.shares`); the fields hold the steps."""
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as nested plain dicts."""

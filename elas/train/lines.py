@@ -3,13 +3,14 @@
 from elas.console import clock
 
 
-def step_line(row: dict, steps: int, width: int | None = None) -> str:
+def step_line(row: dict, steps: int, width: int | None = None, *, more_s: float = 0.0) -> str:
     """One logged step for people.
 
     Args:
         row: as in metrics.jsonl.
         steps: of the whole run.
         width: columns there are; what matters least is left out until the line fits. None for any number.
+        more_s: seconds of the validations and saves that are still to come.
     """
     meant = row["loss_steps"]
     parts = {
@@ -21,7 +22,7 @@ def step_line(row: dict, steps: int, width: int | None = None) -> str:
         "rate": f"{row['tokens_per_s']:,.0f} tok/s",
         "zeros": "" if row["sparsity"] is None else f"zeros {row['sparsity']:.1%}",
         "dropped": "" if row["dropped"] is None else f"dropped {row['dropped']:.1%}",
-        "left": f"left {clock((steps - row['step']) * row['step_s'])}",
+        "left": f"left {clock((steps - row['step']) * row['step_s'] + more_s)}",
     }
     for unimportant in ("", "dropped", "zeros", "lr", "norm", "mean"):
         parts.pop(unimportant, None)

@@ -15,7 +15,7 @@ from elas.model import observe
 from elas.model.activation import set_sparse
 from elas.optim.schedule import learning_rate
 from elas.parallel import Layout
-from elas.train import history, start
+from elas.train import events, history, start
 from elas.train.culprit import name_bad_layer
 from elas.train.engine import Engine
 from elas.train.exact import LoroCycle
@@ -25,6 +25,7 @@ from elas.train.micro_batches import Abandoned, MicroBatches
 from elas.train.progress import FIRST_S, LATER_S, Progress
 from elas.train.result import RunResult
 from elas.train.signals import StopRequest, clear_markers, write_marker
+from elas.train.standing import Standing, stopped_line
 from elas.train.troubles import BadSteps, Spikes
 from elas.train.watchdog import Watchdog
 
@@ -60,7 +61,8 @@ class _Run:
     """A run under way.
 
     Attributes:
-        step: optimizer steps taken, skipped ones included.
+        step: optimizer steps taken, skipped ones included; in the middle of one, that one's number.
+        first: this start's first step.
         consumed: samples consumed; more than `step` global batches after a rollback, which goes on with fresh ones.
         tokens: trained on: labels that counted. What fills up a document's sample counts for nothing.
         origin: facts of the checkpoint whose weights the run began with, kept in its manifests; or None.
@@ -79,9 +81,11 @@ class _Run:
     ):
         self.config, self.layout, self.stop, self.progress = config, layout, stop, progress
         progress.begin("reading the checkpoint" if resume else "reading the corpus")
+        stop.standing = lambda: Standing(resume.path if resume else None, resume.step if resume else 0, False)
         if resume:
             resume = first_whole(resume, config)
         self.step = resume.step if resume else 0
+        self.first = self.step + 1
         self.consumed = resume.manifest["consumed_samples"] if resume else 0
         self.tokens = resume.manifest["tokens"] if resume else 0
         self._open_data()
@@ -99,15 +103,15 @@ class _Run:
             clear_markers(config)
         self.metrics = Metrics(config, last_step=self.step, writes=layout.rank == 0)
         self.saver = Saver(config, self.engine)
-        self.saver.last = resume.path if resume else None
+        self.saver.last, self.saver.last_step = (resume.path, resume.step) if resume else (None, 0)
         self.saved = (self.step, self.consumed)  # what the newest checkpoint holds; nothing of step 0 needs one
-        stop.lost = self._unsaved
+        stop.standing = self._standing
         self.validation_due = bool(resume and resume.manifest.get("validation_due"))
         self.cycle = LoroCycle(self.engine, config.optimizer) if config.optimizer.kind == "loro" else None
         self.bad, self.spikes = BadSteps(), Spikes(config.train.spike_nats)
         self.loss: float | None = None
         self.valid_loss: float | None = None
-        self.interval = Interval(self.step, self.tokens)
+        self.interval, self.due = Interval(self.step, self.tokens), events.Due(config)
         self._announce(resume)
         if layout.rank == 0:
             for line in (*(initial.says() if initial else ()), *history.record(config, resume)):
@@ -121,25 +125,26 @@ class _Run:
 
     def train(self) -> RunResult:
         """Go on to the end, or until the run is asked to stop."""
-        config, first = self.config, self.step
+        config = self.config
         stopped = self._validate() if self.step == 0 or self.validation_due else ""
         self.interval.restart(self.step, self.tokens)
         while self.step < config.train.steps and not stopped:
             whole = self._one_step()
             if whole and config.train.on_spike != "ignore" and self._spiked():
                 continue
-            if whole and _validates(config, self.step):  # before saving: what cannot be evaluated is not worth keeping
-                self._validate()
+            if whole and events.validates(config, self.step):
+                self._validate()  # before saving: what cannot be evaluated is not worth keeping
             stopped = self._save_if_due()
-            if whole and self.step == first + 1:
+            if whole and self.step == self.first:
                 self.progress.interval = LATER_S
-                self.progress.say(start.after_first_step(config, self.step, self.step_s))
+                more_s = self.due.seconds(self.step, over=True)
+                self.progress.say(start.after_first_step(config, self.step, self.step_s, more_s))
         self.saver.finish()
         stopped = stopped if self.step < config.train.steps or self.validation_due else ""
         if self.valid_loss is None and not stopped:  # resumed at its last step
             stopped = self._validate()
         if stopped:
-            self._say_stopped(stopped)
+            self.progress.say(stopped_line(config, self.step, stopped, self.saver.last))
         self.metrics.close()
         checkpoint = str(self.saver.last) if self.saver.last else None
         if self.layout.rank == 0:
@@ -153,7 +158,7 @@ class _Run:
         step = self.step
         set_sparse(engine.chunks, step > config.sparsity.dense_steps)
         due = bool(cycle and cycle.due(step))
-        logged = step % config.log.every_steps == 0 or step in (1, config.train.steps) or due
+        logged = events.logs(config, step, self.first) or due
         observe.look_next(engine.chunks, config.log.sparsity_tokens if logged else 0)
         lr = learning_rate(step, config.train.steps, config.optimizer, config.schedule)
         engine.set_learning_rate(lr)
@@ -226,7 +231,7 @@ class _Run:
         if saver.under_way and not agreed.busy:
             saver.finish()
         state = (self.step, self.consumed)
-        if state != self.saved and (agreed.why or _saves(config, self.step)):
+        if state != self.saved and (agreed.why or events.saves(config, self.step)):
             if not self.engine.is_finite():
                 raise self._diverged("weights that are not finite after the update")
             self.between.mark("saving")
@@ -235,20 +240,14 @@ class _Run:
             facts |= {"validation_due": True} if self.validation_due else {}
             facts |= {"init_from": self.origin} if self.origin else {}
             saver.save(self.step, self.tokens, facts)
-            self.saved = state
+            self.saved, self.due.save_s = state, saver.blocked_s
             self.interval.restart(self.step, self.tokens)
         return agreed.why
 
-    def _unsaved(self) -> str:
-        """What would be lost if the run ended now."""
-        if self.step == 0:
-            return "nothing has been trained yet"
-        last = self.saver.last
-        return f"what came after {last.name} is lost" if last else "all is lost: nothing has been saved yet"
-
-    def _say_stopped(self, why: str) -> None:
-        again = "the same command goes on from there" if self.step else "the same command begins again"
-        self.progress.say(f"stopped after step {self.step} ({why}); {again}")
+    def _standing(self) -> Standing:
+        """What is saved, for whoever asks the run to stop; also called from another thread."""
+        unsaved = self.consumed != self.saved[1] or self.saver.under_way
+        return Standing(self.saver.last, self.saver.last_step, unsaved)
 
     def _validate(self) -> str:
         """Mean loss over the validation set, with 2:4 as a trained model runs it: on, but for the first steps.
@@ -265,7 +264,7 @@ class _Run:
         samples, available = len(self.datasets.valid), self.datasets.valid_available
         micro_batches = -(-samples // (config.train.micro_batch_size * self.layout.dp))
         self.between.begin("validation", micro_batches, len(engine.chunks))
-        self.progress.interval = FIRST_S
+        self.progress.interval, begun = FIRST_S, time.perf_counter()
         try:
             for micro in whole_set(self.datasets.valid, config, self.layout):
                 losses, counted = engine.evaluate(micro)
@@ -273,7 +272,7 @@ class _Run:
         except Abandoned:
             self.validation_due = True
             return self.stop.agree(waiting=False).why
-        self.validation_due = False
+        self.validation_due, self.due.validation_s = False, time.perf_counter() - begun
         loss = self.valid_loss = total / tokens
         if not math.isfinite(loss):
             raise self._diverged(f"validation loss {loss}")
@@ -322,14 +321,5 @@ class _Run:
             row["layers"] = observe.by_layer(counts)
         self.metrics.log("metrics", row)
         console = self.progress.console
-        self.progress.say(step_line(row, config.train.steps, console.width if console.is_terminal else None))
-
-
-def _validates(config: Config, step: int) -> bool:
-    every = config.train.eval_every
-    return step == config.train.steps or bool(every and step % every == 0)
-
-
-def _saves(config: Config, step: int) -> bool:
-    every = config.checkpoint.every_steps
-    return step == config.train.steps or bool(every and step % every == 0)
+        width = console.width if console.is_terminal else None
+        self.progress.say(step_line(row, config.train.steps, width, more_s=self.due.seconds(step, over=False)))

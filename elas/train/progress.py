@@ -66,8 +66,9 @@ class Progress:
             return f"{line}, for {clock(passed)}"
         whole = passed / (number - 1) * of
         line += f", {clock(max(0.0, whole - passed))} left of {clock(whole)}"
-        if what.startswith("step"):
-            return f"{line}; {self.steps:,} such steps take {clock(whole * self.steps)}"
+        if what.startswith("step "):
+            left = self.steps - int(what.removeprefix("step ")) + 1
+            line += f"; {left:,} such steps take {clock(whole * left)}" if left > 1 else ""
         return line
 
     def _run(self) -> None:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from elas.cli import write_json
 from elas.config import Config
+from elas.train.standing import Standing
 
 DONE, REQUEUE = "DONE", "REQUEUE"
 _REASONS = ("", "train.stop_after_minutes is over", "SIGHUP", "SIGUSR1", "SIGINT", "SIGTERM")
@@ -57,11 +58,11 @@ class StopRequest:
         say: writes a line for people; called from another thread.
 
     Attributes:
-        lost: says what ending at once would lose.
+        standing: says what of the run is saved.
     """
 
     def __init__(self, minutes: float | None, say: Callable[[str], None] = lambda text: None):
-        self.lost: Callable[[], str] = lambda: "nothing has been trained yet"
+        self.standing: Callable[[], Standing] = lambda: Standing(None, 0, unsaved=False)
         self._say = say
         self._signal = 0  # index of the reason
         self._lock = threading.Lock()
@@ -99,7 +100,8 @@ class StopRequest:
         if now - self._noted.setdefault(number, now) > self._same_s:
             name = signal.Signals(number).name
             if int(os.environ.get("RANK", "0")) == 0:
-                print(f"\nerror: ended at once by the second {name}; {self.lost()}", file=sys.stderr, flush=True)
+                lost = self.standing().lost()
+                print(f"\nerror: ended at once by the second {name}; {lost}", file=sys.stderr, flush=True)
             os._exit(128 + number)
         self.hear(_SIGNALS[number])
 
@@ -109,8 +111,9 @@ class StopRequest:
             if self._signal or not reason:
                 return
             self._signal = reason
-        again = f"the same signal again ends it at once ({self.lost()})"
-        self._say(f"stopping ({_REASONS[reason]}): the run will save and end; {again}")
+        standing = self.standing()
+        again = f"the same signal again ends it at once ({standing.lost()})"
+        self._say(f"stopping ({_REASONS[reason]}): {standing.plan()}; {again}")
 
     @property
     def signalled(self) -> int:

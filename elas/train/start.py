@@ -67,16 +67,17 @@ def memory_in_words(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def after_first_step(config: Config, step: int, seconds: float) -> str:
+def after_first_step(config: Config, step: int, seconds: float, more_s: float = 0.0) -> str:
     """How long the rest will take, and how much memory a step took; every rank calls it.
 
     Args:
         config: the run's.
         step: the step that was taken.
         seconds: what it took.
+        more_s: what the validations and saves that are still to come will take.
     """
     peak = torch.tensor(host.peak_memory(), device=torch.cuda.current_device())
     dist.all_reduce(peak, op=dist.ReduceOp.MAX)
     left = config.train.steps - step
-    rest = f"about {clock(left * seconds)} for the {left:,} left" if left else "it was the last"
+    rest = f"about {clock(left * seconds + more_s)} for the {left:,} left" if left else "it was the last"
     return f"step {step} took {seconds:.1f} s: {rest}; memory of a rank: {memory_in_words(int(peak))} at most"

@@ -1,18 +1,22 @@
 """Asked to stop, a run saves, says how it ended, and goes on from there as if nothing had been."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from corpora import SMALL, write_corpus
 from training_processes import curve, finish, rows, start, wait_for_step
 
+from elas.config import load_config
 from elas.extensions import prebuild_deepspeed
 from elas.train.signals import StopRequest
+from elas.train.standing import Standing, how_to_go_on, stopped_line
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -44,11 +48,57 @@ def test_a_signal_to_one_rank_stops_all_after_a_save(settings, whole, tmp_path, 
     assert marker["stopped"] == number.name and not (tmp_path / "DONE").exists()
     told = [line for line in output.splitlines() if line.startswith("stop")]
     assert len(told) == 2 and told[0].startswith(f"stopping ({number.name}): the run will save and end; "), output
-    assert told[1] == f"stopped after step {marker['step']} ({number.name}); the same command goes on from there"
+    stopped = f"stopped after step {marker['step']} ({number.name}), saved in {marker['checkpoint']}"
+    assert told[1] == f"{stopped}; the same command goes on from there"
     assert 5 <= marker["step"] < 60 and rows(tmp_path)[-1]["step"] == marker["step"]
     finish(start(settings))
     assert json.loads((tmp_path / "DONE").read_text())["step"] == 60 and not (tmp_path / "REQUEUE").exists()
     assert curve(tmp_path) == curve(whole)
+
+
+def test_a_resumed_run_stopped_before_a_new_step_says_what_is_saved(settings, tmp_path):
+    """Its first step, of 64 micro-batches, is left before its update."""
+    slow = {"train.micro_batch_size": 1, "train.global_batch_size": 64, "train.run_dir": tmp_path}
+    output = finish(start({**settings, **slow, "train.steps": 1}, 1))
+    saved, row = tmp_path / "checkpoints" / "step_00000001", rows(tmp_path)[-1]
+    perplexity = f"{math.exp(rows(tmp_path, 'validation')[-1]['loss']):,.1f}"
+    done = f"done: step 1, 2,048 tokens, loss {row['loss']:.4f}, validation perplexity {perplexity}; {saved}; "
+    assert output.splitlines()[-1].startswith(done), output
+    (rank,) = start({**settings, **slow, "train.steps": 3}, 1)
+    for line in rank.stdout:
+        if line.startswith("resumed from"):
+            rank.send_signal(signal.SIGTERM)
+            break
+    output = finish([rank])
+    kept = f"nothing is lost: step 1 is saved in {saved}"
+    stopping = f"stopping (SIGTERM): the run will end; the same signal again ends it at once ({kept})"
+    stopped = f"stopped after step 1 (SIGTERM), saved in {saved}; the same command goes on from there"
+    assert [line for line in output.splitlines() if line.startswith(("stop", "done"))] == [stopping, stopped], output
+    assert json.loads((tmp_path / "REQUEUE").read_text())["checkpoint"] == str(saved)
+
+
+@pytest.mark.parametrize(
+    "checkpoint, unsaved, plan, lost",
+    [
+        (None, False, "the run will end", "nothing has been trained yet"),
+        (None, True, "the run will save and end", "all steps are lost, as none is saved yet"),
+        (Path("a/b"), False, "the run will end", "nothing is lost: step 4 is saved in a/b"),
+        (Path("a/b"), True, "the run will save and end", "what came after step 4 is lost; a/b stays"),
+    ],
+)
+def test_what_a_stop_would_lose(checkpoint, unsaved, plan, lost):
+    standing = Standing(checkpoint, 4, unsaved)
+    assert (standing.plan(), standing.lost()) == (plan, lost)
+
+
+def test_how_to_go_on_depends_on_what_the_run_was_to_resume(tmp_path):
+    config = load_config(None, {"train.run_dir": str(tmp_path)})
+    own, other = tmp_path / "checkpoints" / "step_00000002", tmp_path / "other" / "step_00000002"
+    assert how_to_go_on(config, own) == "the same command goes on from there"
+    assert how_to_go_on(config, other) == "the same command begins from there again"
+    config.checkpoint.resume = "none"
+    assert how_to_go_on(config, own) == "to go on from there, start it with checkpoint.resume=auto"
+    assert stopped_line(config, 0, "SIGINT", None).startswith("stopped before step 1 was done (SIGINT), so nothing was")
 
 
 def test_a_time_budget(settings, tmp_path):
@@ -60,10 +110,11 @@ def test_a_time_budget(settings, tmp_path):
 WAITING = """
 import hashlib
 from elas.train.signals import StopRequest
+from elas.train.standing import Standing
 def say(text):
     print(text, flush=True)
 with StopRequest(None, say) as stop:
-    stop.lost = lambda: "what came after step 40 is lost"
+    stop.standing = lambda: Standing("a/step_00000040", 40, unsaved=True)
     say("ready")
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes without a look at signals, as in a collective
 """
@@ -77,7 +128,7 @@ def test_the_same_signal_again_ends_it_at_once_even_in_a_collective(launched):
     try:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGUSR1)
-        lost = "what came after step 40 is lost"
+        lost = "what came after step 40 is lost; a/step_00000040 stays"
         again = f"the run will save and end; the same signal again ends it at once ({lost})"
         assert process.stdout.readline() == f"stopping (SIGUSR1): {again}\n"
         process.send_signal(signal.SIGTERM)  # as schedulers do: it changes nothing

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from elas.console import Console, clock
+from elas.console import Console, Heartbeat, clock
 from elas.train.lines import step_line
 from elas.train.progress import Progress
 
@@ -103,6 +103,21 @@ def test_a_stream_that_is_gone_takes_nothing_and_ends_nothing():
         sys.stdout = before
 
 
+def test_the_time_left_holds_validations_and_saves_to_come():
+    assert step_line(ROW, 1000, more_s=61).endswith("left 34:01")
+
+
+def test_a_program_that_loads_is_never_silent_for_long(capsys):
+    with Heartbeat("starting", every_s=0.3) as heartbeat:
+        time.sleep(0.45)
+        heartbeat.begin("loading")
+        time.sleep(0.75)
+    with Heartbeat("starting", shows=False, every_s=0.05), Heartbeat("starting", every_s=60):
+        time.sleep(0.2)
+    out, err = capsys.readouterr()
+    assert out == "" and re.sub(r"\d+", "N", err).splitlines() == ["still starting (N s)", *["still loading (N s)"] * 2]
+
+
 def test_a_slow_step_says_how_far_it_is_and_how_long_all_take(capsys):
     console = Console()
     with Progress(console, 1000, shows=True) as progress:
@@ -114,6 +129,14 @@ def test_a_slow_step_says_how_far_it_is_and_how_long_all_take(capsys):
         progress.at(3)
         whole = r"step 1: micro-batch 3 of 64, 12:2\d left of 12:[45]\d; 1,000 such steps take 8d 21:2\d:\d\d"
         assert re.fullmatch(whole, progress.text())
+        progress.begin("step 999", 64)
+        progress.at(3)
+        progress._since -= 24
+        assert re.search(r"; 2 such steps take 25:\d\d$", progress.text())
+        progress.begin("step 1000", 64)
+        progress.at(3)
+        progress._since -= 24
+        assert re.search(r"left of 12:[45]\d$", progress.text())
         progress.begin("validation", 10)
         progress.at(6)
         progress._since -= 50

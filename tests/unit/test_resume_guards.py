@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def put(config, step: int = 3, **facts) -> Path:
     (partial / "x").write_bytes(b"x")
     files = {"x": {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}}
     manifest = {"step": step, "tokens": 8 * step, "identity": identity(config), "config": config.to_dict()}
+    manifest |= {"shares": dict(config.shares)}
     put_in_place(partial, path, {**manifest, "files": files, **facts})
     return path
 
@@ -182,7 +184,30 @@ def test_changes_are_said_and_kept_from_the_step_they_hold(tmp_path, corpora):
         (3, {"optimizer.lr": [0.003, 0.0001], "train.steps": [10, 20]}),
         (6, {"sparsity.gradient": ["masked", "ste"]}),
     ]
-    assert all(row["time"].endswith("+00:00") for row in rows)
+    assert all(isinstance(row["time"], float) and abs(row["time"] - time.time()) < 600 for row in rows)
     assert start(6, **{"optimizer.lr": 1e-4, "train.steps": 20}) == []  # not changed after all
     assert len(path.read_text().splitlines()) == 1
     assert start(3) == [] and path.read_text() == ""
+
+
+def test_a_share_that_changed_is_named_as_it_was_given(corpora, tmp_path):
+    before = {"data.train": corpora["a"], "sparsity.dense_steps": 0.2, "schedule.warmup_steps": 2}
+    put(config_of(tmp_path, before), 3)
+
+    def changes(**settings) -> dict:
+        config = config_of(tmp_path, before | {key.replace("__", "."): value for key, value in settings.items()})
+        lines, found = (
+            history.record(config, (checkpoint := find_checkpoint(config))),
+            history.changes(config, checkpoint),
+        )
+        for key, (old, new) in found.items():
+            assert f"changed from step 4 on: {key}={new} (was {old})" in lines
+        return found
+
+    assert changes() == {}
+    given = ["0.2 (2 steps)", "0.5 (5 steps)"]
+    assert changes(sparsity__dense_steps=0.5) == {"sparsity.dense_steps": given}
+    assert changes(sparsity__dense_steps=1) == {"sparsity.dense_steps": ["0.2 (2 steps)", 1]}
+    assert changes(schedule__warmup_steps=0.1) == {"schedule.warmup_steps": [2, "0.1 (1 step)"]}
+    longer = {"train.steps": [10, 20], "sparsity.dense_steps": ["0.2 (2 steps)", "0.2 (4 steps)"]}
+    assert changes(train__steps=20) == longer
