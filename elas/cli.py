@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from elas.console import Heartbeat
 from elas.errors import Failure, UserError
 
 COMMANDS = {
@@ -135,7 +136,10 @@ def run_command(prog: str, commands: dict[str, tuple[Callable | str, str]], argv
         hint = f"did you mean {near[0]!r}?" if near else f"see {prog} --help"
         raise UserError(f"{prog}: unknown command {argv[0]!r}; {hint}")
     function = commands[argv[0]][0]
-    return (importlib.import_module(function).main if isinstance(function, str) else function)(argv[1:])
+    if isinstance(function, str):
+        with Heartbeat(f"loading {prog} {argv[0]}"):
+            function = importlib.import_module(function).main
+    return function(argv[1:])
 
 
 def run(argv: list[str]) -> int:

@@ -27,8 +27,10 @@ def validate(config: Config, world_size: int | None) -> None:
     Raises:
         ConfigError: the first rule broken.
     """
+    check_ranges(config)
+    if world_size is not None:
+        _layout(config, world_size)  # first: with another number of ranks, other sizes may do
     for rule in (
-        check_ranges,
         _schedule,
         _optimizer,
         _shape,
@@ -41,7 +43,7 @@ def validate(config: Config, world_size: int | None) -> None:
     ):
         rule(config)
     if world_size is not None:
-        _world(config, world_size)
+        _global_batch(config, world_size)
 
 
 def check_ranges(config: Config) -> None:
@@ -217,15 +219,19 @@ def _batches(config: Config) -> None:
         raise ConfigError("train.global_batch_size", train.global_batch_size, why, fix)
 
 
-def _world(config: Config, world_size: int) -> None:
-    parallel, train = config.parallel, config.train
+def _layout(config: Config, world_size: int) -> None:
+    parallel = config.parallel
     ranks = parallel.tensor * parallel.pipeline
     if world_size % ranks:
         key = "parallel.pipeline" if parallel.tensor == 1 else "parallel.tensor"
         value = parallel.pipeline if parallel.tensor == 1 else parallel.tensor
         why = f"tensor × pipeline = {parallel.tensor} × {parallel.pipeline} does not divide the world size {world_size}"
         raise ConfigError(key, value, why, f"start a multiple of {ranks} ranks, or change the layout")
-    dp = world_size // ranks
+
+
+def _global_batch(config: Config, world_size: int) -> None:
+    parallel, train = config.parallel, config.train
+    dp = world_size // (parallel.tensor * parallel.pipeline)
     each = train.micro_batch_size * dp * (parallel.pipeline if parallel.virtual_pipeline > 1 else 1)
     if train.global_batch_size % each:
         why = f"not divisible by train.micro_batch_size={train.micro_batch_size} × {dp} data-parallel ranks"

@@ -38,15 +38,15 @@ def read_runs(path: Path, given: list[str], world: int) -> list[Job]:
         UserError: the first thing found wrong, with its line; or two runs in one folder.
     """
     jobs: list[Job] = []
-    for number, line in enumerate(read_sweep(path)):
+    for number, line in enumerate(read_sweep(path), 1):
         try:
             jobs.append(read([*given, *line], world))
         except UserError as error:
-            raise UserError(f"--sweep {path}: line {number} (from 0): {error}") from None
+            raise UserError(f"--sweep {path}: line {number}: {error}") from None
     folders = [job.run_dir.resolve() for job in jobs]
-    for number, folder in enumerate(folders):
-        if folder in folders[:number]:
-            both = f"lines {folders.index(folder)} and {number} (from 0) both train in {jobs[number].run_dir}"
+    for number, folder in enumerate(folders, 1):
+        if folder in folders[: number - 1]:
+            both = f"lines {folders.index(folder) + 1} and {number} both train in {jobs[number - 1].run_dir}"
             raise UserError(f"--sweep {path}: {both}; give each line its own --train.run_dir")
     return jobs
 

@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 from elas import cli
+from elas.console import Heartbeat
 from elas.errors import UserError
 from elas.launch import pretrain
+from elas.launch.dry_run import check_kernel
 from elas.launch.job import Job, add_options, markers, read_job, split_argv, whole_number
 from elas.launch.supervise import Supervisor
 from elas.launch.verdict import conclude
+from elas.train.deepspeed_config import check_deepspeed_json
 from elas.train.run_dir import claim
 
 LAUNCHERS = ("deepspeed", "torchrun")
@@ -55,7 +58,10 @@ def main(argv: list[str]) -> int:
         return _sweep(settings, options)
     if options.parallel is not None:
         raise UserError(f"--parallel {options.parallel}: only with --sweep FILE")
-    job = read_job(settings, options, options.ranks or _gpus() or 1)
+    with Heartbeat("checking the settings"):
+        job = read_job(settings, options, options.ranks or _gpus() or 1)
+        check_deepspeed_json(job.config)
+        check_kernel(job.config)
     port = options.master_port or free_port()
     if options.master_port and not port_is_free(options.master_port):
         raise UserError(f"--master-port {port}: something listens there already; give another, or leave it out")
@@ -79,7 +85,8 @@ def _sweep(settings: list[str], options) -> int:
         )
     if gpus and parallel > 1:  # deepspeed's launcher gives every run the first GPUs
         raise UserError(f"--parallel {parallel}: runs would share this machine's {gpus} GPUs; give --parallel 1")
-    jobs = read_runs(options.sweep, [*shared_arguments(options), *settings], ranks)
+    with Heartbeat("checking the settings"):
+        jobs = read_runs(options.sweep, [*shared_arguments(options), *settings], ranks)
     given = [f"--ranks={ranks}", f"--launcher={options.launcher}"]
     given += [f"--restarts={options.restarts}"] if options.restarts is not None else []
     if options.dry_run:
@@ -94,7 +101,7 @@ def run(job: Job, command: list[str], json_file=None) -> int:
     parts = {os.uname().nodename: range(job.world)}
     before = markers(job.run_dir)
     watched = Supervisor(command, parts, None, environment(job.world)).run()
-    return conclude(job, watched, parts, before, markers(job.run_dir), json_file)
+    return conclude(job, watched, parts, before, markers(job.run_dir), json_file, run_speaks=True)
 
 
 def command_of(job: Job, launcher: str, port: int, restarts: int = 0) -> list[str]:

@@ -30,9 +30,10 @@ LOG = "launch.log"
 
 @dataclass
 class _Run:
-    """One line of the sweep."""
+    """One line of the sweep, counted from 1."""
 
     number: int
+    of: int
     job: Job
     state: str = "not started"
     status: int | None = None
@@ -46,7 +47,7 @@ class _Run:
 
     @property
     def name(self) -> str:
-        return f"run {self.number} ({self.job.run_dir})"
+        return f"run {self.number}/{self.of} ({self.job.run_dir})"
 
     def facts(self) -> dict:
         """For scripts."""
@@ -76,7 +77,7 @@ def run_sweep(jobs: list[Job], options: list[str], parallel: int, json_file: Pat
     Returns:
         0 when every run came to its end, 128 + n when it was asked to stop by signal n, else 1.
     """
-    runs = [_Run(number, job) for number, job in enumerate(jobs)]
+    runs = [_Run(number, len(jobs), job) for number, job in enumerate(jobs, 1)]
     waiting = [run for run in runs if not _is_finished(run)]
     under_way: list[_Run] = []
     asked: list[int] = []
@@ -85,10 +86,11 @@ def run_sweep(jobs: list[Job], options: list[str], parallel: int, json_file: Pat
         while under_way or (waiting and not asked):
             while waiting and len(under_way) < parallel and not asked:
                 run = waiting.pop(0)
-                if _start(run, options, len(jobs), parallel):
+                if _start(run, options, parallel):
                     under_way.append(run)
             for number in asked[handed_on:]:
-                _say(f"{signal.Signals(number).name}: {len(under_way)} runs are to save and end, {len(waiting)} wait")
+                name, left = signal.Signals(number).name, _runs(len(waiting))
+                _say(f"{name}: {_runs(len(under_way))} to save and end, {left} not started")
                 for run in under_way:
                     run.process.send_signal(number)
             handed_on = len(asked)
@@ -114,7 +116,7 @@ def _is_finished(run: _Run) -> bool:
     return True
 
 
-def _start(run: _Run, options: list[str], runs: int, parallel: int) -> bool:
+def _start(run: _Run, options: list[str], parallel: int) -> bool:
     """Start one; whether it could be."""
     run.began = time.monotonic()
     try:
@@ -139,7 +141,7 @@ def _start(run: _Run, options: list[str], runs: int, parallel: int) -> bool:
             preexec_fn=end_with_parent,
         )
     run.state = "running"
-    _say(f"{run.name}: started, {run.number + 1} of {runs}; log {log}")
+    _say(f"{run.name}: started; log {log}")
     return True
 
 
@@ -185,6 +187,10 @@ def _table(runs: list[_Run]) -> None:
         step = "–" if facts["step"] is None else f"{facts['step']:,}"
         cells.append([str(run.number), run.state, step, loss, seconds, facts["run_dir"]])
     print(table(["line", "state", "step", "validation loss", "seconds", "run folder"], cells), flush=True)
+
+
+def _runs(number: int) -> str:
+    return f"{number} run{'s' if number != 1 else ''}"
 
 
 def _say(text: str) -> None:

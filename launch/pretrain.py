@@ -22,7 +22,7 @@ from elas.cli import Parser, end_process, exit_status, write_json
 from elas.config import Config, load_config, split_overrides
 from elas.config.phases import unreached
 from elas.config.writing import to_yaml
-from elas.console import Heartbeat
+from elas.console import Console, Heartbeat
 from elas.errors import UserError
 from elas.launch.environment import choose_interface, is_first_rank, rank_and_world, srun_environment
 from elas.launch.leash import end_with_launcher
@@ -92,9 +92,11 @@ def prebuild(config: Config) -> None:
     prebuild_deepspeed(offload=offloads_optimizer(read_deepspeed_json(config)))
 
 
-def warn_of_unreached(config: Config, start: int) -> None:
-    """A line on stderr for each phase that the run will not reach, going on after step `start`."""
-    for line in unreached(config, start):
+def warn(config: Config, start: int) -> None:
+    """A line on stderr for each phase that the run will not reach, going on after step `start`, and for waste."""
+    from elas.data.corpus import unused_vocabulary
+
+    for line in (*unreached(config, start), *unused_vocabulary(config)):
         print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
@@ -126,7 +128,7 @@ def main(argv: list[str]) -> int:
     if layout.rank == 0:
         ready.lock.release()
         if not result.stopped:
-            print(result.done_line(heartbeat.seconds), flush=True)
+            Console().say(result.done_line(heartbeat.seconds))
         write_json(ready.json, {**dataclasses.asdict(result), **ready.facts})
     return 0
 
@@ -193,7 +195,7 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
         prebuild(config)
     lock = run_dir.claim(config) if rank == 0 else None
     if rank == 0:
-        warn_of_unreached(config, resume.step if resume else 0)
+        warn(config, resume.step if resume else 0)
     return _Ready(config, resume, initial, lock, options["json"], facts)
 
 

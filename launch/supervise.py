@@ -19,13 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from elas.launch.hostfile import ranks_in_words
-from elas.launch.processes import status_within
+from elas.launch.processes import descendants, status_within
 
 PEERS_S = 8.0
 """How long the other hosts have to end by themselves, and to say what they saw, after one has failed."""
 FINISH_S = 30.0
 """Ranks end together: a host that runs on so long after another has ended well is stuck."""
 POLL_S = 0.2
+SAY_S = 10.0
+"""How often it says what it waits for: the ranks' start, and their end when they were asked to stop."""
 
 
 @dataclass
@@ -73,6 +75,8 @@ class Supervisor:
         self._failed_since: float | None = None
         self._ended_since: float | None = None
         self._killed = False
+        self._since = self._said = time.monotonic()
+        self._starting, self._seen = folder is None, False  # what runs on other hosts is not seen from here
         self.result = Watched()
 
     def run(self) -> Watched:
@@ -82,11 +86,13 @@ class Supervisor:
             self._guard = subprocess.Popen(
                 guarded(self.command, host, self.parts), stdin=subprocess.PIPE, env=self.env, start_new_session=True
             )
+            self._since = self._said = time.monotonic()
             answered = 0
             while (status := status_within(self._guard, POLL_S)) is None:
                 if len(self._asked) > answered:
                     answered = len(self._asked)
                     self._hand_on()
+                self._say_waiting()
                 self._watch_hosts()
             self.result.status = status
             self._guard.stdin.close()
@@ -101,13 +107,30 @@ class Supervisor:
             _say(f"{name}: ending everything at once")
             self._kill()
             return
-        _say(f"{name}: asked {told(self.parts)} to save and end; once more ends them at once")
+        self._since = self._said = time.monotonic()
+        if self.folder is not None:  # below this process rank 0 says so at once, and what is lost by once more
+            _say(f"{name}: asked {told(self.parts)} to save and end; once more ends them at once")
         # The ranks get what this process got, so that all say the same; below the guard SIGHUP is ignored.
         order = f"stop {'SIGTERM' if name == 'SIGHUP' else name}"
         if self.folder is None:
             self._order_guard(order)
         else:
             self._order_hosts(order)
+
+    def _say_waiting(self) -> None:
+        """A line every ten seconds until a rank can speak for itself, and from a request to stop to the end."""
+        now = time.monotonic()
+        if not (self._asked or self._starting) or now - self._said < SAY_S:
+            return
+        self._said, passed = now, f"{now - self._since:.0f} s"
+        if self._asked:
+            name = signal.Signals(self._asked[-1]).name
+            _say(f"{name}: waiting for {told(self.parts)} to save and end ({passed}); once more ends them at once")
+            return
+        self._starting = not self._seen  # ranks had ten seconds to begin their own lines
+        self._seen = any(process.rank is not None for process in descendants())
+        if self._starting:
+            _say(f"still starting {told(self.parts)} ({passed})")
 
     def _watch_hosts(self) -> None:
         """End all hosts when one has failed and the others do not notice."""

@@ -29,16 +29,16 @@ def read_sweep(path: Path) -> list[list[str]]:
         raise UserError(f"--sweep {path}: cannot be read ({why}); give a file with a line of settings a run") from None
     if not lines:
         raise UserError(f"--sweep {path}: holds no line; write the settings of a run on each")
-    return [_words(path, number, line) for number, line in enumerate(lines)]
+    return [_words(path, number, line) for number, line in enumerate(lines, 1)]
 
 
 def _words(path: Path, number: int, line: str) -> list[str]:
     try:
         words = shlex.split(line)
     except ValueError as error:
-        raise UserError(f"--sweep {path}: line {number} (from 0): {error}; mend the quotes") from None
+        raise UserError(f"--sweep {path}: line {number}: {error}; fix the quotes") from None
     if not words:
-        raise UserError(f"--sweep {path}: line {number} (from 0) is empty; take it out, each line is a run")
+        raise UserError(f"--sweep {path}: line {number} is empty; take it out, each line is a run")
     return words
 
 
@@ -55,5 +55,6 @@ def of_this_task(environment: Mapping[str, str] = os.environ) -> list[str]:
         raise UserError(f"{VARIABLE}={path}: this job is no array; submit it with sbatch --array=0-N")
     runs = read_sweep(Path(path))
     if not task.isdecimal() or int(task) >= len(runs):
-        raise UserError(f"{TASK}={task}: {path} has lines 0 to {len(runs) - 1}; submit with --array=0-{len(runs) - 1}")
+        why = f"{path} has {len(runs)} lines, for tasks 0 to {len(runs) - 1}"
+        raise UserError(f"{TASK}={task}: {why}; submit with --array=0-{len(runs) - 1}")
     return runs[int(task)]

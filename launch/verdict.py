@@ -23,8 +23,10 @@ def conclude(
     before: dict[str, str],
     after: dict[str, str],
     json_file: Path | None = None,
+    *,
+    run_speaks: bool = False,
 ) -> int:
-    """Tell how a run ended.
+    """Say how a run ended.
 
     Args:
         job: the run.
@@ -33,6 +35,7 @@ def conclude(
         before: the run's markers before it was started,
         after: and now.
         json_file: for the same facts; None for none.
+        run_speaks: rank 0's own last line stands above: one of a run that is done or stopped as asked needs no other.
 
     Returns:
         The exit status: 0 done, 2 the user's mistake, 128 + n stopped by signal n, 1 everything else.
@@ -45,10 +48,11 @@ def conclude(
     hosts = [{"host": h, "ranks": list(ranks), "status": statuses[h]} for h, ranks in parts.items()]
     facts = {"state": ending.state, "status": status, "step": ending.step, "checkpoint": ending.checkpoint}
     write_json(json_file, {**facts, "run_dir": str(job.run_dir), "world_size": job.world, "hosts": hosts})
+    if run_speaks and (ending.state == "stopped" or (ending.state == "done" and watched.status == 0)):
+        return status
+    lines = "\n".join(_lines(job, ending, watched, parts))
     with contextlib.suppress(OSError):  # whoever would read it may be gone; the status says the same
-        print(
-            "\n".join(_lines(job, ending, watched, parts)), file=sys.stdout if status == 0 else sys.stderr, flush=True
-        )
+        print(lines, file=sys.stdout if status == 0 else sys.stderr, flush=True)
     return status
 
 

@@ -61,6 +61,23 @@ def read_checkpoint(path: Path) -> Checkpoint | str:
     return Checkpoint(path, manifest)
 
 
+def no_checkpoint(path: Path) -> str:
+    """What a path is that was given as a checkpoint's folder and is something else; empty where it may be one."""
+    if not path.exists():
+        return "no such folder"
+    if not path.is_dir():
+        return "is a file, not a checkpoint's folder"
+    if (path / MANIFEST).exists() or _NAME.fullmatch(path.name):
+        return ""
+    if (path / "checkpoints").is_dir():
+        newest = next(checkpoints_in(path / "checkpoints"), None)
+        return "is a run's folder, not a checkpoint" + (f"; its newest is {newest}" if newest else "")
+    newest = next(checkpoints_in(path), None)
+    if newest:
+        return f"is a folder of checkpoints, the newest of which is {newest}"
+    return f"holds no checkpoint: there is no {MANIFEST}"
+
+
 def damaged_files(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> list[str]:
     """Read files and compare their SHA-256; what is wrong with those that are not as they were written."""
     found = []

@@ -7,7 +7,7 @@ any layout. Once the run has a checkpoint of its own it goes on from that.
 from dataclasses import dataclass
 from pathlib import Path
 
-from elas.checkpoint.folder import Checkpoint, checkpoints_in, damaged_files, read_checkpoint
+from elas.checkpoint.folder import Checkpoint, checkpoints_in, damaged_files, no_checkpoint, read_checkpoint
 from elas.checkpoint.identity import SHAPE, effective, typed, written_config
 from elas.checkpoint.resume import load_together, share_out, together
 from elas.config import Config
@@ -78,11 +78,9 @@ def find_initial(config: Config, resume: Checkpoint | None) -> Initial | None:
 
 def _checkpoint_in(folder: Path) -> Checkpoint | str:
     """A checkpoint's folder, or the newest intact one of a run's; a text says what is wrong."""
-    if not folder.is_dir():
-        return "no such folder"
     inside = folder / "checkpoints"
     if not inside.is_dir():
-        return read_checkpoint(folder)
+        return no_checkpoint(folder) or read_checkpoint(folder)
     passed_over = []
     for path in checkpoints_in(inside):
         found = read_checkpoint(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from elas.checkpoint.folder import Checkpoint, checkpoints_in, damaged_files, read_checkpoint
+from elas.checkpoint.folder import Checkpoint, checkpoints_in, damaged_files, no_checkpoint, read_checkpoint
 from elas.checkpoint.identity import check_same_run, identity
 from elas.config import Config
 from elas.errors import ConfigError
@@ -38,12 +38,8 @@ def find_checkpoint(config: Config) -> Checkpoint | None:
             raise ConfigError("train.run_dir", config.train.run_dir, "already holds a run", fix)
         return None
     if resume != "auto":
-        found = read_checkpoint(Path(resume))
+        found = no_checkpoint(Path(resume)) or read_checkpoint(Path(resume))
         if isinstance(found, str):
-            if not Path(resume).is_dir():
-                found = "no such folder"
-            elif (Path(resume) / "checkpoints").is_dir():
-                found = "is a run's folder, not a checkpoint"
             fix = "give the folder of a whole checkpoint, RUN_DIR/checkpoints/step_…, or auto or none"
             raise ConfigError("checkpoint.resume", resume, found, fix)
         return _fitting(found, config)

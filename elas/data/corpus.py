@@ -9,7 +9,7 @@ import numpy as np
 from elas.config import Config
 from elas.data.split import EVERYTHING, SCHEME, divide, held_out_counts, parse_split
 from elas.data.token_files import TokenFiles, manifest_vocabulary, read_manifest, read_token_files
-from elas.errors import ConfigError
+from elas.errors import ConfigError, UserError
 
 
 def parse_blend(key: str, value: str | list[str]) -> tuple[list[str], list[float] | None]:
@@ -65,11 +65,7 @@ def check_corpus(config: Config) -> None:
     data = config.data
     if data.train is None:
         raise ConfigError("data.train", None, "no corpus to train on", "give the prefix of a .bin/.idx pair")
-    if data.tokenizer is not None:
-        from elas.data_prep.tokenizer import load_tokenizer
-
-        tokenizer = load_tokenizer(data.tokenizer)
-        _check_vocabulary(config, tokenizer.vocab_size, data.tokenizer)
+    tokenizer = _open_tokenizer(data.tokenizer) if data.tokenizer is not None else None
     for key, value in (("data.train", data.train), ("data.valid", data.valid)):
         if value is None:
             continue
@@ -78,14 +74,17 @@ def check_corpus(config: Config) -> None:
             why = _too_small(config, files, np.arange(files.documents))
             if why:
                 raise ConfigError(key, prefix, f"holds {why}", "use a larger corpus or shorter sequences")
+            if tokenizer is not None:  # before the sizes: of another tokenizer they mean nothing
+                _check_tokenizer(data.tokenizer, tokenizer, prefix)
             vocabulary = manifest_vocabulary(prefix)
             if vocabulary is None:
                 vocabulary = files.largest_sampled() + 1
-            _check_vocabulary(config, vocabulary, prefix)
-            written_with = read_manifest(prefix).get("tokenizer_sha256")
-            if data.tokenizer is not None and written_with not in (None, tokenizer.sha256):
-                why = f"another tokenizer than {prefix} was made with"
-                raise ConfigError("data.tokenizer", data.tokenizer, why, "give that one, or tokenise again")
+            made_with = _tokenizer_of(prefix)
+            _check_vocabulary(
+                config, vocabulary, f"the corpus {prefix}" + (f", made with {made_with}" if made_with else "")
+            )
+    if tokenizer is not None:
+        _check_vocabulary(config, tokenizer.vocab_size, f"data.tokenizer={data.tokenizer}")
     _check_split(config)
     _check_cache(config)
 
@@ -126,10 +125,70 @@ def _check_cache(config: Config) -> None:
         raise ConfigError("data.cache", config.data.cache, "is not writable", "give another folder, or null")
 
 
+def _open_tokenizer(path: str):
+    """The tokenizer that data.tokenizer names."""
+    from elas.data_prep.tokenizer import load_tokenizer
+
+    try:
+        return load_tokenizer(path)
+    except UserError as error:
+        why = str(error).removeprefix(f"tokenizer {path}: ").removeprefix(f"{path}: ")
+        raise ConfigError("data.tokenizer", path, f"cannot be opened ({why})", "give a tokenizer's folder") from error
+
+
+def _tokenizer_of(prefix: str) -> str | None:
+    """The path that a corpus's tokenizer had when the corpus was made; None where its manifest does not say."""
+    source = read_manifest(prefix).get("source")
+    settings = source.get("settings") if isinstance(source, dict) else None
+    path = settings.get("tokenizer") if isinstance(settings, dict) else None
+    return path if isinstance(path, str) else None
+
+
+def _check_tokenizer(given: str, tokenizer, prefix: str) -> None:
+    """Refuse a tokenizer that a corpus was not made with; a corpus without a manifest does not say."""
+    made_with, own, size = (
+        read_manifest(prefix).get("tokenizer_sha256"),
+        _tokenizer_of(prefix),
+        manifest_vocabulary(prefix),
+    )
+    if made_with in (None, tokenizer.sha256):
+        return
+    facts = ", ".join(
+        [*([own] if own else []), *([f"{size} tokens"] if size else []), f"sha256 {str(made_with)[:12]}…"]
+    )
+    why = f"another tokenizer than {prefix} was made with ({facts}; this one has {tokenizer.vocab_size} tokens)"
+    there = own is not None and os.path.exists(own)
+    fix = f"set data.tokenizer to {own}" if there else "give the one that it was made with"
+    raise ConfigError("data.tokenizer", given, why, f"{fix}, or tokenise the corpus again with this one")
+
+
 def _check_vocabulary(config: Config, vocabulary: int, source: str) -> None:
     if config.model.vocab_size < vocabulary:
-        why = f"smaller than the {vocabulary} tokens of the tokenizer or corpus ({source})"
-        raise ConfigError("model.vocab_size", config.model.vocab_size, why, f"set it to {-(-vocabulary // 128) * 128}")
+        tp = config.parallel.tensor
+        why = f"smaller than the {vocabulary} tokens of {source}"
+        raise ConfigError("model.vocab_size", config.model.vocab_size, why, f"set it to {-(-vocabulary // tp) * tp}")
+
+
+def unused_vocabulary(config: Config) -> list[str]:
+    """A warning where the model's vocabulary is far larger than that of its corpora, whose manifests say theirs.
+
+    Padding to a round number is usual, so only what exceeds a quarter and 1,024 tokens is named.
+
+    Args:
+        config: its corpora checked.
+
+    Returns:
+        One line, `key=value: why; fix`, or none.
+    """
+    model = config.model
+    prefixes = [p for k in ("train", "valid") if (v := getattr(config.data, k)) for p in parse_blend(f"data.{k}", v)[0]]
+    sizes = [manifest_vocabulary(prefix) for prefix in prefixes]
+    if not sizes or None in sizes or model.vocab_size <= 1.25 * max(sizes) + 1024:
+        return []
+    tables = 1 if model.tie_embeddings else 2
+    wasted = (model.vocab_size - max(sizes)) * model.hidden_size * tables
+    why = f"the tokenizer has {max(sizes)} tokens, so {wasted / 1e6:,.1f} M parameters are for tokens that never occur"
+    return [f"model.vocab_size={model.vocab_size}: {why}; give about {-(-max(sizes) // 128) * 128}"]
 
 
 def _check_split(config: Config) -> None:

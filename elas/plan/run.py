@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 from elas.config import Config
 from elas.config.phases import can_be_sparse, unreached
+from elas.data.corpus import unused_vocabulary
 from elas.data.extent import extent
 from elas.plan.counts import parameter_count
 from elas.plan.memory import estimate
@@ -44,7 +45,7 @@ def run_facts(config: Config, world_size: int, start: int) -> dict:
         "steps": train.steps,
         "schedule": schedule_steps(config, start),
         "run_dir": train.run_dir,
-        "warnings": unreached(config, start),
+        "warnings": [*unreached(config, start), *unused_vocabulary(config)],
     }
 
 

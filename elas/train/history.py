@@ -1,8 +1,8 @@
 """`RUN_DIR/config_history.jsonl`: which settings changed, and from which step, when a run went on with others.
 
 A line a change: `step` (the settings hold for the steps after it), `time` (seconds since 1970), `changed`
-{key: [old, new]}; a share of train.steps is a text, `0.25 (500 steps)`. As in metrics.jsonl, what was recorded after the
-checkpoint that a run goes on from is dropped: those steps are taken anew.
+{key: [old, new]}; a share of train.steps is a text, `0.25 (500 steps)`. As in metrics.jsonl, what was recorded after
+the checkpoint that a run goes on from is dropped: those steps are taken anew.
 """
 
 import json

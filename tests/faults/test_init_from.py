@@ -98,7 +98,12 @@ def test_what_does_not_fit_is_refused_by_its_key(first, tmp_path):
     for given, expected in (
         (tmp_path / "nowhere", "no such folder"),
         (tmp_path / "empty", "has no checkpoint"),
-        (tmp_path, "no readable manifest.json"),
+        (tmp_path, "holds no checkpoint"),
+        (
+            f"{source}/checkpoints",
+            f"is a folder of checkpoints, the newest of which is {source}/checkpoints/step_00000010",
+        ),
+        (f"{source}/config.json", "is a file"),
         (f"{source}/checkpoints/step_00000010", None),
         (source, None),
     ):

@@ -39,10 +39,10 @@ def test_a_sweep_goes_past_failures_and_skips_what_is_done(corpus, tmp_path):
         output = process.communicate(timeout=600)[0]
         runs = json.loads((tmp_path / "facts.json").read_text())["runs"]
         assert [run["state"] for run in runs] == states and process.returncode == status, output
-        assert [run["line"] for run in runs] == list(range(len(lines))) and runs[-1]["val_loss"] > 0
+        assert [run["line"] for run in runs] == list(range(1, len(lines) + 1)) and runs[-1]["val_loss"] > 0
         assert all(run["run_dir"] in line for run, line in zip(runs, output.splitlines()[-len(runs) :]))  # the table
         if status:
-            assert runs[0]["status"] == 1 and f"run 0 ({tmp_path}/bad): failed" in output
+            assert runs[0]["status"] == 1 and f"run 1/2 ({tmp_path}/bad): failed" in output
             assert "lower optimizer.lr" in output  # why
     assert [row["step"] for row in rows(tmp_path / "a b")][-1] == 4
     assert "\nrunning: " in "\n" + (tmp_path / "a b" / "launch.log").read_text()
@@ -65,9 +65,9 @@ def test_mistakes_of_a_sweep_are_told_before_anything_starts(corpus, tmp_path, c
     settings = arguments({**SMALL, "data.train": corpus, "data.split": "90,10,0"})
     file = tmp_path / "sweep"
     for text, options, why in (
-        (f"--train.run_dir {tmp_path}/a\n--train.run_dir {tmp_path}/a\n", [], "lines 0 and 1 (from 0) both train in"),
-        (f"--train.run_dir {tmp_path}/a\n--optimiser.lr 1\n", [], "line 1 (from 0): optimiser.lr"),
-        ("\n", [], "line 0 (from 0) is empty"),
+        (f"--train.run_dir {tmp_path}/a\n--train.run_dir {tmp_path}/a\n", [], "lines 1 and 2 both train in"),
+        (f"--train.run_dir {tmp_path}/a\n--optimiser.lr 1\n", [], "line 2: optimiser.lr"),
+        ("\n", [], "line 1 is empty"),
         (f"--train.run_dir {tmp_path}/a\n", ["--parallel=0"], "--parallel 0"),
         (f"--train.run_dir {tmp_path}/a\n", ["--master-port=29600"], "--master-port 29600: not with --sweep"),
     ):

@@ -99,10 +99,10 @@ def test_a_sweep_says_which_line_is_wrong(corpus, tmp_path, capsys):
         return mistake(submit.main, ["--sweep", str(sweep), *corpus, "--dry-run"]).removeprefix(f"--sweep {sweep}: ")
 
     assert said("") == "holds no line; write the settings of a run on each"
-    assert said(f"{run}/a\n\n{run}/b\n") == "line 1 (from 0) is empty; take it out, each line is a run"
-    assert said(f"{run}/a 'x\n") == "line 0 (from 0): No closing quotation; mend the quotes"
-    assert said(f"{run}/a\n{run}/b --optimizer.lr=-1\n").startswith("line 1 (from 0): optimizer.lr=-1")
-    assert said(f"{run}/a\n{run}/b\n{run}/b/../a\n").startswith("lines 0 and 2 (from 0) both train in")
+    assert said(f"{run}/a\n\n{run}/b\n") == "line 2 is empty; take it out, each line is a run"
+    assert said(f"{run}/a 'x\n") == "line 1: No closing quotation; fix the quotes"
+    assert said(f"{run}/a\n{run}/b --optimizer.lr=-1\n").startswith("line 2: optimizer.lr=-1")
+    assert said(f"{run}/a\n{run}/b\n{run}/b/../a\n").startswith("lines 1 and 3 both train in")
     sweep.write_text(f"{run}/a\n{run}/b\n")
     assert submit.main(["--sweep", str(sweep), *corpus, "--dry-run"]) == 0
     told = capsys.readouterr().out
@@ -115,7 +115,7 @@ def test_a_task_of_an_array_takes_its_line(tmp_path):
     assert read_sweep(sweep) == [["--train.run_dir", "a b", "$HOME", "*"], ["--train.run_dir", "c"]]
     given = {"ELAS_SWEEP": str(sweep)}
     assert of_this_task({**given, "SLURM_ARRAY_TASK_ID": "1"}) == ["--train.run_dir", "c"]
-    assert "has lines 0 to 1" in mistake(of_this_task, {**given, "SLURM_ARRAY_TASK_ID": "2"})
+    assert "has 2 lines, for tasks 0 to 1" in mistake(of_this_task, {**given, "SLURM_ARRAY_TASK_ID": "2"})
     assert "is no array" in mistake(of_this_task, given)
     assert of_this_task({"SLURM_ARRAY_TASK_ID": "2"}) == []
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from corpora import write_corpus
 
-from elas.checkpoint.folder import Checkpoint, checkpoints_in, prune, put_in_place, read_checkpoint
+from elas.checkpoint.folder import Checkpoint, checkpoints_in, no_checkpoint, prune, put_in_place, read_checkpoint
 from elas.checkpoint.resume import find_checkpoint, identity
 from elas.config import load_config
 from elas.errors import ConfigError
@@ -179,3 +179,15 @@ def test_copies_under_other_names_and_links_do_not_count(config):
     assert sorted(path.name for path in folder.iterdir()) == [
         "step_00000007", "step_00000009", "step_00000011", "step_60"
     ]  # fmt: skip
+
+
+def test_a_path_that_is_no_checkpoint_is_called_what_it_is(tmp_path):
+    run, newest = tmp_path / "run", tmp_path / "run" / "checkpoints" / "step_00000012"
+    newest.mkdir(parents=True)
+    (newest.parent / "step_00000003").mkdir()
+    (run / "metrics.jsonl").write_text("")
+    assert no_checkpoint(tmp_path / "nowhere") == "no such folder"
+    assert no_checkpoint(run / "metrics.jsonl") == "is a file, not a checkpoint's folder"
+    assert no_checkpoint(run) == f"is a run's folder, not a checkpoint; its newest is {newest}"
+    assert no_checkpoint(newest.parent) == f"is a folder of checkpoints, the newest of which is {newest}"
+    assert no_checkpoint(tmp_path).startswith("holds no checkpoint") and no_checkpoint(newest) == ""

@@ -166,8 +166,40 @@ def test_a_corpus_of_another_tokenizer_is_refused(tmp_path):
     check_corpus(config)
     manifest = tmp_path / "text.manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"tokenizer_sha256": "of another"}))
-    with pytest.raises(ConfigError, match="another tokenizer than"):
+    own = (
+        rf"another tokenizer than {tmp_path}/text was made with \({tmp_path}/tokenizer, 320 tokens, sha256 of another…"
+    )
+    with pytest.raises(
+        ConfigError, match=own + rf"; this one has 320 tokens\); set data.tokenizer to {tmp_path}/tokenizer"
+    ):
         check_corpus(config)
+
+    # Another, larger tokenizer: not the model's vocabulary is wrong, though that is too small for it.
+    train_tokenizer(corpus, tmp_path / "larger", vocab_size=340)
+    tokenize_corpus(corpus, tmp_path / "tokenizer", tmp_path / "again")
+    wrong = {"data.train": str(tmp_path / "again"), "data.tokenizer": str(tmp_path / "larger"), "model.vocab_size": 320}
+    with pytest.raises(ConfigError, match=r"^data.tokenizer=.*this one has 340 tokens"):
+        check_corpus(settings(tmp_path, **wrong))
+    small = {"data.train": str(tmp_path / "again"), "data.tokenizer": None, "model.vocab_size": 300}
+    made_with = f"made with {tmp_path}/tokenizer; set it to 320$"
+    with pytest.raises(
+        ConfigError, match=f"^model.vocab_size=300: smaller than the 320 tokens of .*again, {made_with}"
+    ):
+        check_corpus(settings(tmp_path, **small))
+
+
+@pytest.mark.parametrize(
+    "vocab_size, tied, wasted",
+    [(512, False, None), (1664, False, None), (1665, False, "0.1 M"), (32000, False, "4.0 M"), (32000, True, "2.0 M")],
+)
+def test_a_vocabulary_far_larger_than_the_corpus_s_is_named(tmp_path, vocab_size, tied, wasted):
+    """Up to 1.25 times and 1,024 tokens more are padding; 512 tokens, 64 wide, in one table or two."""
+    from elas.data.corpus import unused_vocabulary
+
+    corpus = write_corpus(tmp_path / "text")
+    config = settings(tmp_path, **{"data.train": corpus, "model.vocab_size": vocab_size, "model.tie_embeddings": tied})
+    why = f"the tokenizer has 512 tokens, so {wasted} parameters are for tokens that never occur; give about 512"
+    assert unused_vocabulary(config) == ([f"model.vocab_size={vocab_size}: {why}"] if wasted else [])
 
 
 def test_one_truncated_document_a_sample(tmp_path):
