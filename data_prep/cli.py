@@ -5,6 +5,7 @@ from pathlib import Path
 
 from elas.cli import Parser, run_command, write_json
 from elas.data_prep.formats import FORMATS
+from elas.data_prep.held_out import held_out_in_words
 from elas.data_prep.sources import Corpus
 from elas.errors import ConfigError, UserError
 
@@ -30,7 +31,7 @@ def tokenizer(argv: list[str]) -> int:
     parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="default: bpe, which is quick")
     parser.add_argument("--sample-bytes", type=int, default=DEFAULT_SAMPLE_BYTES, metavar="N", help="text to train on")
     parser.add_argument(
-        "--valid-fraction", type=float, default=0.0, metavar="F", help="leave out what tokenize holds out"
+        "--valid-fraction", type=float, default=0.0, metavar="F", help="leave out what tokenize holds out for it"
     )
     parser.add_argument("--valid-max-bytes", type=int, metavar="N", help="with --valid-fraction, as for tokenize")
     parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer that is there")
@@ -97,7 +98,8 @@ def tokenize(argv: list[str]) -> int:
     with Progress(sum(file.size for file in corpus.files)) as progress:
         facts = tokenize_corpus(corpus, args.tokenizer, args.output, options, tell=progress.show)
     if facts.pop("already_done", False):
-        print(f"note: {args.output} is complete; nothing to do (--overwrite starts afresh)", file=sys.stderr)
+        files = " and ".join(f"{prefix}.bin" for prefix in (args.output, args.valid_output) if prefix)
+        print(f"already there: {files}; nothing to do (--overwrite starts afresh)")
     write_json(args.json, facts)
     print(_table({"output": args.output} | facts))
     return 0
@@ -112,8 +114,19 @@ def _tokenize_parser() -> Parser:
     )
     add = parser.add_argument_group("which documents").add_argument
     add("--valid-output", type=Path, metavar="PREFIX", help="token files of held-out documents")
-    add("--valid-fraction", type=float, default=0.0, metavar="F", help="documents to hold out, by hash of their text")
-    add("--valid-max-bytes", type=int, metavar="N", help="never hold out a longer document")
+    add(
+        "--valid-fraction",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="share of documents to hold out, by hash of text",
+    )
+    add(
+        "--valid-max-bytes",
+        type=int,
+        metavar="N",
+        help="hold out no longer one: few may be much of the text",
+    )
     for key in ("min-chars", "max-chars", "min-tokens", "max-tokens"):
         add(f"--{key}", type=int, metavar="N", help=f"leave out documents with {_than(key)} {key[4:]}")
     what = "one of datatrove's filters, GopherQualityFilter:min_doc_words=10"
@@ -271,6 +284,8 @@ def _table(facts: dict) -> str:
     for key, value in facts.items():
         if value is None:
             continue
+        if key == "held_out":
+            value = held_out_in_words(value)
         if isinstance(value, list):
             value = ", ".join(map(str, value))
         elif isinstance(value, dict):

@@ -18,6 +18,7 @@ import numpy as np
 
 from elas.cli import write_json
 from elas.data_prep.duplicates import find_duplicates
+from elas.data_prep.held_out import held_out_share, held_out_warning
 from elas.data_prep.indexed_writer import write_index
 from elas.data_prep.loss import Loss
 from elas.data_prep.parquet import row_groups
@@ -35,8 +36,8 @@ def merge(plan: Plan) -> dict:
     """Write the results of a plan whose tasks are all done.
 
     Returns:
-        `documents`, `tokens` and `bytes_in` (UTF-8), those held out with `valid_` before them, `skipped`,
-        `skip_reasons` and what the manifests say of the settings.
+        `documents`, `tokens` and `bytes_in` (UTF-8), those held out with `valid_` before them, `held_out`
+        (their shares), `skipped`, `skip_reasons` and what the manifests say of the settings.
 
     Raises:
         Failure: a part is missing.
@@ -78,6 +79,9 @@ def merge(plan: Plan) -> dict:
     facts = common | {"loss": loss.counts()}
     for side, prefix in zip(sides, ("", "valid_")):
         facts |= {prefix + key: side.counts[key] for key in ("documents", "tokens", "bytes_in")}
+    facts |= held_out_share(facts, plan.settings.valid_fraction)
+    if warning := held_out_warning(facts):
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
     unread.warn()
     loss.warn(sum(side.counts["documents"] for side in sides), Path(f"{sides[0].prefix}.manifest.json"))
     return facts

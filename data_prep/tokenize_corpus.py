@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from elas.data.token_files import read_manifest
 from elas.data_prep.folders import folders_for
+from elas.data_prep.held_out import held_out_share
 from elas.data_prep.memory import peak_rss_mb
 from elas.data_prep.options import Options, check_options, make_settings
 from elas.data_prep.plan import Plan, load_plan, make_plan, saved_identity, work_folder
@@ -47,8 +48,9 @@ def tokenize_corpus(
         `documents`, `tokens` and `bytes_in` (UTF-8) of `output_prefix`, the same with `valid_` before them, `skipped`
         and `skip_reasons`, `seconds`, `mb_per_s` (10⁶ bytes of text that came out, over the whole time of this call),
         `peak_rss_mb` and `peak_rss_worker_mb` (10⁶ bytes, sum and maximum of the peaks of all processes), `dtype`,
-        `vocab_size`, `tokenizer_sha256`, `workers`, `tasks` and `tasks_done_before`. With slurm `jobs` instead, with a
-        share `tasks` and `tasks_done`.
+        `vocab_size`, `tokenizer_sha256`, `workers`, `tasks` and `tasks_done_before`; with a held-out side
+        `held_out`, see `held_out_share`. Of results that are there already `already_done`, and nothing measured. With
+        slurm `jobs` instead, with a share `tasks` and `tasks_done`.
 
     Raises:
         UserError: no document at all on one of the two sides, bad arguments, a tokenizer that cannot be read, inputs
@@ -64,7 +66,7 @@ def tokenize_corpus(
     plan = make_plan(corpus, settings, prefixes, options.task_bytes, options.max_skipped)
     done = None if options.overwrite else _finished(plan)
     if done is not None:
-        return done | {"seconds": round(time.perf_counter() - start, 3)}
+        return done
     folders = {key: prefix.parent for key, prefix in zip(("--output", "--valid-output"), prefixes)}
     if options.share is not None:
         with folders_for(folders), _telling_of_full_disks(plan):
@@ -123,7 +125,7 @@ def merge_work(output_prefix: str | Path) -> dict:
     """`finish` what lies in `output_prefix.work`: the last job of a tokenisation under SLURM."""
     work = work_folder(Path(output_prefix).absolute())
     if not work.exists() and read_manifest(str(output_prefix)):
-        raise UserError(f"{output_prefix}: is complete; nothing to do")
+        raise UserError(f"{output_prefix}: already there and complete; nothing to do")
     plan = load_plan(work)
     with _telling_of_full_disks(plan):
         return finish(plan)
@@ -176,7 +178,7 @@ def _finished(plan: Plan) -> dict | None:
     for manifest, prefix in zip(manifests, ("", "valid_")):
         facts |= {prefix + key: manifest[key] for key in ("documents", "tokens", "bytes_in")}
     facts["loss"] = {key: n for key, n in manifests[0]["loss"].items() if key != "example"}
-    return facts | {"already_done": True, "mb_per_s": 0.0, "peak_rss_mb": round(peak_rss_mb(), 1)}
+    return facts | held_out_share(facts, plan.settings.valid_fraction) | {"already_done": True}
 
 
 @contextlib.contextmanager

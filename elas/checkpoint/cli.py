@@ -16,9 +16,9 @@ def main(argv: list[str]) -> int:
 
 
 def list_(argv: list[str]) -> int:
-    """`elas checkpoint list`: all checkpoints of a run, by manifests and sizes."""
-    options = _parser("list", "List the checkpoints of a run.").parse_args(argv)
-    rows = [_row(path, read_checkpoint(path)) for path in _folders(options.path)]
+    """`elas checkpoint list`: all checkpoints of a run, the oldest first, by manifests and sizes."""
+    options = _parser("list", "List the checkpoints of a run, the oldest first.").parse_args(argv)
+    rows = [_row(path, read_checkpoint(path)) for path in reversed(_folders(options.path))]
     write_json(options.json, {"checkpoints": rows})
     cells = [
         [row["path"], _number(row["step"]), _number(row["tokens"]), _size(row["bytes"]), row["layout"], row["why"]]
@@ -69,7 +69,7 @@ def info(argv: list[str]) -> int:
 
 
 COMMANDS = {
-    "list": (list_, "all checkpoints of a run, and which count"),
+    "list": (list_, "all checkpoints of a run, the oldest first, and which count"),
     "verify": (verify, "read every byte and compare with the checksums"),
     "info": (info, "step, layout, versions, parameters of one"),
 }

@@ -2,6 +2,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import time
 
 import numpy as np
@@ -121,7 +122,9 @@ def test_what_is_done_is_not_done_again_and_another_corpus_is_not_replaced(
     assert run([*argv.split(), "--json", f"{tmp_path}/first.json"]) == 0
     changed = (tmp_path / "all.bin").stat().st_mtime_ns
     assert run([*argv.split(), "--json", f"{tmp_path}/second.json"]) == 0
-    assert "is complete; nothing to do" in capsys.readouterr().err
+    first_said, said = capsys.readouterr().out.split("already there: ")
+    assert said.startswith(f"{tmp_path}/all.bin; nothing to do (--overwrite starts afresh)\n")
+    assert "mb per s" in first_said and not any(word in said for word in ("mb per s", "peak rss", "seconds"))
     assert (tmp_path / "all.bin").stat().st_mtime_ns == changed
     first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("first", "second"))
     assert all(first[key] == second[key] for key in ("documents", "tokens", "bytes_in", "skipped"))
@@ -277,3 +280,24 @@ def test_long_documents_are_never_held_out():
     short = {text for text in texts if held_out(text, 0.2, 60)}
     assert short == {text for text in every if len(text) <= 60}
     assert 0 < len(short) < len(every)
+
+
+def test_the_share_held_out_is_said_and_warned_of(tokenizer_folder, tmp_path, write_jsonl, capsys):
+    """One of the documents that the hash holds out is a hundred times as long as the others."""
+    short = [f"a short text {n}" for n in range(200)]
+    long = next(text for n in range(1000) if held_out(text := f"{n} of a long text " * 100, 0.05, None))
+    source = write_jsonl([{"text": text} for text in [*short, long]])
+    argv = f"prep tokenize --input {source} --tokenizer {tokenizer_folder} --workers 1 --valid-fraction 0.05"
+    said = {}
+    for name, more in (("all", ""), ("again", ""), ("bounded", " --valid-max-bytes 200")):
+        prefix = tmp_path / name.replace("again", "all")
+        given = f"{argv} --output {prefix} --valid-output {prefix}-valid --json {tmp_path}/facts.json{more}"
+        assert run(given.split()) == 0
+        said[name] = capsys.readouterr()
+        facts = json.loads((tmp_path / "facts.json").read_text())
+        share = facts["held_out"]["bytes"]
+        assert share == round(facts["valid_bytes_in"] / (facts["valid_bytes_in"] + facts["bytes_in"]), 6)
+        assert f"{share:.2%} of the bytes" in said[name].out and facts["held_out"]["asked"] == 0.05
+        assert (share > 0.1) == (name != "bounded")
+    assert re.search(r"warning: --valid-fraction 0.05: held out .*; give --valid-max-bytes N to", said["all"].err)
+    assert "warning" not in said["bounded"].err + said["again"].err
