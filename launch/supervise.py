@@ -120,7 +120,7 @@ class Supervisor:
     def _say_waiting(self) -> None:
         """A line every ten seconds until a rank can speak for itself, and from a request to stop to the end."""
         now = time.monotonic()
-        if not (self._asked or self._starting) or now - self._said < SAY_S:
+        if self._killed or not (self._asked or self._starting) or now - self._said < SAY_S:
             return
         self._said, passed = now, f"{now - self._since:.0f} s"
         if self._asked:

@@ -14,6 +14,7 @@ from elas.launch.hostfile import ranks_in_words
 from elas.launch.job import Ending, Job, how_it_ended
 from elas.launch.processes import signal_name
 from elas.launch.supervise import Watched
+from elas.train.standing import how_to_go_on
 
 
 def conclude(
@@ -73,7 +74,8 @@ def _status(ending: Ending, watched: Watched) -> int:
 
 
 def _lines(job: Job, ending: Ending, watched: Watched, parts: dict[str, range]) -> list[str]:
-    again = "the same command goes on from there" if ending.step else "the same command begins again"
+    saved = ending.checkpoint
+    again = how_to_go_on(job.config, Path(saved)) if saved else "the same command begins again"
     where = f"step {ending.step}" + (f", {ending.checkpoint}" if ending.checkpoint else "")
     if ending.state == "done":
         late = f"; afterwards its launcher ended with status {watched.status}" if watched.status else ""

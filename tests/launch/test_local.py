@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from corpora import SMALL, arguments, write_corpus
 from lab.hosts import wait_for
 from launched import ENDLESS, LAUNCH
@@ -68,6 +69,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(corpus, tmp_path):
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 130 and "the same command goes on from there" in output, output
+    said = [line.split(" (")[0].split(" after")[0] for line in output.splitlines() if "SIGINT" in line]
+    assert said == ["stopping", "stopped"], output  # the run's own, and not the launcher's beside them
     assert not any(os.path.exists(f"/proc/{p.pid}") for p in below)
     step = json.loads((run_dir / "REQUEUE").read_text())["step"]
     steps = {**ENDLESS, "data.train": corpus, "train.steps": step + 2}
@@ -113,6 +116,15 @@ def test_torchrun_begins_again_after_a_fault(corpus, tmp_path):
         (["--master-port", "70000"], "--master-port 70000: cannot be; give a number from 1 to 65535"),
         (["--launcher", "mpi"], "argument --launcher: invalid choice: 'mpi'"),
         (["--modle.hidden_size", "3"], "unknown key; did you mean model.hidden_size?"),
+        (["--ranks", "2", "--parallel.tensor", "3"], "does not divide the world size 2"),
+        (["--checkpoint.init_from", "nowhere"], "checkpoint.init_from='nowhere': no such folder"),
+        (["--checkpoint.resume", "nowhere"], "checkpoint.resume='nowhere': no such folder"),
+        (["--deepspeed_config", "nowhere"], "parallel.deepspeed_config='nowhere'"),
+        pytest.param(
+            ["--sparsity.implementation", "triton"],
+            "triton",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="it works here"),
+        ),
     ],
 )
 def test_mistakes_are_one_line_before_anything_starts(corpus, tmp_path, capsys, given, said):

@@ -1,6 +1,7 @@
 """Which folders count as checkpoints, and which may be resumed."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from corpora import write_corpus
 
 from elas.checkpoint.folder import Checkpoint, checkpoints_in, no_checkpoint, prune, put_in_place, read_checkpoint
 from elas.checkpoint.resume import find_checkpoint, identity
+from elas.cli import exit_status, run
 from elas.config import load_config
 from elas.errors import ConfigError
 
@@ -182,12 +184,23 @@ def test_copies_under_other_names_and_links_do_not_count(config):
 
 
 def test_a_path_that_is_no_checkpoint_is_called_what_it_is(tmp_path):
-    run, newest = tmp_path / "run", tmp_path / "run" / "checkpoints" / "step_00000012"
+    folder, newest = tmp_path / "run", tmp_path / "run" / "checkpoints" / "step_00000012"
     newest.mkdir(parents=True)
     (newest.parent / "step_00000003").mkdir()
-    (run / "metrics.jsonl").write_text("")
+    (folder / "metrics.jsonl").write_text("")
     assert no_checkpoint(tmp_path / "nowhere") == "no such folder"
-    assert no_checkpoint(run / "metrics.jsonl") == "is a file, not a checkpoint's folder"
-    assert no_checkpoint(run) == f"is a run's folder, not a checkpoint; its newest is {newest}"
+    assert no_checkpoint(folder / "metrics.jsonl") == "is a file, not a checkpoint's folder"
+    assert no_checkpoint(folder) == f"is a run's folder, not a checkpoint; its newest is {newest}"
     assert no_checkpoint(newest.parent) == f"is a folder of checkpoints, the newest of which is {newest}"
     assert no_checkpoint(tmp_path).startswith("holds no checkpoint") and no_checkpoint(newest) == ""
+
+
+def test_the_list_goes_from_the_oldest_to_the_newest_with_whole_paths(tmp_path, capsys):
+    folders = [tmp_path / "run" / "checkpoints" / f"step_{step:08d}" for step in (100, 20, 3)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert exit_status(run, ["checkpoint", "list", str(tmp_path / "run"), "--json", f"{tmp_path}/facts.json"]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[0] for line in lines] == [str(folder) for folder in reversed(folders)]
+    rows = json.loads((tmp_path / "facts.json").read_text())["checkpoints"]
+    assert [row["path"] for row in rows] == [str(folder) for folder in reversed(folders)]
