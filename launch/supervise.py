@@ -125,7 +125,7 @@ class Supervisor:
         self._said, passed = now, f"{now - self._since:.0f} s"
         if self._asked:
             name = signal.Signals(self._asked[-1]).name
-            _say(f"{name}: waiting for {told(self.parts)} to save and end ({passed}); once more ends them at once")
+            _say(f"{name}: waiting for {told(self.parts)} to end ({passed}); once more ends them at once")
             return
         self._starting = not self._seen  # ranks had ten seconds to begin their own lines
         self._seen = any(process.rank is not None for process in descendants())

@@ -130,8 +130,8 @@ def test_torchrun_begins_again_after_a_fault(corpus, tmp_path):
 def test_mistakes_are_one_line_before_anything_starts(corpus, tmp_path, capsys, given, said):
     from elas.cli import exit_status, run
 
-    settings = arguments({**SMALL, "data.train": corpus, "train.run_dir": tmp_path / "run"})
-    assert exit_status(run, ["launch", "local", *settings, *given]) == 2
+    settings = {**SMALL, "data.train": corpus, "data.split": "90,10,0", "train.run_dir": tmp_path / "run"}
+    assert exit_status(run, ["launch", "local", *arguments(settings), *given]) == 2
     captured = capsys.readouterr()
     assert said in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
     assert not (tmp_path / "run").exists()
