@@ -24,10 +24,16 @@ Core = Callable[[torch.Tensor, torch.Tensor], object]
 class _ContiguousGradient(torch.autograd.Function):
     """The identity. Megatron's all-reduce of gradients changes a copy, in silence, where they are not contiguous."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+    def forward(x: torch.Tensor) -> torch.Tensor:
         """`x` itself."""
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        """Nothing is needed."""
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,17 @@
-"""`ffn_core` as one operator, so that torch.compile passes through it whole: `elas::relu2_24_core` and its backward.
+"""`ffn_core` as one operator, `elas::relu2_24_core` and its backward, for whatever looks into a call.
+
+- torch.compile and torch.export pass through it whole;
+- `torch.func` (`grad`, `vmap`, `jacrev`, …) and batched gradients: the batch becomes tokens where the factors are the
+  same for all of it; otherwise, as for gradients of the factors for each sample, the batch is gone through one by one;
+- DTensor: which shards fit together is in sharding.py.
 
 The implementation is chosen when the operator runs, not when it is traced, so tracing neither builds an extension nor
 logs. What is kept has the shapes that core.py's `Passes` promise for the memory mode, whichever implementation runs.
-Eager mode does not come here: an operator written in Python costs some 20 µs more a call than an autograd function.
+Eager mode does not come here otherwise: an operator written in Python costs some 20 µs more a call than an autograd
+function.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -11,6 +19,11 @@ from torch import Tensor
 from elas.kernels.relu2_24 import registry
 from elas.kernels.relu2_24.autocast import autocast_off
 from elas.kernels.relu2_24.options import Relu24Options
+from elas.kernels.relu2_24.reference import NO_SECOND
+
+# A number comes first after the tensors: DTensor's cache of shardings, as `register_sharding` sets it up, tells calls
+# apart by the arguments from the first int on, and would take one call's result for another's otherwise.
+KEEP, NOT_KEEP = 1, 0
 
 
 def _options(sparse: bool, method: str, gradient: str, scale: float, ffn_memory: str, backward: str) -> Relu24Options:
@@ -19,8 +32,28 @@ def _options(sparse: bool, method: str, gradient: str, scale: float, ffn_memory:
     )
 
 
+def how_of(options: Relu24Options, implementation: str) -> tuple:
+    """The operators' last arguments."""
+    return (
+        options.sparse,
+        options.method,
+        options.gradient,
+        options.scale,
+        options.ffn_memory,
+        options.backward,
+        implementation,
+    )
+
+
+def kept_of(keep: int, sparse: bool, gradient: str, ffn_memory: str) -> int:
+    """How many of the two tensors are kept; the others are empty, since an operator's outputs are a fixed number."""
+    if not keep or ffn_memory == "fused":
+        return 0
+    return 1 if not sparse or gradient == "ste" or ffn_memory == "eager" else 2
+
+
 def _two(tensors: tuple[Tensor, ...], like: Tensor) -> list[Tensor]:
-    """Up to two kept tensors, and empty ones in place of the missing: an operator's outputs are a fixed number."""
+    """Up to two kept tensors, and empty ones in place of the missing."""
     return [*tensors, *(like.new_empty(0) for _ in range(2 - len(tensors)))]
 
 
@@ -29,6 +62,7 @@ def core(
     u: Tensor,
     m_up: Tensor,
     n_down: Tensor,
+    keep: int,
     sparse: bool,
     method: str,
     gradient: str,
@@ -36,24 +70,22 @@ def core(
     ffn_memory: str,
     backward: str,
     implementation: str,
-    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`v [n, r_out]` from `u [n, r_in]`, and what the backward pass takes back."""
     options = _options(sparse, method, gradient, scale, ffn_memory, backward)
     one = registry.select(options, u.device, u.dtype, implementation)
     with autocast_off(u.device):
-        v, kept = one.passes.forward(u, m_up, n_down, options, keep)
+        v, kept = one.passes.forward(u, m_up, n_down, options, bool(keep))
     return (v, *_two(kept, u))
 
 
 @core.register_fake
-def _(u, m_up, n_down, sparse, method, gradient, scale, ffn_memory, backward, implementation, keep):
+def _(u, m_up, n_down, keep, sparse, method, gradient, scale, ffn_memory, backward, implementation):
     n, f = u.shape[0], m_up.shape[0]
     v = u.new_empty(n, n_down.shape[0])
-    if not keep or ffn_memory == "fused":
-        return (v, *_two((), u))
-    if not sparse or gradient == "ste" or ffn_memory == "eager":
-        return (v, *_two((u.new_empty(n, f),), u))
+    number = kept_of(keep, sparse, gradient, ffn_memory)
+    if number < 2:
+        return (v, *_two((u.new_empty(n, f),) * number, u))
     groups = f // 4
     codes = (groups + 1) // 2 if method == "magnitude" else groups
     return v, u.new_empty(n, f // 2), u.new_empty(n, codes, dtype=torch.uint8)
@@ -67,6 +99,7 @@ def core_backward(
     kept0: Tensor,
     kept1: Tensor,
     dv: Tensor,
+    needs: int,
     sparse: bool,
     method: str,
     gradient: str,
@@ -74,40 +107,152 @@ def core_backward(
     ffn_memory: str,
     backward: str,
     implementation: str,
-    needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`du`, `dm_up`, `dn_down`, empty where `needs` is False."""
+    """`du`, `dm_up`, `dn_down`, empty where their bit in `needs` (1, 2, 4) is not set."""
     options = _options(sparse, method, gradient, scale, ffn_memory, backward)
     one = registry.select(options, u.device, u.dtype, implementation)
-    packed = sparse and gradient == "masked" and ffn_memory == "compressed"
-    kept = () if ffn_memory == "fused" else (kept0, kept1) if packed else (kept0,)
+    kept = (kept0, kept1)[: kept_of(KEEP, sparse, gradient, ffn_memory)]
     with autocast_off(u.device):
-        grads = one.passes.backward(u, m_up, n_down, kept, dv, options, tuple(needs))
+        grads = one.passes.backward(u, m_up, n_down, kept, dv, options, needed(needs))
     return tuple(u.new_empty(0) if grad is None else grad for grad in grads)
 
 
 @core_backward.register_fake
-def _(u, m_up, n_down, kept0, kept1, dv, sparse, method, gradient, scale, ffn_memory, backward, implementation, needs):
-    return tuple(u.new_empty(x.shape if need else 0) for x, need in zip((u, m_up, n_down), needs, strict=True))
+def _(u, m_up, n_down, kept0, kept1, dv, needs, sparse, method, gradient, scale, ffn_memory, backward, implementation):
+    return tuple(u.new_empty(x.shape if need else 0) for x, need in zip((u, m_up, n_down), needed(needs), strict=True))
+
+
+def needed(needs: int) -> tuple[bool, bool, bool]:
+    """The bits of `needs`."""
+    return bool(needs & 1), bool(needs & 2), bool(needs & 4)
+
+
+def backward_through(tensors: tuple[Tensor, ...], dv: Tensor, needs: tuple[bool, ...], how: tuple):
+    """The gradients by the operator, None where they are not needed.
+
+    Args:
+        tensors: u `[n, r_in]`, m_up, n_down and the two kept ones.
+        dv: `[n, r_out]`.
+        needs: for u, m_up and n_down.
+        how: from `how_of`.
+    """
+    bits = sum(2**number for number, need in enumerate(needs) if need)
+    grads = core_backward(*tensors, dv, bits, *how)
+    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
 
 def _save(ctx, inputs, output):
-    u, m_up, n_down, *ctx.how, _ = inputs
+    u, m_up, n_down, _, *how = inputs
+    ctx.how = tuple(how)
     ctx.save_for_backward(u, m_up, n_down, *output[1:])
 
 
 def _backward(ctx, dv, *_):
-    needs = list(ctx.needs_input_grad[:3])
-    grads = core_backward(*ctx.saved_tensors, dv, *ctx.how, needs)
-    return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *[None] * 8
+    grads = backward_through(ctx.saved_tensors, dv, tuple(ctx.needs_input_grad[:3]), ctx.how)
+    return *grads, *[None] * 8
+
+
+def _refuse(ctx, *_):
+    raise RuntimeError(NO_SECOND)
 
 
 core.register_autograd(_backward, setup_context=_save)
+core_backward.register_autograd(_refuse)
 
 
-def ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, implementation: str) -> Tensor:
-    """`ops.ffn_core` for a tracer: everything but the plain reference, inputs already checked."""
-    keep = torch.is_grad_enabled() and (u.requires_grad or m_up.requires_grad or n_down.requires_grad)
-    how = options.sparse, options.method, options.gradient, options.scale, options.ffn_memory, options.backward
-    v, _, _ = core(u.reshape(u.shape[:-1].numel(), u.shape[-1]), m_up, n_down, *how, implementation, keep)
+def _batch_as_tokens(batch: int, tensors: tuple, dims: tuple) -> list[Tensor]:
+    """Tensors `[n, …]` with the batch before the tokens, `[batch·n, …]`; what has no batch is the same for all."""
+    return [
+        (x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1) for x, dim in zip(tensors, dims)
+    ]
+
+
+def _one_by_one(batch: int, operator, tensors: tuple, dims: tuple, how: tuple) -> tuple[list[Tensor], tuple]:
+    results = [
+        operator(*(x if dim is None else x.select(dim, one) for x, dim in zip(tensors, dims)), *how)
+        for one in range(batch)
+    ]
+    return tuple(torch.stack(each) for each in zip(*results, strict=True)), (0, 0, 0)
+
+
+@core.register_vmap
+def _(info, in_dims, u, m_up, n_down, *how):
+    keep, sparse, _, gradient, _, ffn_memory, _, _ = how
+    if in_dims[1] is not None or in_dims[2] is not None:
+        return _one_by_one(info.batch_size, core, (u, m_up, n_down), in_dims, how)
+    (rows,) = _batch_as_tokens(info.batch_size, (u,), in_dims[:1])
+    v, *kept = core(rows, m_up, n_down, *how)
+    number = kept_of(keep, sparse, gradient, ffn_memory)
+    batched = [x.unflatten(0, (info.batch_size, -1)) if i <= number else x for i, x in enumerate((v, *kept))]
+    return tuple(batched), tuple(0 if i <= number else None for i in range(3))
+
+
+@core_backward.register_vmap
+def _(info, in_dims, u, m_up, n_down, kept0, kept1, dv, *how):
+    needs, sparse, _, gradient, _, ffn_memory, _, _ = how
+    tensors, dims = (u, m_up, n_down, kept0, kept1, dv), in_dims[:6]
+    if needs != 1 or dims[1] is not None or dims[2] is not None:
+        return _one_by_one(info.batch_size, core_backward, tensors, dims, how)
+    number = kept_of(KEEP, sparse, gradient, ffn_memory)
+    kept = _batch_as_tokens(info.batch_size, (kept0, kept1)[:number], dims[3:5])
+    rows, drows = _batch_as_tokens(info.batch_size, (u, dv), (dims[0], dims[5]))
+    du, *nothing = core_backward(rows, m_up, n_down, *_two(tuple(kept), u), drows, *how)
+    return (du.unflatten(0, (info.batch_size, -1)), *nothing), (0, None, None)
+
+
+class _UnderFunc(torch.autograd.Function):
+    """The operator, for `torch.func`'s gradients: what `register_autograd` makes is not for them."""
+
+    generate_vmap_rule = True  # by the operator's own
+
+    @staticmethod
+    def forward(*args) -> tuple[Tensor, Tensor, Tensor]:
+        return core(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        _save(ctx, inputs, output)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, dv, *_):
+        bits = sum(2**number for number, need in enumerate(ctx.needs_input_grad[:3]) if need)
+        grads = _BackwardUnderFunc.apply(*ctx.saved_tensors, dv, bits, *ctx.how)
+        return *(g if need else None for g, need in zip(grads, ctx.needs_input_grad[:3])), *[None] * 8
+
+
+class _BackwardUnderFunc(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*args) -> tuple[Tensor, Tensor, Tensor]:
+        return core_backward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    backward = staticmethod(_refuse)
+
+
+def ffn_core(
+    u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, implementation: str, under_func: bool = False
+) -> Tensor:
+    """`ops.ffn_core` by the operator: everything but the plain reference, inputs already checked.
+
+    Args:
+        u: `[..., r_in]`.
+        m_up: `[f, r_in]`.
+        n_down: `[r_out, f]`.
+        options: as there.
+        implementation: as there.
+        under_func: this is within a transform of `torch.func`. What the backward pass needs is kept then, since no
+            tensor says whether a gradient is wanted.
+    """
+    wanted = torch.is_grad_enabled() and (u.requires_grad or m_up.requires_grad or n_down.requires_grad)
+    rows = u.reshape(math.prod(u.shape[:-1]), u.shape[-1])  # `numel()` would fix a traced number of tokens
+    how = how_of(options, implementation)
+    run = _UnderFunc.apply if under_func else core
+    v, _, _ = run(rows, m_up, n_down, KEEP if wanted or under_func else NOT_KEEP, *how)
     return v.view(*u.shape[:-1], n_down.shape[0])

@@ -48,6 +48,14 @@ class Passes(Protocol):
         ...
 
 
+def transformed() -> bool:
+    """Whether this runs under a transform of `torch.func`, where no tensor says whether a gradient of it is wanted.
+
+    torch has no public name for this; its own `autograd.Function.apply` asks the same.
+    """
+    return torch._C._are_functorch_transforms_active()
+
+
 def _rows(x: Tensor) -> Tensor:
     """`[..., r]` as `[n, r]`, also where there are no tokens or no features to infer n from."""
     return x.reshape(x.shape[:-1].numel(), x.shape[-1])
@@ -68,6 +76,13 @@ class _Core(torch.autograd.Function):
     def backward(ctx, dv: Tensor) -> tuple[Tensor | None, ...]:
         u, m_up, n_down, *kept = ctx.saved_tensors
         needs = tuple(ctx.needs_input_grad[:3])
+        if torch._C._functorch.is_legacy_batchedtensor(dv):  # of `is_grads_batched`: only the operator takes it
+            from elas.kernels.relu2_24 import compiled  # which imports this file
+
+            kept += [u.new_empty(0) for _ in range(2 - len(kept))]
+            how = compiled.how_of(ctx.options, "auto")
+            du, dm_up, dn_down = compiled.backward_through((_rows(u), m_up, n_down, *kept), _rows(dv), needs, how)
+            return None if du is None else du.view(u.shape), dm_up, dn_down, None, None
         with autocast_off(dv.device):  # `backward()` may be called inside an autocast region
             du, dm_up, dn_down = ctx.passes.backward(_rows(u), m_up, n_down, tuple(kept), _rows(dv), ctx.options, needs)
         return None if du is None else du.view(u.shape), dm_up, dn_down, None, None
@@ -77,7 +92,9 @@ def differentiable(passes: Passes) -> Callable[[Tensor, Tensor, Tensor, Relu24Op
     """`core(u [..., r_in], m_up, n_down, options) -> v [..., r_out]` from two passes; differentiable once."""
 
     def core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options) -> Tensor:
-        if torch.is_grad_enabled() and (u.requires_grad or m_up.requires_grad or n_down.requires_grad):
+        wanted = u.requires_grad or m_up.requires_grad or n_down.requires_grad
+        # Within `forward_ad.dual_level` the function refuses; without it tangents would be lost in silence.
+        if (torch.is_grad_enabled() and wanted) or torch.autograd.forward_ad._current_level >= 0:
             return _Core.apply(u, m_up, n_down, options, passes)
         v, _ = passes.forward(_rows(u.detach()), m_up.detach(), n_down.detach(), options, False)
         return v.view(*u.shape[:-1], n_down.shape[0])

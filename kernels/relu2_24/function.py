@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from elas.kernels.relu2_24 import pack, reference
-from elas.kernels.relu2_24.core import Gradients, Kept
+from elas.kernels.relu2_24.autocast import autocast_off
+from elas.kernels.relu2_24.core import Gradients, Kept, transformed
 from elas.kernels.relu2_24.options import Relu24Options
 
 
@@ -86,19 +87,29 @@ def times_root(ds: Tensor, root: Tensor) -> Tensor:
 class CompressedRelu24(torch.autograd.Function):
     """`relu2_24` alone, keeping what `compress` gives."""
 
-    @staticmethod
-    def forward(ctx, z: Tensor, options: Relu24Options) -> Tensor:
-        """`z [..., f]` → `s [..., f]`."""
-        s, kept = compress(z, options)
-        ctx.options = options
-        ctx.save_for_backward(*kept)
-        return s
+    generate_vmap_rule = True
 
     @staticmethod
-    @reference.first_derivative_only
-    def backward(ctx, ds: Tensor) -> tuple[Tensor, None]:
+    def forward(z: Tensor, anchor: Tensor, options: Relu24Options) -> tuple[Tensor, ...]:
+        """`z [..., f]` → `s [..., f]` and what is kept."""
+        s, kept = compress(z, options)
+        return s, *kept
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        """Save what is kept, and nothing f wide in fp."""
+        _, anchor, ctx.options = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)  # or zeros of the size of what is kept would be made for it
+        ctx.save_for_backward(anchor, *output[1:])
+
+    @staticmethod
+    def backward(ctx, ds: Tensor, *_) -> tuple[Tensor, None, None]:
         """`ds [..., f]` → `dz [..., f]`."""
-        return gradient(ctx.saved_tensors, None, ds, ctx.options), None
+        anchor, *kept = ctx.saved_tensors
+        with autocast_off(ds.device):
+            dz = gradient(tuple(kept), None, ds, ctx.options)
+        return reference.no_second(dz, anchor), None, None
 
 
 class TorchCompressed:
@@ -138,6 +149,6 @@ class TorchCompressed:
 
 def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
     """`reference.relu2_24`, same values, keeping the compressed form; differentiable once."""
-    if not (torch.is_grad_enabled() and z.requires_grad):
+    if not (transformed() or (torch.is_grad_enabled() and z.requires_grad)):
         return reference.relu2_24(z, options)  # nothing to keep: the same values without packing
-    return CompressedRelu24.apply(z, options)
+    return CompressedRelu24.apply(z, reference.anchor_of(z), options)[0]

@@ -20,6 +20,11 @@ from torch.nn.functional import linear, pad
 from elas.kernels.relu2_24.options import Relu24Options
 from elas.kernels.relu2_24.pack import keep_and_third, keep_mask, split_last
 
+NO_SECOND = (
+    "relu2_24 has no second derivative in fused or compressed memory or with ste: leave create_graph out, "
+    "or use ffn_memory eager with gradient masked"
+)
+
 
 def first_derivative_only(backward: Callable) -> Callable:
     """Decorate the backward of an autograd function: asked for a graph of itself, it raises.
@@ -31,26 +36,56 @@ def first_derivative_only(backward: Callable) -> Callable:
     @wraps(backward)
     def checked(ctx, *grads):
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "relu2_24 has no second derivative in fused or compressed memory or with ste: leave create_graph out, "
-                "or use ffn_memory eager with gradient masked"
-            )
+            raise RuntimeError(NO_SECOND)
         return backward(ctx, *grads)
 
     return checked
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Value of `s`, gradient to `a` as if s were a."""
+class _NoSecond(torch.autograd.Function):
+    """`dz`, whose derivative raises: it depends on z through `anchor`, whatever else it depends on."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, a: Tensor, s: Tensor) -> Tensor:
+    def forward(dz: Tensor, anchor: Tensor) -> Tensor:
+        return dz.view_as(dz)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, _):
+        raise RuntimeError(NO_SECOND)
+
+
+def anchor_of(z: Tensor) -> Tensor:
+    """An empty tensor with the graph of z, so that what a backward pass gives can depend on z without keeping it."""
+    return z[..., :0].clone()
+
+
+def no_second(dz: Tensor, anchor: Tensor) -> Tensor:
+    """`dz`, unless it is differentiated again: `torch.func` builds a graph of every backward pass, used or not."""
+    return _NoSecond.apply(dz, anchor) if torch.is_grad_enabled() else dz
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Value of `s`, gradient to `a` as if s were a; `anchor` is a's."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, s: Tensor, anchor: Tensor) -> Tensor:
         return s.view_as(s)
 
     @staticmethod
-    @first_derivative_only
-    def backward(ctx, ds: Tensor) -> tuple[Tensor, None]:
-        return ds, None
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx, ds: Tensor) -> tuple[Tensor, None, None]:
+        return no_second(ds, *ctx.saved_tensors), None, None
 
 
 def prune_magnitude(rho: Tensor, keep: Tensor) -> Tensor:
@@ -95,7 +130,7 @@ def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
     if not options.sparse or options.gradient == "masked":
         return prune(rho, options)
     scale = options.scale if options.method == "soft_threshold" else 1.0
-    return _StraightThrough.apply(scale * rho.square(), prune(rho.detach(), options))
+    return _StraightThrough.apply(scale * rho.square(), prune(rho.detach(), options), anchor_of(rho))
 
 
 def ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options) -> Tensor:
