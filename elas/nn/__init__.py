@@ -11,6 +11,7 @@ for Megatron-core do, so that weights move between them. 2:4 is on from the firs
 
 - linear.py: `LowRankLinear`, and `SVD` of an `nn.Linear`.
 - ffn.py: `LowRankFFN` and, with full-rank linears, `SparseFFN`.
+- parallel.py: tensor parallelism by torch's DTensor (not imported here: it takes a second).
 - settings.py: what their arguments may be.
 """
 

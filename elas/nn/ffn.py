@@ -33,6 +33,7 @@ class _FFN(SparseSwitch):
         sparsity = sparsity_of(activation, options, dense_steps, ("ffn_hidden_size", ffn_hidden_size), kernel)
         super().__init__(sparsity, activation)
         self.gated, self.implementation = activation == "swiglu", kernel
+        self.ffn_hidden_size = ffn_hidden_size
 
     def reset_parameters(self) -> None:
         """Draw all weights anew."""

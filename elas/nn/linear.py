@@ -6,6 +6,7 @@ Parameters have the names and shapes that `elas.model.low_rank` gives them on on
 [n·r, i]` and `factor_out [o, r]`, or one `factor_out_NAME [o, r]` for each of several pairs.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 
 import torch
@@ -21,6 +22,13 @@ from elas.nn.settings import check_choice, check_size, sparsity_of
 
 INITS = ("lowrank", "cola")
 ACTIVATIONS = (None, "silu", "relu2")
+
+
+def whole(u: Tensor) -> Tensor:
+    """A DTensor's partial sums added up, and so its gradient's: here, where they are r wide. Others as they are."""
+    if (tensor := sys.modules.get("torch.distributed.tensor")) is None or not isinstance(u, tensor.DTensor):
+        return u
+    return u.redistribute(u.device_mesh, [one if one.is_shard() else tensor.Replicate() for one in u.placements])
 
 
 class LowRankLinear(torch.nn.Module):
@@ -182,7 +190,7 @@ class LowRankLinear(torch.nn.Module):
 
     def bottleneck(self, x: Tensor) -> Tensor:
         """Input side: `x [..., i]` to `u [..., n·r]`."""
-        u = F.linear(x, self.factor_in)
+        u = whole(F.linear(x, self.factor_in))
         return u if self.activation is None else self.activation(u)
 
     def expand(self, u: Tensor) -> tuple[Tensor, ...]:
@@ -208,7 +216,7 @@ class LowRankLinear(torch.nn.Module):
         if core is not None:
             return core(*with_bias(self.bottleneck(x), self.factor_out, self.bias))
         if end is not None:
-            v = end(x, self.factor_in)
+            v = whole(end(x, self.factor_in))
             return F.linear(v if self.activation is None else self.activation(v), self.factor_out, self.bias)
         y = self.expand(self.bottleneck(x))
         return y[0] if len(y) == 1 else y

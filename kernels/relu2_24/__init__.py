@@ -8,7 +8,8 @@
 - fused.py: the core in chunks, keeping nothing f wide (`fused`).
 - split.py: weight gradients from an activation pruned along tokens too, emulated (`sparsity.backward: split`).
 - cpu/: fused and compressed in C++.
-- registry.py: which implementation of `ffn_core` runs; compiled.py: `ffn_core` under torch.compile.
+- registry.py: which implementation of `ffn_core` runs; compiled.py: `ffn_core` under torch.compile
+  and torch.func; sharding.py: with DTensors.
 - autocast.py: what autocast means to the core.
 - ops.py: the public calls, which check their inputs and choose.
 """

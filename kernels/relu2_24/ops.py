@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from elas.errors import ConfigError, UserError
+from elas.errors import ConfigError
 from elas.kernels.relu2_24 import compiled, function, reference, registry
 from elas.kernels.relu2_24.autocast import autocast_dtype, autocast_off
 from elas.kernels.relu2_24.core import transformed
@@ -19,11 +19,6 @@ from elas.kernels.relu2_24.fused import TorchFused
 from elas.kernels.relu2_24.options import Relu24Options, check_activation, check_core
 from elas.kernels.relu2_24.sharding import is_sharded
 from elas.kernels.relu2_24.split import SplitBackward
-
-FUNC_INSIDE_COMPILE = (
-    "torch.compile does not trace torch.func transforms of ffn_core in fused or compressed memory; "
-    "use ffn_memory eager, or leave torch.compile out"
-)
 
 
 def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
@@ -83,7 +78,10 @@ def _ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, i
     if tracing or under_func or is_sharded(u, m_up, n_down):
         if options.ffn_memory != "eager" or options.backward == "split":
             if tracing and under_func:
-                raise UserError(FUNC_INSIDE_COMPILE)
+                # Eager there; with fullgraph this is an error. Dynamo shows literals only.
+                torch._dynamo.graph_break(
+                    msg="torch.func transforms of ffn_core under torch.compile need ffn_memory eager, gradient masked"
+                )
             return compiled.ffn_core(u, m_up, n_down, options, implementation, under_func=under_func)
         if implementation in ("auto", "reference"):
             return reference.ffn_core(u, m_up, n_down, options)

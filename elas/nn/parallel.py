@@ -1,0 +1,69 @@
+"""Tensor parallelism of the FFNs with torch's DTensor: a `ParallelStyle` for `parallelize_module`.
+
+    from torch.distributed.tensor.parallel import parallelize_module
+    from elas.nn.parallel import TensorParallelFFN
+
+    parallelize_module(model, mesh["tp"], {"layers.*.mlp": TensorParallelFFN()})
+
+Input and output are plain tensors, the same on every rank. d_ff is split; with low rank the ranks exchange r-wide
+vectors only: one all-reduce of v forwards and one of du backwards (`elas.model.low_rank` does the same).
+"""
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
+from torch.distributed.tensor.parallel import ParallelStyle
+
+from elas.errors import ConfigError
+from elas.kernels.relu2_24 import sharding
+from elas.nn.ffn import LowRankFFN, SparseFFN
+
+sharding.register()  # here as well as on the first call, for models that are compiled before it
+
+
+class TensorParallelFFN(ParallelStyle):
+    """Splits a `LowRankFFN` or `SparseFFN` along d_ff."""
+
+    def _apply(self, module: torch.nn.Module, device_mesh: DeviceMesh) -> torch.nn.Module:
+        """Make the parameters DTensors; torch calls this.
+
+        Raises:
+            ConfigError: another module, or d_ff that cannot be split into whole groups of four.
+        """
+        if not isinstance(module, LowRankFFN | SparseFFN):
+            raise ConfigError("module", type(module).__name__, "is no FFN of elas.nn", "name LowRankFFNs or SparseFFNs")
+        if isinstance(module, SparseFFN) and module.gated:
+            why = "gate and up stand in one weight, whose halves a shard would not hold"
+            raise ConfigError("activation", "swiglu", why, "use LowRankFFN, or two linears of your own")
+        size, ranks = module.ffn_hidden_size, device_mesh.size()
+        unit = 4 if module.can_be_sparse else 1
+        if size % (unit * ranks):
+            why = f"{ranks} ranks need {'whole 2:4 groups' if unit > 1 else 'equal shares'}"
+            raise ConfigError("ffn_hidden_size", size, why, f"give a multiple of {unit * ranks}")
+        for name, linear in (("linear_fc1", module.linear_fc1), ("linear_fc2", module.linear_fc2)):
+            distribute_module(linear, device_mesh, _placed(name))
+        return distribute_module(module, device_mesh, None, _whole_in, _whole_out)
+
+
+def _placed(name: str):
+    first = name == "linear_fc1"
+
+    def place(_, linear: torch.nn.Module, mesh: DeviceMesh) -> None:
+        for key, parameter in list(linear.named_parameters(recurse=False)):
+            split = Replicate()
+            if first and key != "factor_in":  # rows of factor_out and weight, and their biases
+                split = Shard(0)
+            elif not first and key in ("factor_in", "weight"):
+                split = Shard(1)
+            value = distribute_tensor(parameter.detach(), mesh, [split])
+            linear.register_parameter(key, torch.nn.Parameter(value, requires_grad=parameter.requires_grad))
+
+    return place
+
+
+def _whole_in(_, inputs: tuple, mesh: DeviceMesh) -> tuple:
+    return tuple(DTensor.from_local(x, mesh, [Replicate()], run_check=False) for x in inputs)
+
+
+def _whole_out(_, output: DTensor, mesh: DeviceMesh) -> torch.Tensor:
+    return output.redistribute(mesh, [Replicate()]).to_local()
