@@ -217,6 +217,8 @@ class _UnderFunc(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dv, *_):
+        if dv is None:  # v was not used
+            return (None,) * 11
         bits = sum(2**number for number, need in enumerate(ctx.needs_input_grad[:3]) if need)
         grads = _BackwardUnderFunc.apply(*ctx.saved_tensors, dv, bits, *ctx.how)
         return *(g if need else None for g, need in zip(grads, ctx.needs_input_grad[:3])), *[None] * 8

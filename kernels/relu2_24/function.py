@@ -104,8 +104,10 @@ class CompressedRelu24(torch.autograd.Function):
         ctx.save_for_backward(anchor, *output[1:])
 
     @staticmethod
-    def backward(ctx, ds: Tensor, *_) -> tuple[Tensor, None, None]:
+    def backward(ctx, ds: Tensor | None, *_) -> tuple[Tensor | None, None, None]:
         """`ds [..., f]` → `dz [..., f]`."""
+        if ds is None:  # s was not used
+            return None, None, None
         anchor, *kept = ctx.saved_tensors
         with autocast_off(ds.device):
             dz = gradient(tuple(kept), None, ds, ctx.options)
