@@ -11,6 +11,7 @@ for Megatron-core do, so that weights move between them. 2:4 is on from the firs
 
 - linear.py: `LowRankLinear`, and `SVD` of an `nn.Linear`.
 - ffn.py: `LowRankFFN` and, with full-rank linears, `SparseFFN`.
+- loro.py: `LORO`, a torch optimizer; observing.py: `observe`, what 2:4 does.
 - parallel.py: tensor parallelism by torch's DTensor (not imported here: it takes a second).
 - settings.py: what their arguments may be.
 """
@@ -19,5 +20,17 @@ from elas.kernels.relu2_24 import Relu24Options
 from elas.model.activation import count_steps, set_sparse, set_step
 from elas.nn.ffn import LowRankFFN, SparseFFN
 from elas.nn.linear import LowRankLinear
+from elas.nn.loro import LORO
+from elas.nn.observing import observe
 
-__all__ = ["LowRankFFN", "LowRankLinear", "Relu24Options", "SparseFFN", "count_steps", "set_sparse", "set_step"]
+__all__ = [
+    "LORO",
+    "LowRankFFN",
+    "LowRankLinear",
+    "Relu24Options",
+    "SparseFFN",
+    "count_steps",
+    "observe",
+    "set_sparse",
+    "set_step",
+]
