@@ -27,7 +27,10 @@ COMMANDS = {
     "train": ("elas.launch.pretrain", "one training run; several ranks when started by a launcher"),
     "config": ("elas.config.cli", "what a setting means: `config`, `config SECTION`, `config KEY`"),
     "launch": ("elas.launch.cli", "start a run: `launch local`, `ssh`, `slurm`; are hosts fit: `launch check`"),
-    "checkpoint": ("elas.checkpoint.cli", "what a run saved: `checkpoint list`, `verify`, `info`"),
+    "checkpoint": (
+        "elas.checkpoint.cli",
+        "what a run saved: `checkpoint list`, `verify`, `info`, `export`, `import`",
+    ),
     "build": ("elas.build", "compile ahead of time what runs on this machine will need"),
     "bench": ("elas.bench.cli", "what things cost: `bench ffn`, `step`, `comm`, `checkpoint`, `prep`"),
     "prep": ("elas.data_prep.cli", "prepare data: `prep tokenizer`, `tokenize`, `merge`, `verify`, `info`"),

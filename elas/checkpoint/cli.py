@@ -1,11 +1,12 @@
-"""`elas checkpoint`: what checkpoints there are, whether they are whole, what is in one."""
+"""`elas checkpoint`: what checkpoints there are, whether they are intact, what is in one; to and from Megatron-LM."""
 
 from pathlib import Path
 
 from elas.bench import show
 from elas.checkpoint.folder import Checkpoint, checkpoints_in, damaged_files, read_checkpoint
 from elas.cli import Parser, run_command, write_json
-from elas.errors import UserError
+from elas.config import load_config, split_overrides
+from elas.errors import ConfigError, UserError
 from elas.report import describe_layout
 
 
@@ -46,10 +47,7 @@ def verify(argv: list[str]) -> int:
 def info(argv: list[str]) -> int:
     """`elas checkpoint info`: what a checkpoint holds (of a run: its newest whole one)."""
     options = _parser("info", "Show what a checkpoint holds.").parse_args(argv)
-    read = [read_checkpoint(path) for path in _folders(options.path)]
-    found = next((one for one in read if isinstance(one, Checkpoint)), None)
-    if found is None:
-        raise UserError(f"{options.path}: no whole checkpoint there ({read[0]}); see elas checkpoint list")
+    found = _intact(options.path)
     manifest = found.manifest
     tensors = _tensors(found)
     facts = {"path": str(found.path), "step": found.step, "tokens": manifest["tokens"],
@@ -61,10 +59,76 @@ def info(argv: list[str]) -> int:
     told = {**facts, "files": f"{len(manifest['files'])}, {_size(sum(f['bytes'] for f in manifest['files'].values()))}"}
     told |= {"layout": _layout_in_words(facts["layout"])}
     told |= {"versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items())}
-    told |= {"tensors": f"{len(tensors)} weights, with their two moments"}
+    told |= {
+        "tensors": f"{len(tensors)} weights, " + ("alone" if manifest.get("weights_only") else "with their two moments")
+    }
     for key in ("path", "step", "tokens", "consumed_samples", "parameters", "layout", "versions", "files", "tensors"):
         value = told[key]
         print(f"{key.replace('_', ' '):<18}{value if isinstance(value, str) else f'{value:,}'}")
+    return 0
+
+
+def export_(argv: list[str]) -> int:
+    """`elas checkpoint export`: write one for Megatron-LM to load."""
+    example = "elas checkpoint export runs/60m megatron/60m"
+    parser = Parser("elas checkpoint export", "Write a checkpoint as Megatron-LM's torch_dist.", example)
+    parser.add_argument("path", type=Path, metavar="PATH", help="a run's folder, or one checkpoint")
+    parser.add_argument("target", type=Path, metavar="FOLDER", help="to be made, for Megatron-LM's --load")
+    adam = "which Adam will read it: fused with Apex or Transformer Engine, torch without (default: as installed here)"
+    parser.add_argument("--adam", choices=["fused", "torch"], help=adam)
+    options = parser.parse_args(argv)
+    import elas
+    from elas.checkpoint.export import adam_here, export
+
+    elas.prepare()
+    found = _intact(options.path)
+    if problems := damaged_files(found):
+        raise UserError(f"{found.path}: {'; '.join(problems)}; give another checkpoint")
+    adam = options.adam or adam_here()
+    print(f"writing {options.target} from {found.path} (step {found.step}), for {adam} Adam", flush=True)
+    facts = export(found, options.target, adam)
+    print("go on with it by --load, --override-opt-param-scheduler and --low-rank as it was trained")
+    if not facts["moments"]:
+        print("it holds weights alone: no moments of AdamW's were there")
+    write_json(options.json, {**facts, "adam": adam, "checkpoint": str(found.path)})
+    return 0
+
+
+def import_(argv: list[str]) -> int:
+    """`elas checkpoint import`: take one of Megatron-LM's as the first of a run."""
+    example = "elas checkpoint import megatron/60m --config 60m --data.train data/c4 --train.run_dir runs/60m"
+    overrides, rest = split_overrides(argv)
+    what = "Take a torch_dist checkpoint of Megatron-LM into a run's folder; `elas train` goes on from it."
+    parser = Parser("elas checkpoint import", what, example, settings=True)
+    parser.add_argument("path", type=Path, metavar="FOLDER", help="Megatron-LM's --save folder, or an iter_… in it")
+    parser.add_argument("--config", metavar="FILE", help="YAML file, or a preset's name")
+    alone = "without moments, for checkpoint.init_from; needs no corpus"
+    parser.add_argument("--weights-only", action="store_true", help=alone)
+    options = parser.parse_args(rest)
+    config = load_config(options.config, overrides)
+    import elas
+
+    elas.prepare()
+    from elas.checkpoint.importing import import_, read_foreign
+    from elas.checkpoint.resume import checkpoints_dir
+    from elas.data.corpus import check_corpus
+    from elas.train import run_dir
+    from elas.validate import validate
+
+    validate(config, None)
+    if not options.weights_only:
+        check_corpus(config)
+    print(f"reading {options.path}", flush=True)
+    foreign = read_foreign(options.path)
+    lock = run_dir.claim(config)
+    if any(checkpoints_in(checkpoints_dir(config))) or (Path(config.train.run_dir) / "metrics.jsonl").exists():
+        raise ConfigError("train.run_dir", config.train.run_dir, "already holds a run", "give another folder")
+    written = import_(foreign, config, options.weights_only)
+    lock.release()
+    facts = {"checkpoint": str(written), "iteration": foreign.iteration, "weights_only": options.weights_only}
+    key = "checkpoint.init_from" if options.weights_only else "train.run_dir"
+    print(f"iteration {foreign.iteration} is {written}; go on with the same settings, {key}={config.train.run_dir}")
+    write_json(options.json, facts)
     return 0
 
 
@@ -72,6 +136,8 @@ COMMANDS = {
     "list": (list_, "all checkpoints of a run, the oldest first, and which count"),
     "verify": (verify, "read every byte and compare with the checksums"),
     "info": (info, "step, layout, versions, parameters of one"),
+    "export": (export_, "write one for Megatron-LM to load"),
+    "import": (import_, "take one of Megatron-LM's as the first of a run"),
 }
 
 
@@ -89,6 +155,15 @@ def _folders(path: Path) -> list[Path]:
         if found := list(checkpoints_in(folder)):
             return found
     raise UserError(f"{path}: no checkpoint there; give a run's folder, or a folder step_…")
+
+
+def _intact(path: Path) -> Checkpoint:
+    """The checkpoint at a path, or the newest intact one of a run, by manifests and sizes."""
+    read = [read_checkpoint(one) for one in _folders(path)]
+    found = next((one for one in read if isinstance(one, Checkpoint)), None)
+    if found is None:
+        raise UserError(f"{path}: no intact checkpoint there ({read[0]}); see elas checkpoint list")
+    return found
 
 
 def _layout_in_words(layout: dict) -> str:

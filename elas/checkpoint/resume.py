@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from elas.checkpoint.folder import Checkpoint, checkpoints_in, damaged_files, no_checkpoint, read_checkpoint
-from elas.checkpoint.identity import check_same_run, identity
+from elas.checkpoint.identity import check_same_run, identity, typed
 from elas.config import Config
 from elas.errors import ConfigError
 from elas.train.metrics import read_jsonl
@@ -80,6 +80,10 @@ def _check_not_lost(config: Config) -> None:
 
 
 def _fitting(found: Checkpoint, config: Config) -> Checkpoint:
+    if found.manifest.get("weights_only"):
+        key = "train.run_dir" if config.checkpoint.resume == "auto" else "checkpoint.resume"
+        fix = f"give another train.run_dir, and checkpoint.init_from={found.path}"
+        raise ConfigError(key, typed(config, key), f"{found.path} holds weights without moments", fix)
     check_same_run(config, identity(config), found)
     if found.step > config.train.steps:
         why = f"the run is at step {found.step} already ({found.path})"

@@ -26,6 +26,9 @@ _KNOWN = {
         "ChunkStorageMetadata", "StorageMeta", "_MEM_FORMAT_ENCODING",
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.planner": {  # Megatron-core keeps the plan with the index
+        "SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData",
+    },
     "torch.serialization": {"_get_layout"},
     "torch": {"Size", "float32", "float16", "bfloat16", "uint8", "int64"},
     "pathlib": {"PosixPath"},
@@ -69,6 +72,14 @@ def write_index(folder: Path, plan: Plan, results: list[list[WriteResult]]) -> N
     FileSystemWriter(folder).finish(plan.metadata, results)
 
 
+def write_alone(folder: Path, tensors: Tensors) -> None:
+    """Write tensors and their index from one process, without process groups; `folder` exists."""
+    planner = _planner(tensors)
+    plans, metadata = planner.create_global_plan([planner.create_local_plan()])
+    plan = Plan(FileSystemWriter(folder).prepare_global_plan(plans)[0], metadata)
+    write_index(folder, plan, [write(folder, plan, tensors)])
+
+
 def read_index(folder: Path) -> Metadata:
     """The index of a checkpoint.
 
@@ -101,7 +112,7 @@ def _planner(tensors: Tensors) -> DefaultSavePlanner:
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        planner.set_up_planner(tensors, None, is_coordinator=dist.get_rank() == 0)
+        planner.set_up_planner(tensors, None, is_coordinator=not dist.is_initialized() or dist.get_rank() == 0)
     return planner
 
 

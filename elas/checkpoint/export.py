@@ -1,0 +1,215 @@
+"""`elas checkpoint export`: a checkpoint of ours, written for Megatron-LM to `--load`.
+
+What Megatron-LM keeps beside tensors, in `common.pt`, is made here as `generate_state_dict` of Megatron-LM core_v0.16.1
+makes it, in a form that each of its optimizers reads: fp32, bf16, and the fully reshardable distributed one.
+"""
+
+import argparse
+import importlib.util
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from elas.checkpoint import storage
+from elas.checkpoint.crossing import MASTERS, OPTIMIZER, OnDemand, Spot, spots
+from elas.checkpoint.folder import Checkpoint
+from elas.checkpoint.identity import written_config
+from elas.checkpoint.tensors import PartOfTensor, Place
+from elas.config import Config, ffn_width
+from elas.errors import Failure, UserError
+from elas.plan.shapes import weight_shapes
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_LINEARS = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+
+
+def export(checkpoint: Checkpoint, target: Path, adam: str) -> dict:
+    """Write it.
+
+    Args:
+        checkpoint: intact.
+        target: a folder that is not there yet, for `--load`.
+        adam: `fused` where Megatron-LM runs with Apex or Transformer Engine, `torch` where it does not: their states
+            keep the step in different places, and neither reads the other's.
+
+    Returns:
+        Facts for the console: `iteration`, `moments`, `folder`.
+
+    Raises:
+        UserError: the target exists, or cannot be written.
+        Failure: the checkpoint's tensors are not those of its configuration.
+    """
+    config = written_config(checkpoint)
+    partial_ = target.with_name(target.name + ".partial")
+    if target.exists():
+        raise UserError(f"{target}: exists; give a folder that does not")
+    folder = partial_ / f"iter_{checkpoint.step:07d}"
+    moments = config.optimizer.kind != "loro" and not checkpoint.manifest.get("weights_only")
+    try:
+        if partial_.exists():
+            shutil.rmtree(partial_)
+        folder.mkdir(parents=True)
+        storage.write_alone(folder, _tensors(checkpoint, config, moments))
+        (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist"} | _FORMAT))
+        torch.save(_common(checkpoint, config, moments, adam), folder / "common.pt")
+        (partial_ / "latest_checkpointed_iteration.txt").write_text(str(checkpoint.step))
+        partial_.rename(target)
+    except (RuntimeError, KeyError) as error:
+        raise Failure(f"{checkpoint.path}: is not the checkpoint of its own settings ({error})") from error
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
+    return {"iteration": checkpoint.step, "moments": moments, "folder": str(target)}
+
+
+def adam_here() -> str:
+    """The kind of Adam that Megatron-LM would run on this machine."""
+    found = any(importlib.util.find_spec(name) for name in ("transformer_engine", "apex"))
+    return "fused" if found else "torch"
+
+
+_FORMAT = {"sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
+
+
+def _tensors(checkpoint: Checkpoint, config: Config, moments: bool) -> storage.Tensors:
+    """All of Megatron's tensors, each read from the checkpoint when it is written."""
+    dtype = getattr(torch, config.train.dtype)
+    kinds = [("weight", "", dtype)]
+    if moments:
+        kinds += [("weight", prefix, torch.float32) for prefix in MASTERS]
+        kinds += [(moment, f"{OPTIMIZER}{moment}.", torch.float32) for moment in MOMENTS]
+    makers: dict[str, tuple[Spot, torch.dtype, dict]] = {}
+    for name, spot in spots(weight_shapes(config)).items():
+        for kind, prefix, cast in kinds:
+            read = partial(_read, checkpoint.path, f"{kind}.{name}", spot, cast)
+            makers.setdefault(prefix + spot.key, (spot, cast, {}))[2][spot.offsets] = (_size(spot), read)
+    for key, steps in _dense_steps(checkpoint, config).items():
+        makers[key] = (Spot(key, tuple(steps.shape)), steps.dtype, {(0, 0): (tuple(steps.shape), lambda s=steps: s)})
+    made = {key: OnDemand(spot.whole, cast, parts) for key, (spot, cast, parts) in makers.items()}
+    return made | _extra_states(config)
+
+
+def _extra_states(config: Config) -> dict[str, list]:
+    """The nothing that Megatron-core's own linears, which full rank is made of, keep for Transformer Engine's sake."""
+    if config.low_rank.kind != "none":
+        return {}
+    layers = config.model.num_layers
+    keys = (f"decoder.layers.{linear}._extra_state/shard_{n}_{layers}" for linear in _LINEARS for n in range(layers))
+    return {key: [None] for key in keys}
+
+
+def _size(spot: Spot) -> tuple[int, ...]:
+    return spot.shape if spot.layer is None else (1, *spot.shape)
+
+
+def _read(folder: Path, name: str, spot: Spot, dtype: torch.dtype) -> torch.Tensor:
+    tensor = torch.empty(spot.shape, dtype=torch.float32)
+    storage.read(folder, {name: PartOfTensor.of(Place(spot.shape, spot.shape), tensor.view(-1), 0)})
+    return spot.view(tensor.to(dtype))
+
+
+def _dense_steps(checkpoint: Checkpoint, config: Config) -> dict[str, torch.Tensor]:
+    """The step that each layer with dense steps keeps, `[L, 1]`: evaluation runs as the last trained step did."""
+    if config.sparsity.kind != "2:4" or not config.sparsity.dense_steps:
+        return {}
+    names = ["mlp"] if config.model.activation == "relu2" else []
+    if config.low_rank.kind == "cola" and config.low_rank.activation == "relu2":
+        names += [f"{linear}.activation" for linear in _LINEARS]
+    steps = torch.full((config.model.num_layers, 1), checkpoint.step, dtype=torch.int64)
+    return {f"decoder.layers.{name}.sparsity_step": steps for name in names}
+
+
+def _common(checkpoint: Checkpoint, config: Config, moments: bool, adam: str) -> dict:
+    """What Megatron-LM calls the common state."""
+    arguments = _arguments(checkpoint, config)
+    arguments.no_save_optim = not moments
+    metadata = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+    metadata |= {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_fully_reshardable_mem_efficient": False,
+    }
+    common = {"args": arguments, "checkpoint_version": 3.0, "iteration": checkpoint.step, "content_metadata": metadata}
+    common["num_floating_point_operations_so_far"] = 0
+    if moments:
+        inner = _optimizer(checkpoint, config, adam)
+        common["optimizer"] = {**inner, "optimizer": inner, "param_state_sharding_type": "fully_reshardable"}
+        common["opt_param_scheduler"] = _schedule(checkpoint, config)
+    return common
+
+
+def _optimizer(checkpoint: Checkpoint, config: Config, adam: str) -> dict:
+    optimizer, step = config.optimizer, checkpoint.manifest["optimizer_step"]
+    options = {
+        "lr": optimizer.lr,
+        "betas": (optimizer.beta1, optimizer.beta2),
+        "eps": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
+        "bias_correction": True,
+        "step": step,
+        "lr_mult": 1.0,
+        "is_expert_parallel": False,
+        "is_decoupled_lr": False,
+        "max_lr": optimizer.lr,
+        "min_lr": 0.0,
+        "default_config": True,
+    }
+    groups = [{**options, "wd_mult": 1.0}, {**options, "wd_mult": 0.0, "weight_decay": 0.0}]
+    state = {"common_step": torch.tensor(float(step))} if adam == "torch" else {}
+    return {"state": state, "param_groups": groups}
+
+
+def _schedule(checkpoint: Checkpoint, config: Config) -> dict:
+    """Consumed samples count; the rest is Megatron's to override, whose schedules are others than ours."""
+    samples, optimizer = checkpoint.manifest["consumed_samples"], config.optimizer
+    return {
+        "max_lr": optimizer.lr,
+        "min_lr": 0.0,
+        "lr_warmup_steps": 0,
+        "lr_decay_steps": config.train.steps * config.train.global_batch_size,
+        "lr_decay_style": "constant",
+        "num_steps": samples,
+        "start_wd": optimizer.weight_decay,
+        "end_wd": optimizer.weight_decay,
+        "wd_incr_style": "constant",
+        "wd_incr_steps": config.train.steps * config.train.global_batch_size,
+    }
+
+
+def _arguments(checkpoint: Checkpoint, config: Config) -> argparse.Namespace:
+    """Arguments of Megatron-LM's that describe the model and how far training is."""
+    model = config.model
+    groups = model.num_query_groups or model.num_attention_heads
+    return argparse.Namespace(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=ffn_width(config),
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=groups,
+        group_query_attention=groups != model.num_attention_heads,
+        seq_length=model.seq_length,
+        max_position_embeddings=model.max_position_embeddings or model.seq_length,
+        position_embedding_type="rope",
+        add_position_embedding=True,
+        rotary_base=model.rotary_base,
+        rotary_percent=1.0,
+        normalization="RMSNorm",
+        norm_epsilon=model.norm_eps,
+        swiglu=model.activation == "swiglu",
+        squared_relu=model.activation == "relu2",
+        add_bias_linear=False,
+        untie_embeddings_and_output_weights=not model.tie_embeddings,
+        padded_vocab_size=model.vocab_size,
+        low_rank_kind=config.low_rank.kind,
+        low_rank_rank=config.low_rank.rank,
+        low_rank_activation=config.low_rank.activation,
+        tensor_model_parallel_size=1,
+        pipeline_model_parallel_size=1,
+        world_size=0,  # of no layout: Megatron-LM then leaves random streams and the rerun machine alone
+        data_parallel_size=0,
+        no_save_rng=True,
+        consumed_train_samples=checkpoint.manifest["consumed_samples"],
+        skipped_train_samples=0,
+        consumed_valid_samples=0,
+    )

@@ -1,0 +1,254 @@
+"""`elas checkpoint import`: a `torch_dist` checkpoint of Megatron-LM, written as one of ours to go on from.
+
+Reading executes nothing: tensors and the index as for our own checkpoints, the common state with torch's `weights_only`
+and the types that Megatron-core lists as safe.
+"""
+
+import argparse
+import pickle
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from elas.checkpoint import storage
+from elas.checkpoint.crossing import MASTERS, OPTIMIZER, OnDemand, Spot, spots
+from elas.checkpoint.folder import file_facts, put_in_place
+from elas.checkpoint.identity import effective, identity
+from elas.checkpoint.resume import checkpoints_dir, versions
+from elas.checkpoint.tensors import PartOfTensor
+from elas.config import Config
+from elas.errors import ConfigError, UserError
+from elas.plan.shapes import weight_shapes
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_TRACKER = "latest_checkpointed_iteration.txt"
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A checkpoint of Megatron-LM's.
+
+    Attributes:
+        path: folder of one iteration.
+        iteration: done when it was written.
+        arguments: Megatron-LM's.
+        sizes: shape of each tensor, by name.
+        step: of the optimizer; None where it holds no moments that can be read.
+        why_no_moments: what the reason is.
+    """
+
+    path: Path
+    iteration: int
+    arguments: argparse.Namespace
+    sizes: dict[str, tuple[int, ...]]
+    step: int | None
+    why_no_moments: str = ""
+
+
+def read_foreign(path: Path) -> Foreign:
+    """Read what a checkpoint holds; needs no process group.
+
+    Args:
+        path: Megatron-LM's `--save` folder, or that of an iteration in it.
+
+    Raises:
+        UserError: no such checkpoint there, or another format.
+    """
+    folder = path
+    if (path / _TRACKER).is_file():
+        last = (path / _TRACKER).read_text().strip()
+        folder = path / (f"iter_{int(last):07d}" if last.isdecimal() else last)
+    if not (folder / "common.pt").is_file():
+        fix = "give Megatron-LM's --save folder, or an iter_… in it, written with --ckpt-format torch_dist"
+        raise UserError(f"{path}: holds no torch_dist checkpoint of Megatron-LM; {fix}")
+    try:
+        index = storage.read_index(folder)
+        common = _read_common(folder / "common.pt")
+        iteration, arguments = int(common["iteration"]), common["args"]
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError, TypeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: cannot be read as a checkpoint of Megatron-LM ({why})") from error
+    entries = index.state_dict_metadata.items()
+    sizes = {name: tuple(entry.size) for name, entry in entries if isinstance(entry, TensorStorageMetadata)}
+    step, why = _moments(common, sizes)
+    return Foreign(folder, iteration, arguments, sizes, step, why)
+
+
+def _read_common(path: Path) -> dict:
+    from megatron.core.safe_globals import register_safe_globals
+
+    register_safe_globals()  # not torch's context manager: on leaving it, Megatron-core could not read its own files
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # torch's words tell users to execute the file
+        raise pickle.UnpicklingError(f"{path.name} is damaged, or holds more than arguments and numbers") from error
+
+
+def _moments(common: dict, sizes: dict) -> tuple[int | None, str]:
+    """The optimizer's step, or None and why its moments cannot be had."""
+    kind = (common.get("content_metadata") or {}).get("distrib_optim_sharding_type")
+    if not any(name.startswith(f"{OPTIMIZER}exp_avg.") for name in sizes):
+        if kind and kind != "fully_reshardable":
+            return None, f"the distributed optimizer's are {kind}; save with --dist-ckpt-optim-fully-reshardable"
+        return None, "it was saved without the optimizer, or with another than Adam"
+    outer = common.get("optimizer") or {}
+    for state in (outer, outer.get("optimizer") or {}):
+        step = (state.get("state") or {}).get("common_step")
+        found = [step] if step is not None else [g["step"] for g in state.get("param_groups") or () if "step" in g]
+        if found:
+            return int(found[0]), ""
+    return None, "it does not say how many steps the optimizer took"
+
+
+def check_fits(foreign: Foreign, config: Config) -> dict[str, Spot]:
+    """Check that the checkpoint is of the configuration's model.
+
+    Returns:
+        Where each of our weights lies in it.
+
+    Raises:
+        ConfigError: a setting that says another model.
+        UserError: tensors that the model has not, or the checkpoint has not.
+    """
+    for key, mine, theirs in _function(config, foreign.arguments):
+        if theirs is not None and mine != theirs:
+            raise ConfigError(key, mine, f"Megatron-LM trained {foreign.path} with {theirs!r}", f"set it to {theirs}")
+    shapes = weight_shapes(config)
+    found = spots(shapes, stacked="decoder.layers.0.input_layernorm.weight" not in foreign.sizes)
+    for name, spot in found.items():
+        there = foreign.sizes.get(spot.key)
+        if there is None:
+            fix = "give the settings of the model that Megatron-LM trained, by elas.megatron.elas_builder"
+            raise UserError(f"{foreign.path}: holds no {spot.key}, which is a weight of this configuration; {fix}")
+        if there != spot.whole:
+            if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+                why, fix = f"Megatron-LM padded the vocabulary to {there[0]}", f"set it to {there[0]}"
+                raise ConfigError("model.vocab_size", config.model.vocab_size, why, fix)
+            what = f"{there} there, and {spot.whole} by this configuration"
+            raise UserError(f"{foreign.path}: {spot.key} is {what}; give the settings of the model that it holds")
+    keys = {spot.key for spot in found.values()}
+    more = [key for key in foreign.sizes if key not in keys and not key.startswith(OPTIMIZER) and _is_weight(key)]
+    if more:
+        raise UserError(f"{foreign.path}: holds {more[0]}, which this configuration's model does not have")
+    return found
+
+
+def _is_weight(key: str) -> bool:
+    return key.rpartition(".")[2] != "sparsity_step" and not key.startswith(("rng_state", "rerun_state_machine"))
+
+
+def _function(config: Config, arguments: argparse.Namespace) -> list[tuple]:
+    """Settings that shapes do not tell: key, value here, value there (None where it does not say)."""
+    model = config.model
+    there = vars(arguments).get
+    heads = model.num_attention_heads
+    groups = there("num_query_groups") if there("group_query_attention") else there("num_attention_heads")
+    kind = there("low_rank_kind")
+    activation = {(True, False): "swiglu", (False, True): "relu2"}.get((there("swiglu"), there("squared_relu")))
+    rows = [
+        ("model.num_layers", model.num_layers, there("num_layers")),
+        ("model.hidden_size", model.hidden_size, there("hidden_size")),
+        ("model.num_attention_heads", heads, there("num_attention_heads")),
+        ("model.num_query_groups", model.num_query_groups or heads, groups),
+        ("model.activation", model.activation, activation),
+        ("model.norm_eps", model.norm_eps, there("norm_epsilon")),
+        ("model.rotary_base", float(model.rotary_base), there("rotary_base") and float(there("rotary_base"))),
+        ("model.tie_embeddings", model.tie_embeddings, _not(there("untie_embeddings_and_output_weights"))),
+        ("low_rank.kind", config.low_rank.kind, kind),
+    ]
+    if config.low_rank.kind != "none":
+        rows.append(("low_rank.rank", config.low_rank.rank, there("low_rank_rank")))
+    if config.low_rank.kind == "cola":
+        rows.append(("low_rank.activation", config.low_rank.activation, there("low_rank_activation")))
+    return rows
+
+
+def _not(value: bool | None) -> bool | None:
+    return None if value is None else not value
+
+
+def import_(foreign: Foreign, config: Config, weights_only: bool) -> Path:
+    """Write it into the run's folder, which has no checkpoint yet; its fit is checked.
+
+    Args:
+        foreign: from `read_foreign`.
+        config: of the run that is to go on from it.
+        weights_only: leave moments out; such a checkpoint is good for `checkpoint.init_from`.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        ConfigError, UserError: as `check_fits`; no moments; a folder that holds a run or cannot be written.
+    """
+    found = check_fits(foreign, config)
+    if config.optimizer.kind != "adamw" and not weights_only:
+        why, fix = "moments of Megatron-LM's are AdamW's", "set it to adamw, or add --weights-only"
+        raise ConfigError("optimizer.kind", config.optimizer.kind, why, fix)
+    if not weights_only and foreign.step is None:
+        fix = "add --weights-only, and begin a run by checkpoint.init_from"
+        raise UserError(f"{foreign.path}: no moments to go on with: {foreign.why_no_moments}; or {fix}")
+    target = checkpoints_dir(config) / f"step_{foreign.iteration:08d}"
+    partial_ = target.with_name(target.name + ".partial")
+    manifest = _manifest(foreign, config, weights_only)
+    try:
+        partial_.mkdir(parents=True)
+        storage.write_alone(partial_, _tensors(foreign, found, weights_only))
+        files = {path.name: file_facts(path) for path in sorted(partial_.iterdir())}
+        put_in_place(partial_, target, manifest | {"files": files})
+    except OSError as error:
+        why = f"cannot be written ({error.strerror})"
+        raise ConfigError("train.run_dir", config.train.run_dir, why, "give another folder") from error
+    return target
+
+
+def _tensors(foreign: Foreign, found: dict[str, Spot], weights_only: bool) -> storage.Tensors:
+    tensors = {}
+    for name, spot in found.items():
+        masters = [prefix + spot.key for prefix in MASTERS if prefix + spot.key in foreign.sizes]
+        sources = {"weight": (masters or [spot.key])[0]}
+        if not weights_only:
+            sources |= {moment: f"{OPTIMIZER}{moment}.{spot.key}" for moment in MOMENTS}
+        for kind, key in sources.items():
+            read = partial(_read, foreign.path, key, spot)
+            tensors[f"{kind}.{name}"] = OnDemand(
+                spot.shape, torch.float32, {(0,) * len(spot.shape): (spot.shape, read)}
+            )
+    return tensors
+
+
+def _read(folder: Path, key: str, spot: Spot) -> torch.Tensor:
+    tensor = torch.empty(spot.shape, dtype=torch.float32)
+    storage.read(folder, {key: PartOfTensor(spot.whole, torch.float32, {spot.offsets: spot.view(tensor)})})
+    return tensor
+
+
+def _manifest(foreign: Foreign, config: Config, weights_only: bool) -> dict:
+    there = vars(foreign.arguments).get
+    consumed = there("consumed_train_samples") or foreign.iteration * config.train.global_batch_size
+    layout = {
+        "world_size": there("world_size") or 1,
+        "tensor": there("tensor_model_parallel_size") or 1,
+        "pipeline": there("pipeline_model_parallel_size") or 1,
+        "virtual_pipeline": there("virtual_pipeline_model_parallel_size") or 1,
+        "sequence": bool(there("sequence_parallel")),
+        "data": there("data_parallel_size") or 1,
+        "zero": 1 if there("use_distributed_optimizer") else 0,
+        "written_by": "Megatron-LM",  # so that it is no layout of ours, whose random streams would be there
+    }
+    kept = effective(config) | {"data.held_out": None} if weights_only else identity(config)
+    return {
+        "step": foreign.iteration,
+        "tokens": consumed * config.model.seq_length,
+        "consumed_samples": consumed,
+        "optimizer_step": foreign.step or 0,
+        "identity": kept,
+        "layout": layout,
+        "versions": versions(),
+        "config": config.to_dict(),
+        "imported_from": str(foreign.path.resolve()),
+        "weights_only": weights_only,
+    }
