@@ -55,6 +55,12 @@ def extra_args_provider(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
         help="kernel by name; auto takes the fastest (default: %(default)s)",
     )
     add(
+        "--sparsity-tokens",
+        type=int,
+        default=0,
+        help="tokens of a logged iteration whose zeros and dropped values are counted; 0 for none (the default)",
+    )
+    add(
         "--layout-independent-init",
         action="store_true",
         help="draw every parameter from (seed, name, shape), so that all layouts start from the same model",

@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from elas import host
 from elas.errors import ConfigError, UserError
 from elas.megatron.arguments import sections
+from elas.megatron.watching import log_sparsity
 from elas.model.activation import set_step
 from elas.model.init import initialise
 from elas.model.spec import block_spec
@@ -83,6 +84,8 @@ def elas_builder(
         initialise(model, seed=args.seed, std=args.init_method_std)
     if config.sparsity.dense_steps:
         follow_iterations(model, args)
+    if args.sparsity_tokens:
+        log_sparsity(args)
     return model
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import torch.nn.functional as F
 from megatron.core.activations import squared_relu
+from megatron.core.tensor_parallel.random import HAVE_TE
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from elas.errors import ConfigError
@@ -30,7 +31,7 @@ def check(config: TransformerConfig) -> None:
         value = getattr(config, name, _DEFAULTS.get(name))
         if value != _DEFAULTS.get(name) and value:  # None, False and 0 ask for nothing
             raise ConfigError(name, value, why, fix)
-    for rule in (_attention, _norm, _rank, _groups_of_four):
+    for rule in (_attention, _norm, _rank, _groups_of_four, _recomputation):
         rule(config)
 
 
@@ -90,6 +91,13 @@ def _rank(config) -> None:
     if not 1 <= rank <= smallest:
         why = f"is not from 1 to the smallest width that it factors ({name}, {smallest})"
         raise ConfigError("low_rank.rank", rank, why, f"give {smallest} or less")
+
+
+def _recomputation(config) -> None:
+    chosen = config.recompute_modules or []
+    if config.recompute_granularity == "selective" and "layernorm" in chosen and not HAVE_TE:
+        why, fix = "Megatron-core recomputes norms with Transformer Engine's help only", "install it, or leave it out"
+        raise ConfigError("recompute_modules", chosen, why, fix)
 
 
 def _groups_of_four(config) -> None:

@@ -78,15 +78,19 @@ class Observer:
 
 
 def observers(models: Iterable[torch.nn.Module]) -> list[Observer]:
-    """Those of every squared ReLU of these chunks, knowing their layers."""
+    """Those of every squared ReLU of these chunks, wrapped (by DDP) or not, knowing their layers."""
     found = []
-    for model in models:
-        for layer in model.decoder.layers:
-            for module in layer.modules():
-                if hasattr(module, "observer"):
-                    module.observer.layer = layer.layer_number - 1
-                    found.append(module.observer)
+    for layer in (module for model in models for module in model.modules() if _is_layer(module)):
+        for module in layer.modules():
+            if hasattr(module, "observer"):
+                module.observer.layer = layer.layer_number - 1
+                found.append(module.observer)
     return found
+
+
+def _is_layer(module: torch.nn.Module) -> bool:
+    """Whether it is a whole transformer layer (attention, too, knows its number)."""
+    return hasattr(module, "layer_number") and hasattr(module, "mlp")
 
 
 def look_next(models: Iterable[torch.nn.Module], tokens: int) -> None:

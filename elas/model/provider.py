@@ -11,7 +11,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from elas.config import Config
-from elas.errors import UserError
+from elas.errors import ConfigError, UserError
 from elas.model.features import WORKS
 from elas.model.init import initialise
 from elas.model.spec import block_spec
@@ -71,6 +71,7 @@ def make_model_provider(config: Config) -> Callable[..., GPTModel]:
 
             theirs = core_transformer_config_from_args(args)
         if theirs is not None:
+            _check_optimizer(ours)
             _check_agreement(mine, theirs, [] if args is None else _arguments_that_differ(ours, args))
             mine = dataclasses.replace(mine, **{name: getattr(theirs, name) for name in ADOPTED})
         model = GPTModel(
@@ -126,6 +127,12 @@ def _check_groups(config: ElasTransformerConfig) -> None:
     wrong = [f"{name}={ours} (groups: {theirs})" for name, (ours, theirs) in sizes.items() if ours != theirs]
     if wrong:
         raise UserError(f"{', '.join(wrong)}: process groups have other sizes than the configuration; make them equal")
+
+
+def _check_optimizer(ours: Config) -> None:
+    if ours.optimizer.kind == "loro":
+        why = "exact steps need factors and moments where elas train's optimizer keeps them; Megatron's are elsewhere"
+        raise ConfigError("optimizer.kind", "loro", why, "train with elas train, or set it to adamw")
 
 
 def _check_agreement(ours: ElasTransformerConfig, theirs: TransformerConfig, wrong: list[str]) -> None:

@@ -96,6 +96,56 @@ def by_builder() -> dict:
     return found
 
 
+def initialised() -> dict:
+    """What `use_cpu_initialization` and `perform_initialization=False` do to layers, full rank and low rank."""
+    from elas import parallel
+    from elas.config import ParallelConfig
+    from elas.megatron import elas_builder
+
+    parallel.initialize(ParallelConfig(tensor=2), seed=1)
+    found: dict = {"alike": {}, "split": set(), "drawn": {}}
+    for kind in ("lowrank", "none"):
+        args = arguments("--rank", "16", "--low-rank", kind)
+        torch.manual_seed(5)
+        config = megatron_config(tensor_model_parallel_size=2, use_cpu_initialization=True)
+        model = elas_builder(args, True, True, None, config=config)
+        for name, parameter in model.named_parameters():
+            parts = [torch.empty_like(parameter) for _ in range(2)]
+            torch.distributed.all_gather(parts, parameter.detach())
+            found["alike"][f"{kind} {name}"] = torch.equal(*parts)
+            if getattr(parameter, "tensor_model_parallel", False):
+                found["split"].add(f"{kind} {name}")
+        if kind == "lowrank":  # the first factors made: qkv's input side, whole, then its output side, split
+            torch.manual_seed(5)
+            linear = model.decoder.layers[0].self_attention.linear_qkv
+            found["whole"] = _redrawn(linear)
+        before = _streams()
+        unfilled = megatron_config(tensor_model_parallel_size=2, perform_initialization=False)
+        elas_builder(args, True, True, None, config=unfilled)
+        found["drawn"][kind] = before != _streams()
+    return found
+
+
+def _redrawn(linear) -> bool:
+    """Whether a split factor's parts are those of the whole matrix, drawn on every rank from one stream."""
+    h = linear.factor_in.shape[1]
+    made = type(linear)(h, sum(linear.outputs.values()), config=linear.config, tp_comm_buffer_name="qkv")
+    torch.manual_seed(5)
+    whole_in = torch.empty(made.factor_in.shape).normal_(0.0, made.factor_in.init_std)
+    rows = made.factor_out_q.shape[0]
+    whole_q = torch.empty(2 * rows, made.rank).normal_(0.0, made.factor_out_q.init_std)
+    mine = whole_q[torch.distributed.get_rank() * rows :][:rows]
+    return torch.equal(made.factor_in, whole_in) and torch.equal(made.factor_out_q, mine)
+
+
+def _streams() -> list[list[int]]:
+    """States of all random streams."""
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+    states = [torch.get_rng_state(), *get_cuda_rng_tracker().get_states().values()]
+    return [state.tolist() for state in states]
+
+
 SWIGLU_FIELDS = {"gated_linear_unit": True, "activation_func": torch.nn.functional.silu}
 BETWEEN = {
     "window": {"window_size": (6, 0)},

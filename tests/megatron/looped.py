@@ -16,6 +16,7 @@ RECOMPUTE = {
     "full, block": ("full", "block", 2, None),
     "core_attn": ("selective", None, None, ["core_attn"]),
     "mlp": ("selective", None, None, ["mlp"]),
+    "both": ("selective", None, None, ["core_attn", "mlp"]),
 }
 
 
@@ -141,7 +142,9 @@ def provider_refusals() -> list[str]:
     )
     bf16 = transformer_config(small({"parallel.pipeline": 2, "train.dtype": "bfloat16"}))
     messages = []
-    for overrides, config in (({}, None), ({"parallel.pipeline": 2}, theirs), ({"parallel.pipeline": 2}, bf16)):
+    loro = {"parallel.pipeline": 2, "optimizer.kind": "loro"}
+    cases = (({}, None), ({"parallel.pipeline": 2}, theirs), ({"parallel.pipeline": 2}, bf16), (loro, theirs))
+    for overrides, config in cases:
         try:
             make_model_provider(small(overrides))(True, False, config=config)
         except UserError as refusal:

@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 import pytest
-from built import BETWEEN, by_builder, context_parallel, mlp_of_megatron
+from built import BETWEEN, by_builder, context_parallel, initialised, mlp_of_megatron
 from ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(600)
@@ -26,6 +26,14 @@ def test_layers_initialise_themselves():
     for name in one["values"]:
         same = one["values"][name] == other["values"][name]
         assert same == (name not in one["split"]), name
+
+
+def test_megatrons_switches_of_initialisation_hold():
+    """On the CPU ranks draw whole matrices from one stream and keep their parts; without it nothing is drawn."""
+    for found in run_ranks(2, initialised, timeout=300.0):
+        assert found["whole"]
+        assert found["split"] and all(alike == (name not in found["split"]) for name, alike in found["alike"].items())
+        assert found["drawn"] == {"lowrank": False, "none": False}
 
 
 def test_the_builder_follows_the_arguments():

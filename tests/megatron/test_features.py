@@ -75,12 +75,13 @@ def test_the_activation_is_what_megatron_says():
     assert config(ffn_activation="relu2", activation_func=torch.nn.functional.gelu).activation_func is squared_relu
 
 
-def test_sizes_that_do_not_fit_are_refused():
+def test_settings_that_do_not_fit_are_refused():
     for fields, name in (
         ({"ffn_hidden_size": 132, "tensor_model_parallel_size": 2}, "ffn_hidden_size=132"),
         ({"num_query_groups": 1, "tensor_model_parallel_size": 2}, "num_query_groups=1"),
         ({"low_rank": LowRankConfig(rank=65)}, "low_rank.rank=65"),
         ({"low_rank": LowRankConfig(rank=0)}, "low_rank.rank=0"),
+        ({"recompute_granularity": "selective", "recompute_modules": ["layernorm"]}, "recompute_modules="),
     ):
         with pytest.raises(ConfigError, match=name):
             check(config(**fields))

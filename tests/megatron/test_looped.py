@@ -62,10 +62,11 @@ def test_dense_steps_are_steps_of_the_optimizer(accumulate):
 
 
 def test_another_model_than_megatrons_is_refused():
-    groups, fields, dtype, steps = run_ranks(2, provider_refusals, timeout=300.0)[0]
+    groups, fields, dtype, loro, steps = run_ranks(2, provider_refusals, timeout=300.0)[0]
     assert "parallel.pipeline=1 (groups: 2)" in groups
     for part in ("num_layers=4 (Megatron: 2)", "ffn_hidden_size=128 (Megatron: 64)", "attention_dropout=0.0"):
         assert part in fields
     assert "elas_builder" in fields and "\n" not in fields
     assert "params_dtype=torch.float32 (Megatron: torch.bfloat16)" in dtype
+    assert loro.startswith("optimizer.kind='loro'") and "elas train" in loro
     assert "sparsity.dense_steps=3" in steps and "count_steps" in steps

@@ -1,7 +1,5 @@
 """What is said of the activation, layer by layer, against counting by hand."""
 
-import types
-
 import pytest
 import torch
 
@@ -51,11 +49,11 @@ def test_a_look_is_asked_for_once_and_sampled():
 def test_layers_are_told_apart_and_summed(one_rank):
     def layer(number):
         module = torch.nn.Module()
-        module.inner = torch.nn.Module()
-        module.inner.observer, module.layer_number = Observer(), number
+        module.mlp = torch.nn.Module()
+        module.mlp.observer, module.layer_number = Observer(), number
         return module
 
-    model = types.SimpleNamespace(decoder=types.SimpleNamespace(layers=torch.nn.ModuleList([layer(2), layer(3)])))
+    model = torch.nn.ModuleList([torch.nn.ModuleList([layer(2), layer(3)])])  # in a wrapper, as DDP's
     look_next([model], 100)
     first, second = observers([model])
     first.look(torch.ones(2, 4), None, True)
