@@ -8,6 +8,7 @@ page and the result files differ, as a test does.
 |---|---|
 | quickstart.json | `elas quickstart --json docs/experiments/results/quickstart.json` |
 | quickstart_rates.json | `python docs/experiments/quickstart.py` |
+| megatron.json | `python tests/megatron/study.py CHECKOUT --json docs/experiments/results/megatron.json` |
 | EXPERIMENT.json | `python docs/experiments/run.py EXPERIMENT` |
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 ROOT = HERE.parents[1]
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/megatron.md")
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 
 EXPERIMENTS = {
@@ -89,6 +90,19 @@ def experiments() -> str:
     return "\n".join(lines) + "\n"
 
 
+def megatron() -> str:
+    """Every run of the study in Megatron-LM's loop, against what it must agree with."""
+    facts = read("megatron")
+    lines = ["| run | losses differ by at most | allowed | norms |", "|---|---|---|---|"]
+    for row in facts["runs"]:
+        norm = "" if row["norm"] is None else f"{row['norm']:.1e}"
+        lines.append(f"| {row['run']} | {row['loss']:.1e} | {row['bound']:g} | {norm} |")
+    first, last = facts["reference"][0]["loss"], facts["reference"][-1]["loss"]
+    more = f"The loss falls from {first:.3f} to {last:.3f} in {facts['steps']} steps. "
+    more += f"Without 2:4 the first sparse step's differs by {facts['sparse_differs']:.1e}."
+    return "\n".join([*lines, "", more]) + "\n"
+
+
 def spread(rows: list[dict]) -> tuple[float, float]:
     """Median perplexity, and the largest deviation from it as a share, of the rows of a rate study."""
     ppl = [row["ppl"] for row in rows]
@@ -96,7 +110,12 @@ def spread(rows: list[dict]) -> tuple[float, float]:
     return middle, max(abs(value / middle - 1) for value in ppl)
 
 
-BLOCKS = {"quickstart": quickstart, "quickstart_rates": quickstart_rates, "experiments": experiments}
+BLOCKS = {
+    "quickstart": quickstart,
+    "quickstart_rates": quickstart_rates,
+    "experiments": experiments,
+    "megatron": megatron,
+}
 
 
 def rendered(text: str) -> str:

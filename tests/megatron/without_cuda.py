@@ -5,6 +5,8 @@ megatron.training is no part of the megatron-core wheel, and expects CUDA, nvcc 
 
 import functools
 import os
+import sys
+from pathlib import Path
 
 import torch
 
@@ -18,13 +20,42 @@ def install() -> None:
     import megatron.training.utils as utils
 
     training.initialize_megatron = functools.partial(training.initialize_megatron, allow_no_cuda=True)
-    datasets.compile_helpers = lambda: None  # the wheel has them compiled
+    datasets.compile_helpers = lambda: None
+    _compiled_helpers()
+    _outputs_stay(arguments)
     fused_kernels.load = lambda args: None
     arguments.get_device_arch_version = utils.get_device_arch_version = lambda: 9
-    _state_of_a_fresh_optimizer()
+    let_torch_adam_load()
 
 
-def _state_of_a_fresh_optimizer() -> None:
+def _compiled_helpers() -> None:
+    """The wheel of megatron-core has the data sets' helpers compiled; a checkout, which comes first, has not."""
+    import megatron.core.datasets
+
+    name = "megatron/core/datasets"
+    found = [folder for path in sys.path if any((folder := Path(path) / name).glob("helpers_cpp*.so"))]
+    if not found:
+        raise RuntimeError(f"no compiled {name}/helpers_cpp on sys.path; pip install megatron-core==0.16.1")
+    megatron.core.datasets.__path__.append(str(found[0]))
+
+
+def _outputs_stay(arguments) -> None:
+    """Keep a stage's output until it has arrived.
+
+    Megatron frees it after `isend`, which CUDA's allocator forgives and gloo does not: with an interleaved pipeline the
+    next stage then computes with whatever has taken its place.
+    """
+    original = arguments.core_transformer_config_from_args
+
+    def core_transformer_config_from_args(*args, **kwargs):
+        config = original(*args, **kwargs)
+        config.deallocate_pipeline_outputs = False
+        return config
+
+    arguments.core_transformer_config_from_args = core_transformer_config_from_args
+
+
+def let_torch_adam_load() -> None:
     """Without Apex, Adam has no state before its first step; Megatron's distributed optimizer asserts one."""
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -39,6 +70,20 @@ def _state_of_a_fresh_optimizer() -> None:
         return original(self)
 
     DistributedOptimizer.state_dict = state_dict
+    set_states = DistributedOptimizer._set_main_param_and_optimizer_states
+
+    @torch.no_grad()
+    def set_with_step(self, model_param, tensors):
+        """The step lies in parameter groups, whose loading has put it into the state; here it is asked for again.
+
+        All states got one tensor, which Adam then counts up once for each: a copy for each, therefore.
+        """
+        group, order = self.model_param_group_index_map[model_param]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        state["step"] = state["step"].clone()
+        return set_states(self, model_param, {"step": state["step"], **tensors})
+
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_with_step
 
 
 def groups(tensor: int, pipeline: int, virtual: int | None) -> None:
