@@ -18,7 +18,7 @@ from pathlib import Path
 from elas.checkpoint.resume import versions
 from elas.config import load_config
 from elas.data_prep.sources import Corpus, stdlib_corpus
-from elas.quickstart import prepare
+from elas.quickstart import prepare, settings_of
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "quickstart_rates.json"
@@ -81,10 +81,13 @@ def train(workdir: Path, corpus: str, rate: float, seed: int) -> dict | None:
 
 
 def write(rows: list[dict]) -> None:
-    """Add rows to the result file, in place of those of the same run."""
-    old = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
-    kept = {(row["corpus"], row["lr"], row["seed"]): row for row in [*old, *rows]}
-    RESULT.write_text(json.dumps({"rows": [kept[key] for key in sorted(kept)]}, indent=1) + "\n")
+    """Add rows to the result file, in place of those of the same run and of those of another preset."""
+    settings = settings_of(load_config("quickstart"))
+    old = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    before = old["rows"] if old.get("settings") == settings else []
+    kept = {(row["corpus"], row["lr"], row["seed"]): row for row in [*before, *rows]}
+    facts = {"settings": settings, "rows": [kept[key] for key in sorted(kept)]}
+    RESULT.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def quickstart(tmp_path_factory):
 
 
 def test_quickstart_learns(quickstart):
-    """After 123 k tokens: BOUND of what three seeds gave at this length (docs/results.md), and 2:4 was on."""
+    """After 123 k tokens, a quarter of them at more than half the rate; and 2:4 was on."""
     _, facts, _ = quickstart
     assert facts["tokens_trained"] == STEPS * 2048
     assert facts["world_size"] == 2
