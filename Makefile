@@ -43,10 +43,11 @@ install: $(BIN)/elas
 quickstart: install
 	@$(BIN)/elas quickstart $(ARGS)
 
-# Launched runs mostly wait: those tests run two at a time. With a path in PYTEST_ARGS, that alone is run.
+# Files run two at a time; launched runs, some of which are timed, not beside what computes. With a path in PYTEST_ARGS,
+# that alone is run, in one process.
 test: install
 ifeq ($(filter-out -%,$(PYTEST_ARGS)),)
-	$(BIN)/python -m pytest --ignore tests/launch $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --ignore tests/launch -n 2 --dist loadfile $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/launch -n 2 --dist loadfile $(PYTEST_ARGS)
 else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from elas.console import Console
 from elas.errors import UserError
 
 DEEPSPEED_OPS = {"cpu_adam": "CPUAdamBuilder"}
@@ -129,11 +130,11 @@ def build_once(name: str, build: Callable[[Path, float], None], *, what: str, ti
     try:
         with FileLock(folder.parent / f"{name}.elas-lock", timeout=timeout_s):
             if lock.exists():
-                print(f"elas: removing a stale build lock, left by a killed process: {lock}", file=sys.stderr)
+                Console("err").say(f"elas: removing a stale build lock, left by a killed process: {lock}")
                 lock.unlink()
             if library(name):
                 return 0.0
-            print(f"elas: building {what}, once; this takes one to three minutes …", file=sys.stderr, flush=True)
+            Console("err").say(f"elas: building {what}, once; this takes one to three minutes …")
             start = time.monotonic()
             try:
                 build(folder, timeout_s)
@@ -141,7 +142,7 @@ def build_once(name: str, build: Callable[[Path, float], None], *, what: str, ti
                 lock.unlink(missing_ok=True)
             (folder / "elas-built").touch()
             seconds = time.monotonic() - start
-            print(f"elas: built in {seconds:.0f} s", file=sys.stderr, flush=True)
+            Console("err").say(f"elas: built in {seconds:.0f} s")
             return seconds
     except Timeout:
         raise UserError(

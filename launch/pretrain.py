@@ -97,7 +97,7 @@ def warn(config: Config, start: int) -> None:
     from elas.data.corpus import unused_vocabulary
 
     for line in (*unreached(config, start), *unused_vocabulary(config)):
-        print(f"warning: {line}", file=sys.stderr, flush=True)
+        Console("err").say(f"warning: {line}")
 
 
 def main(argv: list[str]) -> int:
@@ -185,11 +185,11 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
     done = run_dir.finished(config, resume)
     if done is not None:
         if rank == 0:
-            print(f"already trained to step {resume.step}; nothing to do ({resume.path})")
+            Console().say(f"already trained to step {resume.step}; nothing to do ({resume.path})")
             write_json(options["json"], {**dataclasses.asdict(done), **facts})
         return None
     if rank == 0:
-        print("loading Megatron-core and DeepSpeed", flush=True)  # seconds, or a minute on a busy machine
+        Console().say("loading Megatron-core and DeepSpeed")  # seconds, or a minute on a busy machine
         heartbeat.begin("loading Megatron-core and DeepSpeed")
     with _interrupted_before_training(resume):
         prebuild(config)

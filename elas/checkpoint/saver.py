@@ -1,7 +1,6 @@
 """Saving, in the foreground or beside training; every rank writes its part, and a checkpoint counts for all or none."""
 
 import shutil
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from elas.checkpoint.identity import identity
 from elas.checkpoint.resume import checkpoints_dir, versions
 from elas.checkpoint.tensors import PartOfTensor
 from elas.config import Config
+from elas.console import Console
 from elas.errors import Failure
 from elas.train.engine import Engine
 
@@ -152,7 +152,7 @@ class Saver:
         try:
             prune(writing.target.parent, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
         except OSError as error:  # the new one is in place, which is what counts
-            print(f"warning: an old checkpoint could not be removed ({error})", file=sys.stderr, flush=True)
+            Console("err").say(f"warning: an old checkpoint could not be removed ({error})")
         return None
 
     def _begin(self, partial: Path) -> None:

@@ -9,7 +9,6 @@ and leave; whoever started the run reads `RUN_DIR/DONE` or `RUN_DIR/REQUEUE`.
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import torch.distributed as dist
 
 from elas.cli import write_json
 from elas.config import Config
+from elas.console import Console
 from elas.train.standing import Standing
 
 DONE, REQUEUE = "DONE", "REQUEUE"
@@ -101,7 +101,7 @@ class StopRequest:
             name = signal.Signals(number).name
             if int(os.environ.get("RANK", "0")) == 0:
                 lost = self.standing().lost()
-                print(f"\nerror: ended at once by the second {name}; {lost}", file=sys.stderr, flush=True)
+                Console("err").say(f"\nerror: ended at once by the second {name}; {lost}")
             os._exit(128 + number)
         self.hear(_SIGNALS[number])
 

@@ -13,7 +13,6 @@ import datetime
 import faulthandler
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from elas.config import Config
+from elas.console import Console
 from elas.errors import Failure
 from elas.train.signals import StopRequest
 
@@ -187,7 +187,7 @@ class Watchdog:
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:
             stacks = f"its stacks could not be written to {path} ({error.strerror})"
-        print(f"error: {verdict}; rank {self.rank} ends too, {stacks}", file=sys.stderr, flush=True)
+        Console("err").say(f"error: {verdict}; rank {self.rank} ends too, {stacks}")
         self._tell(verdict)
         self._end(1)
 
