@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +99,11 @@ def checkpoints_in(folder: Path) -> Iterator[Path]:
     yield from (path for _, path in sorted(found, reverse=True) if not path.is_symlink())
 
 
+def newer_than(folder: Path, step: int) -> set[str]:
+    """Names of the folders of checkpoints after a step, intact or not."""
+    return {path.name for path in checkpoints_in(folder) if int(_NAME.fullmatch(path.name)[1]) > step}
+
+
 def file_facts(path: Path) -> dict:
     """Size and SHA-256 of a file, for the manifest."""
     with path.open("rb") as file:
@@ -126,18 +131,22 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def prune(folder: Path, keep: int, keep_every: int) -> None:
-    """Remove old checkpoints.
+def prune(newest: Path, keep: int, keep_every: int, left_alone: Collection[str] = ()) -> None:
+    """Remove checkpoints older than the one just written.
 
     Args:
-        folder: of the checkpoints.
-        keep: how many of the newest whole ones stay; 0 for all.
-        keep_every: checkpoints at multiples of so many steps stay too; 0 for none.
+        newest: that one, which counts and stays.
+        keep: how many of the newest intact ones stay; 0 for all.
+        keep_every: checkpoints at multiples of this many steps stay too; 0 for none.
+        left_alone: names of those that do not count and stay, such as damaged ones that a resume passed over: counted,
+            they would push out the intact ones.
     """
     if not keep:
         return
-    whole = [found for path in checkpoints_in(folder) if isinstance(found := read_checkpoint(path), Checkpoint)]
-    for old in whole[keep:]:
+    counted = [path for path in checkpoints_in(newest.parent) if path.name not in left_alone]
+    whole = [found for path in counted if isinstance(found := read_checkpoint(path), Checkpoint)]
+    step = next(found.step for found in whole if found.path == newest)
+    for old in [found for found in whole if found.step <= step][keep:]:
         if not keep_every or old.step % keep_every:
             remove(old.path)
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from elas.checkpoint import selfcheck, state, storage
-from elas.checkpoint.folder import file_facts, prune, put_in_place
+from elas.checkpoint.folder import Checkpoint, file_facts, newer_than, prune, put_in_place
 from elas.checkpoint.identity import identity
 from elas.checkpoint.resume import checkpoints_dir, versions
 from elas.checkpoint.tensors import PartOfTensor
@@ -41,9 +41,15 @@ class Saver:
         self.blocked_s = 0.0
         self.last: Path | None = None
         self.last_step = 0
+        self._left_alone: set[str] = set()
         self._plan: storage.Plan | None = None
         self._copies: storage.Tensors | None = None
         self._writing: _Writing | None = None
+
+    def goes_on_from(self, resumed: Checkpoint) -> None:
+        """Say which checkpoint the run resumed from. Newer ones were passed over: they never count as kept."""
+        self.last, self.last_step = resumed.path, resumed.step
+        self._left_alone = newer_than(checkpoints_dir(self.config), resumed.step)
 
     @property
     def ready(self) -> bool:
@@ -150,7 +156,8 @@ class Saver:
         except OSError as error:
             return f"rank 0: {error.strerror or error}"
         try:
-            prune(writing.target.parent, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
+            self._left_alone.discard(writing.target.name)
+            prune(writing.target, self.config.checkpoint.keep, self.config.checkpoint.keep_every, self._left_alone)
         except OSError as error:  # the new one is in place, which is what counts
             Console("err").say(f"warning: an old checkpoint could not be removed ({error})")
         return None

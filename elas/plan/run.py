@@ -93,11 +93,12 @@ def run_rows(config: Config, facts: dict) -> list[tuple[str, str]]:
         tensor=layout["tp"], pipeline=layout["pp"], data=layout["dp"], zero=layout["zero"],
         sequence=parallel.sequence, virtual=parallel.virtual_pipeline,
     )  # fmt: skip
+    going_on = f", going on after step {facts['start']:,} if its files are intact" if facts["start"] else ""
     rows = [
         ("model", f"{describe(config)}, {config.train.dtype}"),
         ("parameters", f"{facts['parameters']:,}"),
         ("ranks", f"{facts['world_size']}: {ranks}"),
-        ("steps", f"{facts['steps']:,}" + (f", going on after step {facts['start']:,}" if facts["start"] else "")),
+        ("steps", f"{facts['steps']:,}" + going_on),
         ("tokens", f"{facts['tokens']:,}: {facts['tokens_per_step']:,} a step, "
                    f"micro-batches of a rank: {facts['micro_batches']}"),
         ("epochs", f"{facts['epochs']:.3g} of {facts['corpus_tokens']:,} tokens"),

@@ -103,7 +103,8 @@ class _Run:
             clear_markers(config)
         self.metrics = Metrics(config, last_step=self.step, writes=layout.rank == 0)
         self.saver = Saver(config, self.engine)
-        self.saver.last, self.saver.last_step = (resume.path, resume.step) if resume else (None, 0)
+        if resume:
+            self.saver.goes_on_from(resume)
         self.saved = (self.step, self.consumed)  # what the newest checkpoint holds; nothing of step 0 needs one
         stop.standing = self._standing
         self.validation_due = bool(resume and resume.manifest.get("validation_due"))

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 from corpora import write_corpus
 
-from elas.checkpoint.folder import Checkpoint, checkpoints_in, no_checkpoint, prune, put_in_place, read_checkpoint
+from elas.checkpoint.folder import (
+    Checkpoint,
+    checkpoints_in,
+    newer_than,
+    no_checkpoint,
+    prune,
+    put_in_place,
+    read_checkpoint,
+)
 from elas.checkpoint.resume import find_checkpoint, identity
 from elas.cli import exit_status, run
 from elas.config import load_config
@@ -160,11 +168,23 @@ def test_retention_counts_whole_ones_and_keeps_multiples(config):
     for step in (15, 20, 25):
         put(config, step)
     put(config, 30, size=3)  # cut short: kept, and not counted
-    prune(folder, keep=1, keep_every=10)
+    prune(folder / "step_00000025", keep=1, keep_every=10)
     assert sorted(path.name[-2:] for path in checkpoints_in(folder)) == ["10", "20", "25", "30"]
     assert find_checkpoint(config).step == 25
-    prune(folder, keep=0, keep_every=0)
+    prune(folder / "step_00000025", keep=0, keep_every=0)
     assert len(list(checkpoints_in(folder))) == 4
+
+
+def test_damaged_checkpoints_push_no_intact_one_out(config):
+    """A resume passed steps 40 and 44 over, whose manifests are fine and bytes are not; 31 is what it went on from."""
+    folder = put(config, 31).parent
+    for step in (40, 44):
+        put(config, step)
+    damaged = newer_than(folder, 31)
+    prune(put(config, 33), 1, 0, damaged)  # older than both: the one just written stays
+    assert [path.name[-2:] for path in checkpoints_in(folder)] == ["44", "40", "33"]
+    prune(put(config, 48), 2, 0, damaged)
+    assert [path.name[-2:] for path in checkpoints_in(folder)] == ["48", "44", "40", "33"]
 
 
 def test_copies_under_other_names_and_links_do_not_count(config):
@@ -177,7 +197,7 @@ def test_copies_under_other_names_and_links_do_not_count(config):
     (folder / "step_00000011").symlink_to("step_00000005")
     found = find_checkpoint(config)
     assert found.step == 7 and len(found.passed_over) == 1 and "holds step 5" in found.passed_over[0]
-    prune(folder, keep=1, keep_every=0)
+    prune(folder / "step_00000007", keep=1, keep_every=0)
     assert sorted(path.name for path in folder.iterdir()) == [
         "step_00000007", "step_00000009", "step_00000011", "step_60"
     ]  # fmt: skip
