@@ -23,12 +23,12 @@ def quickstart(tmp_path_factory):
 
 
 def test_quickstart_learns(quickstart):
-    """After 123 k tokens, a quarter of them at more than half the rate; and 2:4 was on."""
+    """40 steps, on Python 3.12, came to 324; and 2:4 was on."""
     _, facts, _ = quickstart
     assert facts["tokens_trained"] == STEPS * 2048
     assert facts["world_size"] == 2
     assert facts["val_ppl_start"] > 8192  # an untrained model knows less than nothing of 8,192 pieces
-    assert facts["val_ppl_end"] < 600
+    assert facts["val_ppl_end"] < 450
     assert facts["dropped"] > 0  # 2:4 is reached by a shortened run too
 
 
