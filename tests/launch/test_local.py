@@ -102,7 +102,7 @@ def test_torchrun_begins_again_after_a_fault(corpus, tmp_path):
     process = start(tmp_path, settings, "--ranks", "2", "--launcher", "torchrun", "--restarts", "1")
     assert wait_for(lambda: list(tmp_path.glob("checkpoints/step_*[0-9]")) or process.poll() is not None, 90)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=300)[0]
     assert process.returncode == 0 and "done: step 300" in output and "resumed from" in output, output
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 301))
 

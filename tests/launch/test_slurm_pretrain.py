@@ -136,7 +136,7 @@ def sweep(slurm, settings, tmp_path_factory) -> tuple[Path, tuple[int, str, str]
     odd = shlex.quote(f"{folder}/{ODD}")
     (folder / "sweep").write_text(f"--train.run_dir {folder}/whole\n--train.run_dir {odd} --train.seed=7\n")
     waiting = start(slurm, folder, ["--nodes=2", "--wait", "--sweep", f"{folder}/sweep"], settings)
-    return folder, finish(waiting, 90)
+    return folder, finish(waiting, 240)
 
 
 def test_a_rank_that_is_killed_or_stopped_ends_its_job(slurm, faulty, sweep):
