@@ -17,7 +17,7 @@ from training_processes import rows
 from elas.launch import pretrain
 from elas.launch.processes import descendants
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(450)
 
 
 @pytest.fixture(scope="module")

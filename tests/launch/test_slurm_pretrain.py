@@ -146,7 +146,7 @@ def test_a_rank_that_is_killed_or_stopped_ends_its_job(slurm, faulty, sweep):
         ("stopped", "stands still, stopped"),
     ):
         folder, waiting, then = faulty[name]
-        status, out, err = finish(waiting, 60)
+        status, out, err = finish(waiting, 150)
         assert status == 1, out + err
         number, log = facts(folder)["job"], (folder / "log").read_text()
         assert re.search(rf"^error: n2: rank \d \(process \d+\) {said}", log, re.M), log
@@ -200,7 +200,7 @@ def test_a_job_disturbed_five_times_trains_as_one_that_was_left_alone(slurm, set
     crash(slurm, number, "n1", 5)
     lab.unshape(lab.hosts["n2"])  # n1's cable is a new one
 
-    status, out, err = finish(waiting, 60)
+    status, out, err = finish(waiting, 150)
     text = log.read_text()
     assert status == 0, out + err
     assert out.count("elas: job ") == text.count("elas: job ") == 6 and f"done: job {number}" in out
@@ -272,7 +272,7 @@ def test_mistakes_are_one_line(slurm, settings, tmp_path):
             "sbatch refuses the job: Invalid feature specification; mend the options",
         ),
     ):
-        status, out, err = finish(start(slurm, tmp_path, options, {**run, **more}), 60)
+        status, out, err = finish(start(slurm, tmp_path, options, {**run, **more}), 150)
         assert status == 2 and len(err.splitlines()) == 1 and said in err, out + err
     # and without this command: in the job's log, once, before any rank
     command = ["sbatch", "--wait", "--nodes=2", f"--output={tmp_path}/log", str(SCRIPT), *arguments(run)]
