@@ -20,7 +20,7 @@ from elas.extensions import prebuild_deepspeed
 from elas.launch import pretrain
 
 pytestmark = [
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(450),
     pytest.mark.skipif(why_not() is not None, reason=f"no lab of hosts: {why_not()}"),
 ]
 SCRIPT = Path(pretrain.__file__).resolve().parent / "slurm" / "pretrain.sbatch"
