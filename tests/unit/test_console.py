@@ -96,8 +96,9 @@ def test_a_stream_that_is_gone_takes_nothing_and_ends_nothing():
     os.close(read)
     before, sys.stdout = sys.stdout, os.fdopen(write, "w")
     try:
-        Console().say("nobody reads this")
-        Console().say("nor this")
+        Console().say("lost")
+        assert sys.stdout.name == os.devnull  # what follows goes nowhere, until the process ends
+        Console().say("lost too")
     finally:
         sys.stdout.close()
         sys.stdout = before
