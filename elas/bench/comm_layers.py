@@ -88,7 +88,7 @@ class NaiveLowRankLayer(SparseSwitch):
     """
 
     def __init__(self, config: ElasTransformerConfig, whole: dict[str, torch.Tensor], t: int, rank: int):
-        super().__init__(config)
+        super().__init__(config.sparsity)
         self.config = config
         self.norms = torch.nn.ParameterList([whole["input_layernorm.weight"], whole["pre_mlp_layernorm.weight"]])
         self.pairs = torch.nn.ParameterDict()
