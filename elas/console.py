@@ -85,7 +85,7 @@ class Console:
 
 
 class Heartbeat:
-    """A line on standard error every ten seconds while a program loads: `still starting (20 s)`; a context.
+    """A line on standard error every eight seconds while a program loads: `still starting (16 s)`; a context.
 
     Standard output belongs to what the program prints. A thread of its own writes, as imports take long on a busy
     machine or a slow file system; one that holds the GIL throughout delays its line.
@@ -96,7 +96,7 @@ class Heartbeat:
         every_s: seconds without a line, at most.
     """
 
-    def __init__(self, what: str, *, shows: bool = True, every_s: float = 10.0):
+    def __init__(self, what: str, *, shows: bool = True, every_s: float = 8.0):
         self._what, self._shows, self._every_s = what, shows, every_s
         self._console, self._closed = Console("err"), threading.Event()
         self._since = self._said = time.monotonic()

@@ -18,11 +18,15 @@ turn end when the guard does (`elas.launch.leash`). Only the standard library is
 import argparse
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+from elas import failed_rank
 from elas.launch.processes import (
     Process,
     adopt_orphans,
@@ -95,11 +99,13 @@ class Guard:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, lambda n, _frame: self._requests.append(n))
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        folder = tempfile.mkdtemp(prefix="elas-guard-")
+        self._failed_file = Path(folder) / "failed"
         readable, self._held = os.pipe()  # the ranks' end of it closes when this process ends
         self._main = subprocess.Popen(
             self.command,
             stdin=readable,
-            env={**os.environ, VARIABLE: str(os.getpid())},
+            env={**os.environ, VARIABLE: str(os.getpid()), failed_rank.VARIABLE: str(self._failed_file)},
             start_new_session=True,
             preexec_fn=_prepare,
         ).pid
@@ -109,7 +115,9 @@ class Guard:
             self._watch()
             if self._status is None:
                 time.sleep(INTERVAL_S)
-        return self._finish()
+        status = self._finish()
+        shutil.rmtree(folder, ignore_errors=True)
+        return status
 
     def _watch(self) -> None:
         now = time.monotonic()
@@ -156,14 +164,17 @@ class Guard:
         first = not self._failed
         self._gone.add(pid)
         because_of_it = self._status is not None and os.WIFSIGNALED(self._status)
+        how = "is gone" if status is None else status_in_words(status)
+        if status is None or exit_code(status) not in (0, 2):  # with 2 it has printed the mistake itself
+            failed_rank.report(self._failed_file, f"{self._name(pid)} {how}")
         if status == 0 or not first or self._deadline is not None or because_of_it:
             return
         if status is None:  # its parent was faster; that the command fails will tell
             self._suspect = pid
             return
         self._failed = True
-        if exit_code(status) != 2:  # else it has told the mistake itself
-            self._tell(f"{self._name(pid)} {status_in_words(status)}")
+        if exit_code(status) != 2:
+            self._tell(f"{self._name(pid)} {how}")
 
     def _name(self, pid: int) -> str:
         return f"rank {self._ranks[pid]} (process {pid})"

@@ -111,7 +111,7 @@ def command_of(job: Job, launcher: str, port: int, restarts: int = 0) -> list[st
         start = [sys.executable, "-m", "torch.distributed.run", *where, "--local_addr=127.0.0.1"]
         start.append(f"--max_restarts={restarts}")
     else:
-        where = [f"--num_gpus={job.world}", f"--master_port={port}", "--log_level=error"]
+        where = [f"--num_gpus={job.world}", f"--master_port={port}", "--log_level=critical"]
         start = [sys.executable, "-m", "deepspeed.launcher.runner", f"--hostfile={os.devnull}", *where]
     return [*start, pretrain.__file__, *job.arguments]
 

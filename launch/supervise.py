@@ -26,7 +26,7 @@ PEERS_S = 8.0
 FINISH_S = 30.0
 """Ranks end together: a host that runs on so long after another has ended well is stuck."""
 POLL_S = 0.2
-SAY_S = 10.0
+SAY_S = 8.0
 """How often it says what it waits for: the ranks' start, and their end when they were asked to stop."""
 
 
@@ -118,7 +118,7 @@ class Supervisor:
             self._order_hosts(order)
 
     def _say_waiting(self) -> None:
-        """A line every ten seconds until a rank can speak for itself, and from a request to stop to the end."""
+        """A line every eight seconds until a rank can speak for itself, and from a request to stop to the end."""
         now = time.monotonic()
         if self._killed or not (self._asked or self._starting) or now - self._said < SAY_S:
             return
@@ -127,7 +127,7 @@ class Supervisor:
             name = signal.Signals(self._asked[-1]).name
             _say(f"{name}: waiting for {told(self.parts)} to end ({passed}); once more ends them at once")
             return
-        self._starting = not self._seen  # ranks had ten seconds to begin their own lines
+        self._starting = not self._seen  # ranks had eight seconds to begin their own lines
         self._seen = any(process.rank is not None for process in descendants())
         if self._starting:
             _say(f"still starting {told(self.parts)} ({passed})")

@@ -17,6 +17,7 @@ from elas.errors import UserError
 SHIPPED = "deepspeed/environment.txt"
 _OURS = {
     "ELAS_GUARD",
+    "ELAS_GUARD_FAILED",
     "ELAS_LAUNCH_DIR",
     "ELAS_LAUNCHER",
     "ELAS_PYTHON",

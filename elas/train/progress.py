@@ -9,7 +9,7 @@ import time
 
 from elas.console import Console, clock
 
-FIRST_S, LATER_S = 10.0, 60.0
+FIRST_S, LATER_S = 8.0, 60.0
 """Longest silence where that is no terminal: up to the first step's end and in validations; in later steps."""
 
 

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from elas.cli import write_json
 from elas.config import Config
 from elas.console import Console
+from elas.failed_rank import FailedRanks
 from elas.train.standing import Standing
 
 DONE, REQUEUE = "DONE", "REQUEUE"
@@ -59,10 +60,12 @@ class StopRequest:
 
     Attributes:
         standing: says what of the run is saved.
+        failed: ranks of this host that failed since.
     """
 
     def __init__(self, minutes: float | None, say: Callable[[str], None] = lambda text: None):
         self.standing: Callable[[], Standing] = lambda: Standing(None, 0, unsaved=False)
+        self.failed = FailedRanks()
         self._say = say
         self._signal = 0  # index of the reason
         self._lock = threading.Lock()
@@ -103,6 +106,8 @@ class StopRequest:
                 lost = self.standing().lost()
                 Console("err").say(f"\nerror: ended at once by the second {name}; {lost}")
             os._exit(128 + number)
+        if number == signal.SIGTERM and self.failed.first():
+            return  # a launcher ends what another rank's failure left; nothing can be saved, and the watchdog says why
         self.hear(_SIGNALS[number])
 
     def hear(self, reason: int) -> None:

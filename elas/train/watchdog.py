@@ -6,6 +6,9 @@ every rank writes the stacks of its threads to `RUN_DIR/stacks`, says which rank
 with status 1: nothing else could free a rank that waits in a collective. Progress is a micro-batch, or the next of a
 run's other operations.
 
+Where a guard runs this host's ranks (`elas.launch.guard`), it knows at once that one has failed, and leaves that in a
+file: then nothing waits for missing signs.
+
 The same signs carry what a rank was asked to stop by, so that the others hear of it in the middle of a step.
 """
 
@@ -30,6 +33,10 @@ _LONGEST_INTERVAL, _SHORTEST_INTERVAL = 5.0, 0.2  # seconds between signs of lif
 _MISSED = 4
 """Signs that may be missed in a row once something else says that a rank is gone: a lost connection."""
 _VERDICT = "verdict"
+_LOOK_S = 0.5
+"""Seconds between two looks at whether this host's guard has seen a rank fail."""
+_LAST_WORDS_S = 2.0
+"""What a rank that failed by an exception has said of it in the store is waited for so long."""
 
 
 @dataclass
@@ -62,6 +69,7 @@ class Watchdog:
         self._reachable = True
         self._verdict: str | None = None
         self._closed = threading.Event()
+        self._hurry = threading.Event()  # exchange signs now
         self._suspicious = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -87,7 +95,7 @@ class Watchdog:
 
     def __exit__(self, kind, error, _traceback) -> None:
         if self._thread is None:
-            self._closed.set()
+            self._close()
             if error is None and self.world > 1:
                 dist.barrier()  # rank 0 keeps the store until then
             return
@@ -96,15 +104,23 @@ class Watchdog:
             self._thread.join()  # it finds out who it was, and ends the process; or nobody is missing
         if error is None:
             dist.barrier()  # rank 0 keeps the store until nobody needs it
-        self._closed.set()  # before the farewell: this rank would read it as a verdict, and end before its traceback
+        self._close()  # before the farewell: this rank would read it as a verdict, and end before its traceback
         if error is not None:
             self._say_farewell(error)
         self._thread.join()
 
+    def _close(self) -> None:
+        self._closed.set()
+        self._hurry.set()
+
     def _exchange(self) -> None:
         """Write and read signs: in a thread of its own, as a store whose server is stopped never answers."""
         number = 0
-        while not self._closed.wait(self._interval):
+        while not self._closed.is_set():
+            self._hurry.wait(self._interval)
+            self._hurry.clear()
+            if self._closed.is_set():
+                return
             number += 1
             try:
                 self._put(number)
@@ -116,8 +132,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         suspicious_since = None
-        while not self._closed.wait(self._interval):
-            verdict = self._verdict
+        while not self._closed.wait(min(_LOOK_S, self._interval)):
+            verdict = self._verdict or self._guards_verdict()
             if verdict is None and self._suspicious.is_set():
                 suspicious_since = suspicious_since or time.monotonic()
                 verdict = self._missing(_MISSED * self._interval)
@@ -127,6 +143,21 @@ class Watchdog:
             if verdict is not None and not self._closed.is_set():
                 self._finish(verdict)
                 return
+
+    def _guards_verdict(self) -> str | None:
+        """What this host's guard says of a rank that failed, or better what that rank itself has left to say."""
+        failed = self._stop.failed.first()
+        if not failed:
+            return None
+        if failed.startswith("rank 0 "):
+            self._reachable = False  # it served the store
+            return failed
+        self._hurry.set()
+        end = time.monotonic() + _LAST_WORDS_S
+        while self._verdict is None and self._reachable and time.monotonic() < end:
+            if self._closed.wait(0.05):  # all ranks have come to their end: it left because the run is over
+                return None
+        return self._verdict or failed
 
     def _put(self, number: int) -> None:
         step, operation, before = self._now
@@ -200,10 +231,15 @@ class Watchdog:
         try:
             if not self._store.check([_VERDICT]):
                 self._store.set(_VERDICT, verdict)
-            if self.rank == 0:
+            if self.rank == 0 and not self._one_host():
                 time.sleep(2 * self._interval)  # the others read it here
         except (dist.DistStoreError, dist.DistNetworkError, RuntimeError):
             self._reachable = False
+
+    def _one_host(self) -> bool:
+        """Whether all ranks have the same guard, and read from it what this one has."""
+        local = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE"))  # torchrun's and DeepSpeed's names
+        return bool(self._stop.failed.first()) and local == str(self.world)
 
     def _say_farewell(self, error: BaseException) -> None:
         """Leave the reason for the others, who will only see a lost connection."""

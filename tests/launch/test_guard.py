@@ -9,6 +9,7 @@ import time
 import pytest
 from lab.hosts import wait_for
 
+from elas import failed_rank
 from elas.launch.processes import descendants, exit_code, status_in_words
 
 pytestmark = pytest.mark.timeout(60)
@@ -79,6 +80,21 @@ def test_a_rank_that_is_killed_is_named_and_the_rest_goes_with_it(guard, tmp_pat
     os.kill(victim, signal.SIGKILL)
     assert ended(process, below) == 5 and len(below) == 5
     assert f"error: here: rank 1 (process {victim}) was killed by SIGKILL\n" in said(tmp_path)
+
+
+def test_ranks_read_which_of_them_failed(tmp_path, monkeypatch):
+    path = tmp_path / "failed"
+    monkeypatch.setenv(failed_rank.VARIABLE, str(path))
+    assert failed_rank.FailedRanks().first() == ""
+    failed_rank.report(path, "rank 1 is gone")
+    since = failed_rank.FailedRanks()  # of a start after that
+    assert since.first() == ""
+    failed_rank.report(path, "rank 2 is gone")
+    failed_rank.report(path, "rank 0 was killed by SIGTERM")
+    assert since.first() == "rank 2 is gone"
+    failed_rank.report(tmp_path / "no folder" / "failed", "rank 3 is gone")
+    monkeypatch.delenv(failed_rank.VARIABLE)
+    assert failed_rank.FailedRanks().first() == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

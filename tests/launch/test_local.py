@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -95,6 +96,19 @@ def test_a_launcher_that_says_0_is_not_believed(corpus, tmp_path):
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1 and "error: the run did not come to its end" in output, output
     assert not any(os.path.exists(f"/proc/{p.pid}") for p in below)
+
+
+@pytest.mark.parametrize("victim", (0, 1))
+def test_the_other_rank_ends_at_once_and_says_why(corpus, tmp_path, victim):
+    """kill −9 of a rank: the launcher ends the other by SIGTERM, which is no request to save."""
+    process = start(tmp_path, {**ENDLESS, "data.train": corpus}, "--ranks", "2")
+    wait_for_step(tmp_path, 2, process)
+    pid = ranks_of(process)[victim]
+    os.kill(pid, signal.SIGKILL)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and "will save" not in output and "Traceback" not in output, output
+    rank = rf"rank {victim} \(process {pid}\) (was killed by SIGKILL|is gone)"
+    assert re.search(rf"^error: {rank}; rank {1 - victim} ends too, its stacks", output, re.MULTILINE), output
 
 
 def test_torchrun_begins_again_after_a_fault(corpus, tmp_path):
