@@ -264,7 +264,10 @@ def _check_not_empty(plan: Plan, sides: list[_Side], reasons: Counter) -> None:
     told = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "none"
     if not any(side.counts["documents"] for side in sides):
         _write_skipped(plan).unlink()
-        raise UserError(f"--input: no document with text in it (skipped: {told}); check the inputs and --field")
+        fix = "check the inputs and --field"
+        if any(reason.startswith("not UTF-8") for reason in reasons):
+            fix += "; text in another encoding: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+        raise UserError(f"--input: no document with text in it (skipped: {told}); {fix}")
     for side in sides:
         if not side.counts["documents"]:
             why = f"no document fell to {side.prefix}"

@@ -189,6 +189,8 @@ def _read_text(path: str, field: str, piece: tuple[int, int], skip: Skip) -> Ite
         data = file.read(MAX_DOCUMENT + 1)
     if len(data) > MAX_DOCUMENT:
         return skip(f"larger than {MAX_DOCUMENT:,} bytes", None)
+    if b"\0" in data[:8192]:
+        return skip("not UTF-8 text (it has NUL bytes)", None)
     try:
         text = data.removeprefix(b"\xef\xbb\xbf").decode(_encoding(path, data))
     except (UnicodeDecodeError, SyntaxError, LookupError):

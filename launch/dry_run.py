@@ -1,12 +1,13 @@
 """`elas train --dry-run`: every check of a start, and what the run would be. Writes nothing, makes no process group."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 from elas.cli import write_json
 from elas.config import Config
 from elas.config.kinds import LARGEST
-from elas.errors import UserError
+from elas.errors import ConfigError, UserError
 
 
 def world_of(ranks: int | None, world: int) -> int:
@@ -50,6 +51,23 @@ def check_kernel(config: Config) -> None:
         select(options, device, getattr(torch, config.train.dtype), config.sparsity.implementation)
 
 
+def check_run_dir(config: Config) -> None:
+    """The run's folder can be made and written to, tried with a folder that is removed again.
+
+    Raises:
+        ConfigError: it cannot, as `elas.train.run_dir.claim` would say it.
+    """
+    there = Path(config.train.run_dir).absolute()
+    while not there.exists():
+        there = there.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".elas-dry-run-", dir=there):
+            return
+    except OSError as error:
+        why = f"cannot be written to ({error.strerror})"
+        raise ConfigError("train.run_dir", config.train.run_dir, why, "give another folder") from None
+
+
 def dry_run(config: Config, world: int, json_file: Path | None, *, shows: bool) -> int:
     """Check a run of `world` ranks and show what it would be.
 
@@ -80,6 +98,7 @@ def dry_run(config: Config, world: int, json_file: Path | None, *, shows: bool) 
     find_initial(config, resume)
     check_deepspeed_json(config)
     check_kernel(config)
+    check_run_dir(config)
     if (Path(config.train.run_dir) / ".lock").exists():
         run_dir.claim(config).release()  # another run's?
     if not shows:

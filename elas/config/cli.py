@@ -9,6 +9,7 @@ import yaml
 from elas import cli
 from elas.config.catalogue import Key, catalogue, section_help
 from elas.config.hints import likely_keys
+from elas.config.reading import presets
 from elas.config.schema import SECTIONS
 from elas.errors import UserError
 
@@ -53,6 +54,8 @@ def _named(word: str) -> list[Key]:
     found = [key for name, key in known.items() if word in (name, name.split(".")[place])]
     if not found:
         near = likely_keys(word) or difflib.get_close_matches(word, SECTIONS, n=1)
+        if word in presets():
+            raise UserError(f"elas config {word}: a preset; elas train --config {word} --show-config prints it")
         fix = f"did you mean {' or '.join(near)}?" if near else f"sections are {', '.join(SECTIONS)}"
         raise UserError(f"elas config {word}: no such section or key; {fix}")
     return found

@@ -12,7 +12,7 @@ from elas.config.hints import unknown_key, wrong_type
 from elas.config.kinds import name_of, parts_of, plain
 from elas.config.schema import KEYS, SECTIONS, Config, field_type
 from elas.config.shares import resolve_shares
-from elas.errors import ConfigError
+from elas.errors import ConfigError, UserError
 
 
 class _Loader(yaml.SafeLoader):
@@ -101,7 +101,8 @@ def _read_one(source: str) -> tuple[dict[str, Any], Path]:
     try:
         values = parse_yaml(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError("config", source, f"is not YAML ({error})", "fix the file") from None
+        fix = "indent with spaces, YAML takes no tabs" if re.search(r"^ *\t", text, re.MULTILINE) else "fix the file"
+        raise ConfigError("config", source, f"is not YAML ({error})", fix) from None
     if values is None:
         return {}, folder
     if not isinstance(values, dict):
@@ -180,7 +181,7 @@ def split_settings(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
         if not sep:
             i += 1
             if i >= len(argv) or argv[i].partition("=")[0].removeprefix("--") in KEYS:
-                raise ConfigError(key, None, "has no value", f"write --{key} VALUE")
+                raise UserError(f"--{key}: no value follows; write --{key} VALUE")
             value = argv[i]
         settings.append((key, value))
         i += 1

@@ -117,7 +117,7 @@ class StopRequest:
                 return
             self._signal = reason
         standing = self.standing()
-        again = f"the same signal again ends it at once ({standing.lost()})"
+        again = f"the same signal again ends it at once, and then {standing.lost()}"
         self._say(f"stopping ({_REASONS[reason]}): {standing.plan()}; {again}")
 
     @property

@@ -41,6 +41,7 @@ def test_every_bad_line_is_listed_with_file_line_and_reason(tokenizer_folder, tm
     (folder / "cut.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd\x04\x58")
     (folder / "gone.jsonl").symlink_to("nowhere")
     (folder / "latin.txt").write_bytes(b"caf\xe9")
+    (folder / "utf16.txt").write_bytes("café".encode("utf-16"))
     facts, skipped = tokenize(tokenizer_folder, folder, tmp_path / "all", "--workers", "2")
     found = {(row["file"], row["line"]): row["reason"] for row in skipped}
     bad = {line: reason for (file, line), reason in found.items() if file == "bad.jsonl" and line != 5}
@@ -51,6 +52,7 @@ def test_every_bad_line_is_listed_with_file_line_and_reason(tokenizer_folder, tm
     assert found["bad.jsonl", 5] == "empty"
     assert found["empty.jsonl", None] == "holds no document"
     assert found["latin.txt", None] == "not UTF-8"
+    assert found["utf16.txt", None] == "not UTF-8 text (it has NUL bytes)"
     assert "unreadable (No such file" in found["gone.jsonl", None]
     assert "Truncated" in found["cut.jsonl.zst", None]
     (line,) = [line for file, line in found if file == "cut.jsonl.gz"]

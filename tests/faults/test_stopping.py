@@ -71,7 +71,7 @@ def test_a_resumed_run_stopped_before_a_new_step_says_what_is_saved(settings, tm
             break
     output = finish([rank])
     kept = f"nothing is lost: step 1 is saved in {saved}"
-    stopping = f"stopping (SIGTERM): the run will end; the same signal again ends it at once ({kept})"
+    stopping = f"stopping (SIGTERM): the run will end; the same signal again ends it at once, and then {kept}"
     stopped = f"stopped after step 1 (SIGTERM), saved in {saved}; the same command goes on from there"
     assert [line for line in output.splitlines() if line.startswith(("stop", "done"))] == [stopping, stopped], output
     assert json.loads((tmp_path / "REQUEUE").read_text())["checkpoint"] == str(saved)
@@ -129,7 +129,7 @@ def test_the_same_signal_again_ends_it_at_once_even_in_a_collective(launched):
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGUSR1)
         lost = "what came after step 40 is lost; a/step_00000040 stays"
-        again = f"the run will save and end; the same signal again ends it at once ({lost})"
+        again = f"the run will save and end; the same signal again ends it at once, and then {lost}"
         assert process.stdout.readline() == f"stopping (SIGUSR1): {again}\n"
         process.send_signal(signal.SIGTERM)  # as schedulers do: it changes nothing
         time.sleep(0.5)

@@ -236,5 +236,5 @@ def test_results_go_through_links_and_into_pipes(tmp_path):
 
 
 def test_an_option_is_not_taken_for_the_value_of_the_one_before():
-    with pytest.raises(ConfigError, match=r"model\.hidden_size=None: has no value"):
+    with pytest.raises(UserError, match=r"^--model\.hidden_size: no value follows; write --model\.hidden_size VALUE"):
         split_overrides(["--model.hidden_size", "--train.steps", "12"])

@@ -142,6 +142,21 @@ def test_config_of_an_unknown_word_is_one_line(word, hint, capsys):
     assert f"elas config {word}: no such section or key" in error and hint in error and error.count("\n") == 1
 
 
+def test_config_of_a_preset_says_what_prints_it(capsys):
+    assert run("config", "60m") == 2
+    assert (
+        capsys.readouterr().err == "error: elas config 60m: a preset; elas train --config 60m --show-config prints it\n"
+    )
+
+
+def test_tabs_in_yaml_are_named(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text("model:\n\thidden_size: 64\n")
+    assert run("train", "--config", str(path), "--show-config") == 2
+    error = capsys.readouterr().err
+    assert "line 2" in error and "indent with spaces, YAML takes no tabs" in error and error.count("\n") == 1
+
+
 def test_help_names_presets_sections_and_elas_config(capsys):
     for command in (["train"], ["launch", "local"], ["launch", "ssh"], ["launch", "slurm"], ["quickstart"]):
         with pytest.raises(SystemExit):
@@ -181,6 +196,7 @@ def test_help_names_presets_sections_and_elas_config(capsys):
         ("--sparsity.dense_steps 20%", "write 0.2"),
         ("--sparsity.dense_steps 1.0", "or a share of train.steps between 0 and 1"),
         ("--train.dtype bf16", "did you mean 'bfloat16'?"),
+        ("--train.steps", "--train.steps: no value follows; write --train.steps VALUE"),
         ("--train.spike_nats 0", "train.spike_nats=0.0: out of range; give more than 0"),
     ],
 )

@@ -95,6 +95,11 @@ def test_bad_settings_are_refused_as_a_start_would(dry, corpus, tmp_path):
         ({"data.train": corpus, "checkpoint.init_from": "nowhere"}, (), "checkpoint.init_from='nowhere'"),
         ({"data.train": corpus, "model.vocab_size": 256}, (), "model.vocab_size=256"),
         ({"data.train": corpus, "data.cache": "/proc/elas"}, (), "data.cache='/proc/elas'"),
+        (
+            {"data.train": corpus, "train.run_dir": "/proc/a/run"},
+            (),
+            "train.run_dir='/proc/a/run': cannot be written to",
+        ),
     ):
         assert why in dry(settings, *options)
 
