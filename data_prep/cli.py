@@ -3,11 +3,12 @@
 import sys
 from pathlib import Path
 
-from elas.cli import Parser, run_command, write_json
+from elas.command import Parser, run_command
 from elas.data_prep.formats import FORMATS
 from elas.data_prep.held_out import held_out_in_words
 from elas.data_prep.sources import Corpus
 from elas.errors import ConfigError, UserError
+from elas.files import write_json
 
 _NOTES = 5
 """Notes about single files that are shown."""
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> int:
 
 def tokenizer(argv: list[str]) -> int:
     """`elas prep tokenizer`: train SentencePiece on a sample of the input."""
-    from elas.data_prep.tokenizer import MODEL_NAME
+    from elas.data.tokenizer import MODEL_NAME
     from elas.data_prep.tokenizer_training import DEFAULT_SAMPLE_BYTES, train_tokenizer
     from elas.data_prep.unread import check_columns
 

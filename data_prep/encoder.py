@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 from datatrove.data import Document
 
+from elas.data.tokenizer import Tokenizer, load_tokenizer
 from elas.data_prep.plan import Plan
 from elas.data_prep.shards import DOCUMENT, PartWriter
 from elas.data_prep.sources import held_out
-from elas.data_prep.tokenizer import Tokenizer, load_tokenizer
 from elas.errors import UserError
 
 ORDINARY, UNKNOWN, SPECIAL = 0, 1, 2

@@ -23,11 +23,11 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from loguru import logger
 
-from elas.cluster import check_slurm
 from elas.data_prep import encoder, steps
 from elas.data_prep.memory import peak_rss_mb
 from elas.data_prep.plan import Plan, load_plan
 from elas.errors import Failure, UserError
+from elas.slurm import check_slurm
 
 _PR_SET_PDEATHSIG = 1
 

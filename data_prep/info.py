@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from elas.data.token_files import read_manifest, read_token_files
-from elas.data_prep.tokenizer import load_tokenizer
+from elas.data.tokenizer import load_tokenizer
 from elas.errors import UserError
 
 _CHUNK = 1 << 20

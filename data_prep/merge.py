@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from elas.cli import write_json
 from elas.data_prep.duplicates import find_duplicates
 from elas.data_prep.held_out import held_out_share, held_out_warning
 from elas.data_prep.indexed_writer import write_index
@@ -27,6 +26,7 @@ from elas.data_prep.shards import DOCUMENT, SIDES, part_path
 from elas.data_prep.sources import SkipLog, place
 from elas.data_prep.unread import TooMuchUnread, Unread
 from elas.errors import ConfigError, Failure, UserError
+from elas.files import write_json
 
 _COPY = 1 << 22
 _ROWS = 1 << 16

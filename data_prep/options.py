@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from elas.data.tokenizer import Tokenizer, load_tokenizer
 from elas.data_prep.plan import Settings
 from elas.data_prep.sources import Corpus, check_fraction
-from elas.data_prep.tokenizer import Tokenizer, load_tokenizer
 from elas.errors import ConfigError
 
 UINT16_VOCAB = 65500  # Megatron's own bound for two-byte tokens

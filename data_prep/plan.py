@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from elas.cli import write_json
 from elas.data_prep.sources import Corpus, SourceFile
 from elas.errors import UserError
+from elas.files import write_json
 
 FORMAT = 3
 SMALLEST_TASK, LARGEST_TASK = 2_000_000, 64_000_000

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b, sha256
 from pathlib import Path
 
-from elas.cli import write_json
+from elas.data.tokenizer import MODEL_NAME, SentencePieceTokenizer
 from elas.data_prep.folders import folders_for
 from elas.data_prep.sources import Corpus, Document, check_fraction, held_out
-from elas.data_prep.tokenizer import MODEL_NAME, SentencePieceTokenizer
 from elas.errors import ConfigError, UserError
+from elas.files import write_json
 
 CHUNK_CHARS = 2000
 SMALLEST_VOCAB = 300

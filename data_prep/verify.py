@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from elas.data.token_files import TokenFiles, read_manifest, read_token_files
-from elas.data_prep.tokenizer import load_tokenizer
+from elas.data.tokenizer import load_tokenizer
 from elas.errors import ConfigError, UserError
 
 _CHUNK = 1 << 22

@@ -1,1 +1,1 @@
-"""DeepSpeed configurations: ZeRO stages and DeepSpeed's own knobs, nothing else (see `elas.train.deepspeed_config`)."""
+"""DeepSpeed configurations: ZeRO stages and DeepSpeed's own knobs, nothing else (see `elas.config.deepspeed`)."""

@@ -14,8 +14,8 @@ def prepare() -> bool:
     `elas.parallel.initialize` call this; a script of your own on a machine without CUDA calls it first.
 
     Returns:
-        True if shims for want of CUDA are in place; see `elas.host`.
+        True if shims for want of CUDA are in place; see `elas.accelerator`.
     """
-    from elas import host
+    from elas import accelerator
 
-    return host.prepare()
+    return accelerator.prepare()

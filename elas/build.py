@@ -1,6 +1,7 @@
 """`elas build`: compile ahead of time what runs on this machine will need, instead of at the first run."""
 
-from elas import cli
+from elas.command import Parser
+from elas.files import write_json
 
 
 def main(argv: list[str]) -> int:
@@ -15,7 +16,7 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: no C++ compiler, or a build that fails.
     """
-    parser = cli.Parser(
+    parser = Parser(
         "elas build",
         "Compile the CPU kernel now, and with --offload DeepSpeed's CPU Adam, for this torch, Python and processor; "
         "what is built stays.",
@@ -25,14 +26,14 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     import torch
 
-    from elas import host
+    from elas import accelerator
     from elas.extensions import extensions_dir, prebuild_deepspeed
     from elas.kernels.relu2_24.cpu import prebuild
 
-    host.prepare()
+    accelerator.prepare()
     facts = {"folder": str(extensions_dir()), "deepspeed_s": prebuild_deepspeed(offload=options.offload)}
     facts["kernel_s"] = 0.0 if torch.cuda.is_available() else prebuild()
     seconds = facts["deepspeed_s"] + facts["kernel_s"]
     print(f"{'built' if seconds else 'already built'}: {facts['folder']}")
-    cli.write_json(options.json, facts)
+    write_json(options.json, facts)
     return 0

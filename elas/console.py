@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterable
 from typing import TextIO
 
 _WIPE = "\r\x1b[2K"
@@ -126,3 +127,43 @@ class Heartbeat:
             if time.monotonic() - self._said >= self._every_s:
                 self._console.say(f"still {self._what} ({self.seconds:.0f} s)")
                 self._said = time.monotonic()
+
+
+def table(headers: list[str], rows: Iterable[Iterable[str]], left: int = 1) -> str:
+    """Aligned columns under a rule.
+
+    Args:
+        headers: one a column.
+        rows: cells, as text.
+        left: columns, from the first, that are text and stand left; numbers stand right.
+    """
+    rows = [list(row) for row in rows]
+    widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
+
+    def line(cells: list[str]) -> str:
+        parts = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths))]
+        return "  ".join(parts).rstrip()
+
+    return "\n".join([line(headers), "─" * (sum(widths) + 2 * len(widths) - 2), *(line(row) for row in rows)])
+
+
+class LiveLine:
+    """One line on stderr, rewritten in place; nothing when stderr is not a terminal."""
+
+    def __init__(self):
+        self._console = Console("err")
+
+    def __call__(self, text: str) -> None:
+        """Say what runs now."""
+        self._console.live(text)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        self("")
+
+
+def facts_table(rows: list[tuple[str, str]]) -> str:
+    """Two aligned columns between rules."""
+    width = max(len(name) for name, _ in rows)
+    rule = "─" * (width + 3 + max(len(value) for _, value in rows))
+    return "\n".join([rule, *(f"{name:<{width}}   {value}" for name, value in rows), rule])

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 VARIABLE = "ELAS_GUARD_FAILED"
-"""Names the file; set by `elas.launch.guard` for what it runs, unset without a guard."""
+"""Names the file; set by `elas.launch.guard.guard` for what it runs, unset without a guard."""
 
 
 def report(path: Path, what: str) -> None:

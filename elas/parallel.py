@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 
-from elas import host
+from elas import accelerator
 from elas.config import ParallelConfig
 from elas.errors import Failure
 
@@ -62,16 +62,16 @@ def initialize(config: ParallelConfig, *, seed: int, timeout_s: float | None = N
     Raises:
         Failure: not all ranks came.
     """
-    host.prepare_megatron()
-    if host.has_cuda():
+    accelerator.prepare_megatron()
+    if accelerator.has_cuda():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         if "RANK" not in os.environ:  # one process, no launcher; DeepSpeed insists on a launcher's variables
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-            dist.init_process_group(host.backend(), store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(accelerator.backend(), store=dist.HashStore(), rank=0, world_size=1)
         else:
             _meet(timedelta(seconds=timeout_s or 1800.0))
-    with host.shared_gloo_groups():
+    with accelerator.shared_gloo_groups():
         mpu.initialize_model_parallel(
             tensor_model_parallel_size=config.tensor,
             pipeline_model_parallel_size=config.pipeline,
@@ -79,14 +79,14 @@ def initialize(config: ParallelConfig, *, seed: int, timeout_s: float | None = N
             create_gloo_process_groups=False,
         )
     layout = current_layout(config.sequence)
-    host.seed_model_parallel(seed, layout.tp_rank, layout.pp_rank)
+    accelerator.seed_model_parallel(seed, layout.tp_rank, layout.pp_rank)
     return layout
 
 
 def _meet(timeout: timedelta) -> None:
     """Join the other ranks where the launcher's variables say."""
     try:
-        dist.init_process_group(host.backend(), timeout=timeout)
+        dist.init_process_group(accelerator.backend(), timeout=timeout)
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         if "EADDRINUSE" in str(error):

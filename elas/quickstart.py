@@ -10,11 +10,12 @@ import statistics
 import time
 from pathlib import Path
 
-from elas import cli
 from elas.config import Config, flatten, load_config, split_overrides
-from elas.console import clock
+from elas.config.arguments import SettingsParser
+from elas.console import clock, facts_table
 from elas.data_prep.sources import STDLIB, Corpus, stdlib_corpus
 from elas.errors import UserError
+from elas.files import write_json
 
 VALID_FRACTION = 0.02
 VALID_MAX_BYTES = 65_536
@@ -32,11 +33,10 @@ def main(argv: list[str]) -> int:
         Exit status: 0, or the training's.
     """
     overrides, rest = split_overrides(argv)
-    parser = cli.Parser(
+    parser = SettingsParser(
         "elas quickstart",
         "Train a small ELAS model on Python's standard library, on two ranks. Any setting: --section.key VALUE.",
         "elas quickstart --steps 100 --workdir /tmp/elas",
-        settings=True,
     )
     parser.add_argument(
         "--workdir", type=Path, default=Path("quickstart"), help="where everything goes (default: %(default)s)"
@@ -60,8 +60,8 @@ def main(argv: list[str]) -> int:
         **dict(zip(OWN, (str(workdir / part) for part in ("tokens/train", "tokens/valid", "tokenizer", "run")))),
     }
     config = load_config("quickstart", settings)
-    from elas.train.deepspeed_config import choose_zero_stage
-    from elas.validate import validate
+    from elas.config.deepspeed import choose_zero_stage
+    from elas.config.rules import validate
 
     choose_zero_stage(config, options.ranks)
     validate(config, options.ranks)
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     seconds = time.monotonic() - start
     print(f"total {clock(seconds)}")
     # A resumed quickstart says nothing of how long one takes.
-    cli.write_json(options.json, {**facts, "seconds": round(seconds, 1) if fresh else None})
+    write_json(options.json, {**facts, "seconds": round(seconds, 1) if fresh else None})
     return 0
 
 
@@ -112,9 +112,9 @@ def _train(config: Config, settings: dict, ranks: int) -> None:
         UserError: the settings were refused, or do not fit the run that is there.
         SystemExit: with the training's status, which has been told, when it did not come to its end.
     """
-    from elas.checkpoint.resume import find_checkpoint
+    from elas.checkpoint.choose import find_checkpoint
     from elas.data.corpus import check_corpus
-    from elas.train.run_dir import finished
+    from elas.train.result import finished
 
     check_corpus(config)
     found = find_checkpoint(config)
@@ -133,10 +133,13 @@ def _train(config: Config, settings: dict, ranks: int) -> None:
 
 
 def _report(config: Config, ranks: int, workdir: Path) -> dict:
-    from elas.checkpoint.resume import find_checkpoint, versions
+    from elas.accelerator import processor
+    from elas.checkpoint.choose import find_checkpoint
+    from elas.checkpoint.identity import versions
+    from elas.config.describe import describe
     from elas.data.token_files import read_token_files
-    from elas.report import describe, plot_curves, processor, table
-    from elas.train.metrics import read_jsonl
+    from elas.files import read_jsonl
+    from elas.report import plot_curves
 
     run_dir = Path(config.train.run_dir)
     metrics, validation = read_jsonl(run_dir / "metrics.jsonl"), read_jsonl(run_dir / "validation.jsonl")
@@ -172,7 +175,7 @@ def _report(config: Config, ranks: int, workdir: Path) -> dict:
         ("checkpoint", facts["checkpoint"]),
         ("curves", facts["curve"]),
     ]
-    print(table(rows))
+    print(facts_table(rows))
     return facts
 
 

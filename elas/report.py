@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from elas.config import Config
-from elas.train.metrics import read_jsonl
+from elas.files import read_jsonl
 
 
 def plot_curves(run_dir: Path, target: Path) -> Path:
@@ -52,37 +51,3 @@ def plot_curves(run_dir: Path, target: Path) -> Path:
     figure.savefig(partial, dpi=130, format="png")
     plt.close(figure)
     return partial.replace(target)
-
-
-def describe(config: Config) -> str:
-    """The model in a few words: `rank-64 relu² 2:4, 4 × 256` (layers × hidden size)."""
-    rank = config.low_rank.rank
-    kind = {"none": "full-rank", "lowrank": f"rank-{rank}", "cola": f"CoLA rank-{rank}"}[config.low_rank.kind]
-    activation = {"relu2": "relu²", "swiglu": "SwiGLU"}[config.model.activation]
-    sparsity = "" if config.sparsity.kind == "none" else f" {config.sparsity.kind}"
-    return f"{kind} {activation}{sparsity}, {config.model.num_layers} × {config.model.hidden_size}"
-
-
-def describe_layout(*, tensor: int, pipeline: int, data: int, zero: int, sequence: bool, virtual: int = 1) -> str:
-    """How a model is cut over ranks: `TP 2 × PP 1 × DP 4, ZeRO 1, sequence parallel`."""
-    interleaved = f", {virtual} chunks a stage" if virtual > 1 else ""
-    parallel = ", sequence parallel" if sequence else ""
-    return f"TP {tensor} × PP {pipeline} × DP {data}, ZeRO {zero}{parallel}{interleaved}"
-
-
-def table(rows: list[tuple[str, str]]) -> str:
-    """Two aligned columns between rules."""
-    width = max(len(name) for name, _ in rows)
-    rule = "─" * (width + 3 + max(len(value) for _, value in rows))
-    return "\n".join([rule, *(f"{name:<{width}}   {value}" for name, value in rows), rule])
-
-
-def processor() -> str:
-    """Name of this machine's processor."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        import platform
-
-        return platform.processor() or platform.machine()

@@ -4,10 +4,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from elas.cli import write_json
 from elas.config import Config
 from elas.config.kinds import LARGEST
+from elas.console import facts_table
 from elas.errors import ConfigError, UserError
+from elas.files import write_json
+from elas.train.result import finished
 
 
 def world_of(ranks: int | None, world: int) -> int:
@@ -55,7 +57,7 @@ def check_run_dir(config: Config) -> None:
     """The run's folder can be made and written to, tried with a folder that is removed again.
 
     Raises:
-        ConfigError: it cannot, as `elas.train.run_dir.claim` would say it.
+        ConfigError: it cannot, as `elas.run_dir.claim` would say it.
     """
     there = Path(config.train.run_dir).absolute()
     while not there.exists():
@@ -83,13 +85,13 @@ def dry_run(config: Config, world: int, json_file: Path | None, *, shows: bool) 
     Raises:
         UserError: the first thing found wrong, as a start would.
     """
+    from elas import run_dir
+    from elas.checkpoint.choose import find_checkpoint
     from elas.checkpoint.initial import find_initial
-    from elas.checkpoint.resume import find_checkpoint
+    from elas.config.deepspeed import choose_zero_stage
+    from elas.config.rules import validate
+    from elas.engine.deepspeed import check_deepspeed_json
     from elas.plan.run import run_facts, run_rows
-    from elas.report import table
-    from elas.train import run_dir
-    from elas.train.deepspeed_config import check_deepspeed_json, choose_zero_stage
-    from elas.validate import validate
 
     choose_zero_stage(config, world)
     validate(config, world)
@@ -104,8 +106,8 @@ def dry_run(config: Config, world: int, json_file: Path | None, *, shows: bool) 
     if not shows:
         return 0
     facts = run_facts(config, world, resume.step if resume else 0)
-    print(table(run_rows(config, facts)))
-    if run_dir.finished(config, resume) is not None:
+    print(facts_table(run_rows(config, facts)))
+    if finished(config, resume) is not None:
         print(f"already trained to step {resume.step}; nothing to do ({resume.path})")
     for line in facts["warnings"]:
         print(f"warning: {line}", file=sys.stderr)

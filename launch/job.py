@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elas.config import Config, load_config, split_overrides, split_settings
+from elas.config.arguments import SettingsParser
 from elas.errors import UserError
 
 
@@ -67,8 +68,8 @@ def read_job(settings: list[str], options, world: int, *, look_at_files: bool = 
     Raises:
         UserError: the first thing found wrong.
     """
-    from elas.train.deepspeed_config import choose_zero_stage
-    from elas.validate import validate
+    from elas.config.deepspeed import choose_zero_stage
+    from elas.config.rules import validate
 
     overrides, _ = split_overrides(settings)
     arguments = [f"--config={options.config}"] if options.config else []
@@ -79,8 +80,8 @@ def read_job(settings: list[str], options, world: int, *, look_at_files: bool = 
     choose_zero_stage(config, world)
     validate(config, world)
     if look_at_files:
+        from elas.checkpoint.choose import find_checkpoint
         from elas.checkpoint.initial import find_initial
-        from elas.checkpoint.resume import find_checkpoint
         from elas.data.corpus import check_corpus
 
         check_corpus(config)
@@ -149,3 +150,24 @@ def whole_number(option: str, value: int | None, least: int = 1, most: int | Non
     if value is not None and (value < least or (most is not None and value > most)):
         fix = f"give {least} or more" if most is None else f"give a number from {least} to {most}"
         raise UserError(f"{option} {value}: cannot be; {fix}")
+
+
+def shared_arguments(options) -> list[str]:
+    """The options of `elas.launch.job.add_options` as arguments again."""
+    given = {"--config": options.config, "--deepspeed_config": options.deepspeed_config}
+    return [f"{name}={value}" for name, value in given.items() if value]
+
+
+def read_arguments(argv: list[str], world: int, *, look_at_files: bool = True) -> Job:
+    """The run that arguments of `launch/pretrain.py` describe, for `world` ranks.
+
+    Raises:
+        UserError: the first thing found wrong.
+    """
+    settings, rest = split_argv(argv)
+    example = "sbatch --nodes 2 launch/slurm/pretrain.sbatch --config F"
+    parser = SettingsParser("pretrain.sbatch", "Train under SLURM.", example)
+    add_options(parser)
+    options = parser.parse_args(rest)
+    job = read_job(settings, options, world, look_at_files=look_at_files)
+    return job if options.json is None else Job(job.config, [*job.arguments, f"--json={options.json}"], world)

@@ -6,16 +6,16 @@ import socket
 import sys
 from pathlib import Path
 
-from elas import cli
+from elas.config.arguments import SettingsParser
 from elas.console import Heartbeat
+from elas.engine.deepspeed import check_deepspeed_json
 from elas.errors import UserError
 from elas.launch import pretrain
 from elas.launch.dry_run import check_kernel
+from elas.launch.guard.supervise import Supervisor
 from elas.launch.job import Job, add_options, markers, read_job, split_argv, whole_number
-from elas.launch.supervise import Supervisor
 from elas.launch.verdict import conclude
-from elas.train.deepspeed_config import check_deepspeed_json
-from elas.train.run_dir import claim
+from elas.run_dir import claim
 
 LAUNCHERS = ("deepspeed", "torchrun")
 
@@ -33,11 +33,10 @@ def main(argv: list[str]) -> int:
         UserError: a mistake that can be seen before anything starts.
     """
     settings, rest = split_argv(argv)
-    parser = cli.Parser(
+    parser = SettingsParser(
         "elas launch local",
         "Start a run on this machine. Settings as for elas train: --section.key VALUE.",
         "elas launch local --ranks 2 --config 60m --data.train data/c4 --train.run_dir runs/60m",
-        settings=True,
     )
     add_options(parser)
     parser.add_argument("--ranks", type=int, metavar="N", help="processes (default: one a GPU, or one)")
@@ -74,8 +73,9 @@ def main(argv: list[str]) -> int:
 
 
 def _sweep(settings: list[str], options) -> int:
-    from elas.launch.batch import read_runs, shared_arguments
+    from elas.launch.job import shared_arguments
     from elas.launch.local_sweep import run_sweep
+    from elas.launch.sweep import read_runs
 
     gpus, parallel = _gpus(), options.parallel or 1
     ranks = options.ranks or max(1, gpus // parallel)

@@ -13,15 +13,15 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from elas import cli
-from elas.checkpoint.resume import find_checkpoint
+from elas.checkpoint.choose import find_checkpoint
 from elas.errors import UserError
+from elas.files import read_jsonl, write_json
+from elas.launch.guard.processes import end_with_parent
+from elas.launch.guard.supervise import noted_signals
 from elas.launch.job import Ending, Job, how_it_ended, markers
-from elas.launch.processes import end_with_parent
-from elas.launch.supervise import noted_signals
 from elas.launch.verdict import with_newest
-from elas.train.metrics import read_jsonl
-from elas.train.run_dir import claim, finished
+from elas.run_dir import claim
+from elas.train.result import finished
 
 POLL_S, SAY_S = 0.2, 10.0
 """How often processes are looked at, and how often a run's progress is said."""
@@ -101,7 +101,7 @@ def run_sweep(jobs: list[Job], options: list[str], parallel: int, json_file: Pat
                     under_way.remove(run)
                     _judge(run)
     _table(runs)
-    cli.write_json(json_file, {"runs": [run.facts() for run in runs]})
+    write_json(json_file, {"runs": [run.facts() for run in runs]})
     if asked:
         return 128 + asked[0]
     return 0 if all(run.state in ("done", "skipped") for run in runs) else 1
@@ -177,7 +177,7 @@ def _why(run: _Run) -> str:
 
 
 def _table(runs: list[_Run]) -> None:
-    from elas.bench.show import table
+    from elas.console import table
 
     cells = []
     for run in runs:

@@ -18,14 +18,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elas.cli import Parser, end_process, exit_status, write_json
+from elas.command import end_process, exit_status
 from elas.config import Config, load_config, split_overrides
+from elas.config.arguments import SettingsParser
 from elas.config.phases import unreached
 from elas.config.writing import to_yaml
 from elas.console import Console, Heartbeat
 from elas.errors import UserError
-from elas.launch.environment import choose_interface, is_first_rank, rank_and_world, srun_environment
-from elas.launch.leash import end_with_launcher
+from elas.files import write_json
+from elas.launch.guard.leash import end_with_launcher
+from elas.launch.rank_environment import choose_interface, is_first_rank, rank_and_world, srun_environment
+from elas.train.result import finished
 
 if TYPE_CHECKING:  # these import torch
     from filelock import BaseFileLock
@@ -47,11 +50,10 @@ def parse(argv: list[str]) -> tuple[Config, dict]:
         UserError: an unknown option or key, or a bad value.
     """
     overrides, rest = split_overrides(argv)
-    parser = Parser(
+    parser = SettingsParser(
         "elas train",
         "Train a model. For several ranks: elas launch, or launch/pretrain.py under deepspeed, torchrun or srun.",
         "elas train --config 60m --data.train data/c4 --train.run_dir runs/60m",
-        settings=True,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file, or a preset's name")
     parser.add_argument("--deepspeed_config", help="DeepSpeed JSON, such as ds_configs/zero1.json")
@@ -70,26 +72,6 @@ def parse(argv: list[str]) -> tuple[Config, dict]:
     if options["deepspeed_config"]:
         overrides["parallel.deepspeed_config"] = options["deepspeed_config"]
     return load_config(options["config"], overrides), options
-
-
-def prebuild(config: Config) -> None:
-    """Compile what the run will need; called by every rank, of which one builds while the others wait.
-
-    Raises:
-        UserError: DeepSpeed's op cannot be built, or a kernel named in `sparsity.implementation` cannot be had.
-    """
-    from elas.extensions import prebuild_deepspeed
-    from elas.kernels.relu2_24 import Relu24Options, select
-    from elas.train.deepspeed_config import check_deepspeed_json, offloads_optimizer, read_deepspeed_json
-
-    check_deepspeed_json(config)
-    if config.model.activation == "relu2":
-        import torch
-
-        options = Relu24Options.of(config.sparsity, sparse=True)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        select(options, device, getattr(torch, config.train.dtype), config.sparsity.implementation)
-    prebuild_deepspeed(offload=offloads_optimizer(read_deepspeed_json(config)))
 
 
 def warn(config: Config, start: int) -> None:
@@ -152,7 +134,7 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
         UserError: a mistake in the settings, the files or the number of ranks.
     """
     config, options = parse(argv)
-    from elas.validate import validate
+    from elas.config.rules import validate
 
     if options["show_config"]:
         validate(config, None)
@@ -167,14 +149,14 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
         dry_run(config, world_of(options["ranks"], world), options["json"], shows=rank == 0)
         return None
     choose_interface()
-    from elas import host
+    from elas import accelerator
 
-    host.prepare()
+    accelerator.prepare()
+    from elas import run_dir
+    from elas.checkpoint.choose import find_checkpoint
     from elas.checkpoint.initial import find_initial
-    from elas.checkpoint.resume import find_checkpoint
+    from elas.config.deepspeed import choose_zero_stage
     from elas.data.corpus import check_corpus
-    from elas.train import run_dir
-    from elas.train.deepspeed_config import choose_zero_stage
 
     choose_zero_stage(config, world)
     validate(config, world)
@@ -182,7 +164,7 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
     resume = find_checkpoint(config)
     initial = find_initial(config, resume)
     facts = {"world_size": world, "run_dir": config.train.run_dir}
-    done = run_dir.finished(config, resume)
+    done = finished(config, resume)
     if done is not None:
         if rank == 0:
             Console().say(f"already trained to step {resume.step}; nothing to do ({resume.path})")
@@ -192,6 +174,8 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
         Console().say("loading Megatron-core and DeepSpeed")  # seconds, or a minute on a busy machine
         heartbeat.begin("loading Megatron-core and DeepSpeed")
     with _interrupted_before_training(resume):
+        from elas.engine.prebuild import prebuild
+
         prebuild(config)
     lock = run_dir.claim(config) if rank == 0 else None
     if rank == 0:

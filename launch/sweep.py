@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from elas.errors import UserError
+from elas.launch.job import Job, read_arguments
 
 VARIABLE, TASK = "ELAS_SWEEP", "SLURM_ARRAY_TASK_ID"
 
@@ -58,3 +59,23 @@ def of_this_task(environment: Mapping[str, str] = os.environ) -> list[str]:
         why = f"{path} has {len(runs)} lines, for tasks 0 to {len(runs) - 1}"
         raise UserError(f"{TASK}={task}: {why}; submit with --array=0-{len(runs) - 1}")
     return runs[int(task)]
+
+
+def read_runs(path: Path, given: list[str], world: int) -> list[Job]:
+    """The runs of a sweep's file, whose lines follow the arguments `given` to all of them.
+
+    Raises:
+        UserError: the first thing found wrong, with its line; or two runs in one folder.
+    """
+    jobs: list[Job] = []
+    for number, line in enumerate(read_sweep(path), 1):
+        try:
+            jobs.append(read_arguments([*given, *line], world))
+        except UserError as error:
+            raise UserError(f"--sweep {path}: line {number}: {error}") from None
+    folders = [job.run_dir.resolve() for job in jobs]
+    for number, folder in enumerate(folders, 1):
+        if folder in folders[: number - 1]:
+            both = f"lines {folders.index(folder) + 1} and {number} both train in {jobs[number - 1].run_dir}"
+            raise UserError(f"--sweep {path}: {both}; give each line its own --train.run_dir")
+    return jobs

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from elas.checkpoint.folder import Checkpoint, checkpoints_in, read_checkpoint
-from elas.checkpoint.resume import checkpoints_dir
-from elas.cli import write_json
+from elas.files import write_json
+from elas.launch.guard.processes import signal_name
+from elas.launch.guard.supervise import Watched
 from elas.launch.hostfile import ranks_in_words
 from elas.launch.job import Ending, Job, how_it_ended
-from elas.launch.processes import signal_name
-from elas.launch.supervise import Watched
+from elas.run_dir import checkpoints_dir
 from elas.train.standing import how_to_go_on
 
 

@@ -21,8 +21,8 @@ def write_corpus(
     Returns:
         The prefix as text.
     """
-    from elas.cli import write_json
     from elas.data_prep.indexed_writer import write_documents
+    from elas.files import write_json
 
     random = np.random.default_rng(seed)
     prefix.parent.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ class RankPool:
 
     def __init__(self, world_size: int):
         from elas.config import Config
-        from elas.launch.pretrain import prebuild
+        from elas.engine.prebuild import prebuild
 
         prebuild(Config())  # here, lest it count against a job's time
         self.healthy = False
@@ -257,8 +257,8 @@ def _run_job(job: bytes, store: str) -> Any:
 def _take_down() -> None:
     """Leave nothing of a job but process groups: Megatron's globals, DeepSpeed's caches and backend, the RNG.
 
-    Groups stay: `elas.host.shared_gloo_groups` hands the next job those it has. A gloo group that is destroyed and made
-    anew for each job leaves polling threads behind, 1,500 of them after fifty layouts, which starve two cores.
+    Groups stay: `elas.accelerator.shared_gloo_groups` hands the next job those it has. A gloo group that is destroyed
+    and made anew for each job leaves polling threads behind, 1,500 of them after fifty layouts, which starve two cores.
     """
     import torch
 

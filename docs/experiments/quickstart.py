@@ -15,7 +15,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from elas.checkpoint.resume import versions
+from elas.checkpoint.identity import versions
 from elas.config import load_config
 from elas.data_prep.sources import Corpus, stdlib_corpus
 from elas.quickstart import prepare, settings_of

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from elas.checkpoint.resume import versions
+from elas.checkpoint.identity import versions
 from elas.config import Config, flatten, load_config
 from elas.data_prep.sources import stdlib_corpus
 from elas.errors import UserError

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
-from elas.bench import show
 from elas.bench.cli import at_least
-from elas.cli import Parser, write_json
+from elas.checkpoint.resume import first_intact
+from elas.command import Parser
+from elas.console import table
+from elas.files import write_json
 
 EXAMPLE = "elas bench checkpoint --preset 60m --repeats 5"
 
@@ -26,7 +28,7 @@ def main(argv: list[str]) -> int:
         facts = _measure(args.preset, args.repeats, folder)
     write_json(args.json, facts)
     rows = [[row["kind"], f"{row['blocked_s']:.3f}", f"{row['written_s']:.3f}"] for row in facts["rows"]]
-    print(show.table(["save", "training waits, s", "in place after, s"], rows, left=1))
+    print(table(["save", "training waits, s", "in place after, s"], rows, left=1))
     print(f"\nasynchronous ÷ synchronous: {facts['ratio']:.3f} (medians of {args.repeats})")
     print(f"this rank's part: {facts['shard_bytes'] / 1e6:,.0f} MB; copies that an asynchronous save keeps: "
           f"{facts['copy_bytes'] / 1e6:,.0f} MB; loading: {facts['load_s']:.2f} s")  # fmt: skip
@@ -36,10 +38,11 @@ def main(argv: list[str]) -> int:
 def _measure(preset: str, repeats: int, folder: str) -> dict:
     from elas import parallel
     from elas.checkpoint import state
-    from elas.checkpoint.resume import find_checkpoint, first_whole, restore
+    from elas.checkpoint.choose import find_checkpoint
+    from elas.checkpoint.resume import restore
     from elas.checkpoint.saver import Saver
     from elas.config import load_config
-    from elas.train.engine import Engine
+    from elas.engine.engine import Engine
 
     small = {"train.micro_batch_size": 1, "train.global_batch_size": 1, "train.run_dir": folder, "checkpoint.keep": 1}
     config = load_config(preset, small)
@@ -61,7 +64,7 @@ def _measure(preset: str, repeats: int, folder: str) -> dict:
             times[beside].append((saver.blocked_s, time.perf_counter() - start))
     config.checkpoint.resume = "auto"
     start = time.perf_counter()
-    restore(engine, first_whole(find_checkpoint(config), config))
+    restore(engine, first_intact(find_checkpoint(config), config))
     load = time.perf_counter() - start
     rows = [
         {"kind": kind, "blocked_s": statistics.median(t[0] for t in times[beside]),

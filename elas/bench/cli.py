@@ -4,10 +4,10 @@ from difflib import get_close_matches
 
 import torch
 
-from elas.cli import run_command
+from elas.accelerator import processor
+from elas.command import run_command
 from elas.errors import UserError
 from elas.model.transformer_config import DTYPES
-from elas.report import processor
 
 COMMANDS = {
     "ffn": ("elas.bench.ffn", "feed-forward layer, forward and backward: full rank, low rank, 2:4"),

@@ -29,12 +29,14 @@ from pathlib import Path
 
 import torch
 
-from elas import host
+from elas import accelerator
 from elas.bench import cli, measure, show
 from elas.bench.ffn_variants import SWIGLU, gated_width
-from elas.cli import Parser, write_json
+from elas.command import Parser
 from elas.config import Config, ffn_width, load_config, presets
+from elas.console import LiveLine, table
 from elas.errors import UserError
+from elas.files import write_json
 from elas.model.transformer_config import DTYPES
 
 NAMES = ["full", "lowrank_gathered", "bottleneck"]
@@ -73,7 +75,7 @@ def main(argv: list[str]) -> int:
     rank = configs["bottleneck", False].low_rank.rank
     if rank % options.tp:
         raise UserError(f"--tp {options.tp}: lowrank_gathered splits the rank {rank}; give a divisor of it")
-    if host.has_cuda() and torch.cuda.device_count() < options.tp:
+    if accelerator.has_cuda() and torch.cuda.device_count() < options.tp:
         raise UserError(f"--tp {options.tp}: there are {torch.cuda.device_count()} GPUs; give fewer ranks")
     rows = _on_ranks(options.tp, configs, options.repeats)
     facts = {**cli.environment(), "tp": options.tp, "preset": options.preset, "dtype": options.dtype}
@@ -89,7 +91,7 @@ def case_config(name: str, sequence: bool, options) -> Config:
     Raises:
         ConfigError: the preset does not split over the ranks.
     """
-    from elas.validate import validate
+    from elas.config.rules import validate
 
     values: dict[str, object] = {
         "parallel.tensor": options.tp,
@@ -138,7 +140,7 @@ def _on_ranks(t: int, configs: dict[tuple[str, bool], Config], repeats: int) -> 
     """Start t processes, and collect the first one's rows."""
     from torch.multiprocessing import spawn
 
-    progress = show.Progress()
+    progress = LiveLine()
     progress(f"starting {t} ranks")
     with tempfile.TemporaryDirectory(prefix="elas-bench-") as folder:
         spawn(_rank, (t, folder, configs, repeats), nprocs=t)  # ends every rank when one fails
@@ -151,24 +153,24 @@ def _rank(rank: int, t: int, folder: str, configs: dict[tuple[str, bool], Config
     import torch.distributed as dist
 
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(t))
-    host.prepare()
+    accelerator.prepare()
     warnings.filterwarnings("ignore", message=".*CUDA_DEVICE_MAX_CONNECTIONS.*")  # not ours to set in a library
     from elas import parallel
     from elas.config import ParallelConfig
 
-    if host.has_cuda():
+    if accelerator.has_cuda():
         torch.cuda.set_device(rank)
     else:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // t))
     dist.init_process_group(
-        host.backend(),
+        accelerator.backend(),
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=t,
         timeout=timedelta(seconds=TIMEOUT_S),
     )
     parallel.initialize(ParallelConfig(tensor=t), seed=0)
-    rows = measure_cases(t, rank, configs, repeats, show.Progress() if rank == 0 else lambda text: None)
+    rows = measure_cases(t, rank, configs, repeats, LiveLine() if rank == 0 else lambda text: None)
     if rank == 0:
         (Path(folder) / "rows.json").write_text(json.dumps(rows))
     dist.barrier()
@@ -179,7 +181,7 @@ def measure_cases(t: int, rank: int, configs: dict[tuple[str, bool], Config], re
     """Rows on this rank; Megatron's groups of t tensor-parallel ranks exist."""
     from elas.bench import comm_layers
 
-    device = host.device()
+    device = accelerator.device()
     rows, jobs, outputs = {}, {}, {}
     for case, config in configs.items():
         name, sequence = case
@@ -233,7 +235,7 @@ def _layer(name: str, config: Config, t: int, rank: int, device: torch.device):
 
     from elas.bench.comm_layers import NaiveLowRankLayer
     from elas.model.activation import set_sparse
-    from elas.model.init import full_shape, shard
+    from elas.model.shards import full_shape, shard
     from elas.model.spec import ElasSpecProvider, layer_spec
     from elas.model.transformer_config import transformer_config
 
@@ -265,7 +267,7 @@ def _print(facts: dict) -> None:
         numbers = [f"{n:,.0f}" for n in (forward, backward, forward + backward, row["formula_bytes"])]
         step = show.milliseconds(row["step_ms"]) if row["matches"] else "WRONG"
         cells.append([row["variant"], "yes" if row["sequence_parallel"] else "no", *numbers, step])
-    print(show.table(headers, cells, left=2))
+    print(table(headers, cells, left=2))
     print("bytes that a rank sends in rings, for each token and layer; step: forward and backward of the layer")
     by_case = {(r["variant"], r["sequence_parallel"]): r["formula_bytes"] for r in facts["rows"]}
     for sequence in (False, True):

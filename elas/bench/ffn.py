@@ -16,13 +16,15 @@ from collections.abc import Callable
 
 import torch
 
-from elas import host
+from elas import accelerator
 from elas.bench import cli, ffn_variants, measure, show
 from elas.bench.ffn_variants import VARIANTS, Variant
 from elas.bench.one_process import one_process
-from elas.cli import Parser, write_json
+from elas.command import Parser
 from elas.config import load_config, presets
+from elas.console import LiveLine, table
 from elas.errors import ConfigError
+from elas.files import write_json
 from elas.model.ffn import ElasFFN
 from elas.model.transformer_config import DTYPES
 
@@ -70,7 +72,7 @@ def main(argv: list[str]) -> int:
     threads_before = torch.get_num_threads()
     if options.threads:
         torch.set_num_threads(options.threads)
-    progress = show.Progress()
+    progress = LiveLine()
     rows, notes = [], []
     try:
         with one_process(), ffn_variants.topk_registered():
@@ -92,7 +94,7 @@ def _cell(
     shape: str, dtype: str, names: list[str], tokens: int, repeats: int, progress: Callable[[str], None]
 ) -> tuple[list[dict], list[str]]:
     """Rows of one shape and dtype, and notes on what is missing."""
-    device = host.device()
+    device = accelerator.device()
     hidden = load_config(shape, {}).model.hidden_size
     generator = torch.Generator().manual_seed(1)
     x, dy = (
@@ -224,7 +226,7 @@ def _print(facts: dict) -> None:
         + [f"{row['rel_err']:.1e}" + (" WRONG" if row["fwd_ms"] is None else "")]
         for row in facts["rows"]
     ]
-    print(show.table(headers, cells, left=4))
+    print(table(headers, cells, left=4))
     print("saved: for the backward pass, without parameters and x; peak: above parameters, x and dy; rel err: against")
     print("fp64, largest over y, dx and weight gradients\n")
     print(show.ratio_table(facts["ratios"], ("shape", "dtype")))

@@ -71,9 +71,9 @@ def build(variant: Variant, preset: str, dtype: str) -> ElasFFN:
     """
     from megatron.core.transformer.spec_utils import build_module
 
+    from elas.config.rules import validate
     from elas.model.spec import ElasSpecProvider, layer_spec
     from elas.model.transformer_config import transformer_config
-    from elas.validate import validate
 
     shape = load_config(preset, {})
     values = {"low_rank.kind": "lowrank", "train.dtype": dtype, **variant.overrides}

@@ -19,10 +19,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from elas.bench import show
 from elas.bench.cli import at_least
-from elas.cli import Parser, write_json
+from elas.command import Parser
+from elas.console import table
 from elas.errors import Failure, UserError
+from elas.files import write_json
 
 EXAMPLE = "elas bench prep --workers 2 --memory 200,2000 --kills 10"
 TOKENIZERS = ("sentencepiece", "fast")
@@ -216,7 +217,7 @@ def _print_throughput(rows: list[dict]) -> None:
         )
         for row in rows
     ]
-    print(show.table(["tokenizer", "variant", "s", "MB/s", "of the library"], cells, left=2))
+    print(table(["tokenizer", "variant", "s", "MB/s", "of the library"], cells, left=2))
 
 
 def _print_memory(rows: list[dict]) -> None:
@@ -224,4 +225,4 @@ def _print_memory(rows: list[dict]) -> None:
         [f"{row['megabytes']:,}", f"{row['documents']:,}", f"{row['mb_per_s']:.2f}", f"{row['peak_rss_worker_mb']:.0f}"]
         for row in rows
     ]
-    print("\n" + show.table(["MB", "documents", "MB/s", "peak MB a process"], cells, left=0))
+    print("\n" + table(["MB", "documents", "MB/s", "peak MB a process"], cells, left=0))

@@ -4,7 +4,7 @@ What a row says: `tokens_per_s` and `step_ms`, from the median over rounds in tu
 backward pass by the transformer layers, each storage once, parameters left out; `peak_bytes`, weights and optimizer
 state and the most that a step allocates on top; `resident_bytes`, the former alone.
 
-Ours run through `elas.train.engine.Engine`, as they train: DeepSpeed, fp32 master weights in bf16. All see the same
+Ours run through `elas.engine.engine.Engine`, as they train: DeepSpeed, fp32 master weights in bf16. All see the same
 tokens. The first step's loss and gradient norm must be those of a plain model of the same weights, with 2:4 done
 eagerly under autograd; for `hf_llama` those of Megatron's full-rank one. Where they are not, there is no speed, and the
 exit status is 1.
@@ -16,11 +16,13 @@ from collections.abc import Callable
 
 import torch
 
-from elas import host
+from elas import accelerator
 from elas.bench import cli, measure, show
 from elas.bench.one_process import one_process
-from elas.cli import Parser, write_json
+from elas.command import Parser
 from elas.config import presets
+from elas.console import LiveLine, table
+from elas.files import write_json
 
 TOLERANCE = {"float32": (2e-5, 1e-3), "bfloat16": (2e-3, 3e-2)}
 """Relative, of loss and gradient norm. Near ties in 2:4 fall differently where z is rounded differently, so the norm is
@@ -80,7 +82,7 @@ def main(argv: list[str]) -> int:
     threads_before = torch.get_num_threads()
     if options.threads:
         torch.set_num_threads(options.threads)
-    progress = show.Progress()
+    progress = LiveLine()
     rows = []
     try:
         with one_process() as layout:
@@ -99,7 +101,7 @@ def main(argv: list[str]) -> int:
 def _rows(configs: dict, layout, repeats: int, progress: Callable[[str], None]) -> list[dict]:
     """Build, check and measure every variant of one dtype."""
     config = next(iter(configs.values()))
-    device, dtype = host.device(), config.train.dtype
+    device, dtype = accelerator.device(), config.train.dtype
     tokens = config.train.micro_batch_size * config.model.seq_length
     batch = _batch(config, device)
     models, rows = {}, {}
@@ -197,7 +199,7 @@ def _print(facts: dict) -> None:
         ]
         for row in facts["rows"]
     ]
-    print(show.table(headers, cells, left=2))
+    print(table(headers, cells, left=2))
     print("save: for the backward pass, each storage once, without parameters; peak: with weights and optimizer state;")
     print("loss and norm: of the first step\n")
     for row in facts["rows"]:

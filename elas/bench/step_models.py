@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 import torch
 
-from elas import host
+from elas import accelerator
 from elas.bench.ffn_variants import DENSE, SWIGLU, gated_width
 from elas.config import Config, ffn_width, load_config
+from elas.config.rules import validate
+from elas.engine import grads
+from elas.engine.engine import Engine, token_losses
 from elas.errors import UserError
 from elas.model.provider import make_model_provider
 from elas.parallel import Layout
 from elas.plan.counts import parameter_count
-from elas.train import grads
-from elas.train.engine import Engine, token_losses
-from elas.validate import validate
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and labels, int64 [b, s]
 
@@ -79,7 +79,7 @@ def variant_config(variant: str, shape: Shape, dtype: str) -> Config:
 
 
 class Ours:
-    """`elas.train.engine.Engine` on one batch at a time."""
+    """`elas.engine.engine.Engine` on one batch at a time."""
 
     def __init__(self, config: Config, layout: Layout):
         self.engine = Engine(config, layout)
@@ -146,7 +146,7 @@ def refuse_if_too_large(configs: dict[str, Config]) -> None:
 
 def free_memory() -> int | None:
     """Bytes that can be allocated on the device; None where the system does not say."""
-    if host.has_cuda():
+    if accelerator.has_cuda():
         return torch.cuda.mem_get_info()[0]
     try:
         with open("/proc/meminfo") as lines:

@@ -13,7 +13,7 @@ from elas.optim.adamw import parameter_groups
 
 
 class HfLlama:
-    """A `LlamaForCausalLM` that steps like `elas.train.engine.Engine`.
+    """A `LlamaForCausalLM` that steps like `elas.engine.engine.Engine`.
 
     Args:
         config: of the full-rank SwiGLU variant.

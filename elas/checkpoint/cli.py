@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from elas.bench import show
 from elas.checkpoint.folder import Checkpoint, checkpoints_in, damaged_files, read_checkpoint
-from elas.cli import Parser, run_command, write_json
+from elas.command import Parser, run_command
 from elas.config import load_config, split_overrides
+from elas.config.arguments import SettingsParser
+from elas.config.describe import describe_layout
+from elas.console import table
 from elas.errors import ConfigError, UserError
-from elas.report import describe_layout
+from elas.files import write_json
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +27,7 @@ def list_(argv: list[str]) -> int:
         [row["path"], _number(row["step"]), _number(row["tokens"]), _size(row["bytes"]), row["layout"], row["why"]]
         for row in rows
     ]
-    print(show.table(["checkpoint", "step", "tokens", "size", "written on", ""], cells, left=1))
+    print(table(["checkpoint", "step", "tokens", "size", "written on", ""], cells, left=1))
     return 0
 
 
@@ -99,7 +101,7 @@ def import_(argv: list[str]) -> int:
     example = "elas checkpoint import megatron/60m --config 60m --data.train data/c4 --train.run_dir runs/60m"
     overrides, rest = split_overrides(argv)
     what = "Take a torch_dist checkpoint of Megatron-LM into a run's folder; `elas train` goes on from it."
-    parser = Parser("elas checkpoint import", what, example, settings=True)
+    parser = SettingsParser("elas checkpoint import", what, example)
     parser.add_argument("path", type=Path, metavar="FOLDER", help="Megatron-LM's --save folder, or an iter_… in it")
     parser.add_argument("--config", metavar="FILE", help="YAML file, or a preset's name")
     alone = "without moments, for checkpoint.init_from; needs no corpus"
@@ -109,11 +111,11 @@ def import_(argv: list[str]) -> int:
     import elas
 
     elas.prepare()
+    from elas import run_dir
     from elas.checkpoint.importing import import_, read_foreign
-    from elas.checkpoint.resume import checkpoints_dir
+    from elas.config.rules import validate
     from elas.data.corpus import check_corpus
-    from elas.train import run_dir
-    from elas.validate import validate
+    from elas.run_dir import checkpoints_dir
 
     validate(config, None)
     if not options.weights_only:

@@ -134,3 +134,15 @@ def _of_older_version(then: dict, written: Config) -> dict:
         shares = EVERYTHING if "data.valid" in then else parse_split(then["data.split"])
         found["data.held_out"] = held_out_identity("last", [source[1] for source in then["data.train"]], shares)
     return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of what wrote a checkpoint."""
+    import importlib.metadata
+
+    import torch
+
+    from elas import __version__
+
+    others = ("deepspeed", "megatron-core")
+    return {"elas": __version__, "torch": torch.__version__} | {n: importlib.metadata.version(n) for n in others}

@@ -16,12 +16,12 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from elas.checkpoint import storage
 from elas.checkpoint.crossing import MASTERS, OPTIMIZER, OnDemand, Spot, spots
 from elas.checkpoint.folder import file_facts, put_in_place
-from elas.checkpoint.identity import effective, identity
-from elas.checkpoint.resume import checkpoints_dir, versions
+from elas.checkpoint.identity import effective, identity, versions
 from elas.checkpoint.tensors import PartOfTensor
 from elas.config import Config
 from elas.errors import ConfigError, UserError
 from elas.plan.shapes import weight_shapes
+from elas.run_dir import checkpoints_dir
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _TRACKER = "latest_checkpointed_iteration.txt"

@@ -111,7 +111,7 @@ def load_weights(engine, initial: Initial) -> None:
         ConfigError: a file is damaged, or the weights are not this model's; the same on every rank.
     """
     from elas.checkpoint import state, storage
-    from elas.train.fragments import publish
+    from elas.engine.zero import publish
 
     checkpoint = initial.checkpoint
     problems = together(damaged_files(checkpoint, share_out(checkpoint)))

@@ -10,13 +10,13 @@ import torch.distributed as dist
 
 from elas.checkpoint import selfcheck, state, storage
 from elas.checkpoint.folder import Checkpoint, file_facts, newer_than, prune, put_in_place
-from elas.checkpoint.identity import identity
-from elas.checkpoint.resume import checkpoints_dir, versions
+from elas.checkpoint.identity import identity, versions
 from elas.checkpoint.tensors import PartOfTensor
 from elas.config import Config
 from elas.console import Console
+from elas.engine.engine import Engine
 from elas.errors import Failure
-from elas.train.engine import Engine
+from elas.run_dir import checkpoints_dir
 
 
 class Saver:

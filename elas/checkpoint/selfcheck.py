@@ -1,6 +1,6 @@
 """A save checks itself: what goes to the disk against the weights that the model computes with.
 
-A checkpoint holds ZeRO's fp32 masters and moments, found through DeepSpeed's own bookkeeping (`elas.train.fragments`).
+A checkpoint holds ZeRO's fp32 masters and moments, found through DeepSpeed's own bookkeeping (`elas.engine.zero`).
 Were that bookkeeping misread, files would be intact and their checksums right, and resuming would train another model.
 The model's weights are an independent witness: DeepSpeed copies every master into them, rounded to their dtype.
 
@@ -18,8 +18,8 @@ import torch
 from elas.checkpoint import storage
 from elas.checkpoint.state import parameters_by_name, place_of
 from elas.checkpoint.tensors import PartOfTensor
-from elas.train.engine import Engine
-from elas.train.fragments import fragments
+from elas.engine.engine import Engine
+from elas.engine.zero import fragments
 
 WINDOW = 256  # elements
 READ_BACK = 4  # tensors a save

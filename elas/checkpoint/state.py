@@ -14,10 +14,10 @@ import torch.distributed as dist
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 from elas.checkpoint.tensors import PartOfTensor, Place
-from elas.model.init import global_names
+from elas.engine.engine import Engine
+from elas.engine.zero import base_state, fragments, publish
+from elas.model.shards import global_names
 from elas.parallel import Layout
-from elas.train.engine import Engine
-from elas.train.fragments import base_state, fragments, publish
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 RANDOM_BYTES = 65536

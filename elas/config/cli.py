@@ -6,12 +6,13 @@ import textwrap
 
 import yaml
 
-from elas import cli
+from elas.command import Parser
 from elas.config.catalogue import Key, catalogue, section_help
 from elas.config.hints import likely_keys
 from elas.config.reading import presets
 from elas.config.schema import SECTIONS
 from elas.errors import UserError
+from elas.files import write_json
 
 
 def main(argv: list[str]) -> int:
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: no such section or key.
     """
-    parser = cli.Parser(
+    parser = Parser(
         "elas config",
         "Explain settings: a section, a key, or all. `elas train … --show-config` shows those of a run.",
         "elas config sparsity.dense_steps",
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
             section = key.key.split(".")[0]
             print(f"{'' if key is keys[0] else chr(10)}{section}: {section_help(section)}")
         print("\n".join(_lines(key)))
-    cli.write_json(options.json, {"keys": [dataclasses.asdict(key) for key in keys]})
+    write_json(options.json, {"keys": [dataclasses.asdict(key) for key in keys]})
     return 0
 
 

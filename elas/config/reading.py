@@ -223,7 +223,7 @@ def _typed(section: str, values: dict[str, Any]) -> dict[str, Any]:
 
     parser = ArgumentParser(exit_on_error=False)
     for name in values:
-        # Plain types: ranges are ours to check (`elas.validate`), in words that name the fix.
+        # Plain types: ranges are ours to check (`elas.config.rules`), in words that name the fix.
         parser.add_argument(f"--{name}", type=plain(field_type(f"{section}.{name}")))
     typed = {}
     for name, value in values.items():
@@ -257,7 +257,7 @@ def load_config(source: str | None = None, overrides: dict[str, Any] | None = No
         overrides: values by dotted key, which win over the file.
 
     Returns:
-        The typed configuration (not yet validated against a world size; see `elas.validate`).
+        The typed configuration (not yet validated against a world size; see `elas.config.rules`).
 
     Raises:
         ConfigError: one line naming key, value and fix.

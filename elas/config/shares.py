@@ -10,7 +10,7 @@ SHARES = [key for key in KEYS if getattr(range_of(field_type(key)), "share_of", 
 def resolve_shares(config: Config) -> None:
     """Replace every share by whole steps: the nearest number of them, at least 1.
 
-    A number outside of 0 to 1 stays, for `elas.validate` to refuse. Everything after reading sees steps, so that
+    A number outside of 0 to 1 stays, for `elas.config.rules` to refuse. Everything after reading sees steps, so that
     config.json, checkpoints and `--show-config` say what was trained; `config.shares` keeps what was given.
     """
     shares = {}

@@ -127,7 +127,7 @@ def _check_cache(config: Config) -> None:
 
 def _open_tokenizer(path: str):
     """The tokenizer that data.tokenizer names."""
-    from elas.data_prep.tokenizer import load_tokenizer
+    from elas.data.tokenizer import load_tokenizer
 
     try:
         return load_tokenizer(path)

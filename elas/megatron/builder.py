@@ -9,7 +9,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from elas import host
+from elas import accelerator
 from elas.errors import ConfigError, UserError
 from elas.megatron.arguments import sections
 from elas.megatron.watching import log_sparsity
@@ -119,9 +119,9 @@ def _configuration(args: argparse.Namespace, config: TransformerConfig | None) -
 
 def _seed_without_cuda(args: argparse.Namespace) -> None:
     """Megatron-LM seeds its random streams only where there is CUDA."""
-    if host.has_cuda() or get_cuda_rng_tracker().is_initialized():
+    if accelerator.has_cuda() or get_cuda_rng_tracker().is_initialized():
         return
     if not mpu.model_parallel_is_initialized():
         raise UserError("no process groups: on a CPU call elas.parallel.initialize before Megatron's pretrain")
     tp, pp = mpu.get_tensor_model_parallel_rank(), mpu.get_pipeline_model_parallel_rank()
-    host.seed_model_parallel(args.seed, tp, pp)
+    accelerator.seed_model_parallel(args.seed, tp, pp)

@@ -11,7 +11,7 @@ replicated factor stands on the side of the full hidden vector. A layer of atten
 values a token where Megatron's column/row pairs send 4h (DESIGN of BOOST, MLSys '26, arXiv 2512.12131).
 
 Under sequence parallelism the replicated factors see their own shard of the tokens only, so their gradients are
-partial: they carry `sequence_parallel = True` and `elas.train.grads` sums them.
+partial: they carry `sequence_parallel = True` and `elas.engine.grads` sums them.
 
 CoLA (arXiv 2502.10940) puts a non-linearity between the factors: after the full sum over the input, so behind the
 reduction in the row form.
@@ -32,7 +32,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, make_sharded_tensors_for_checkpoint
 from megatron.core.utils import divide, get_tensor_model_parallel_group_if_none
 
-from elas import host
+from elas import accelerator
 from elas.model.activation import Activation
 from elas.model.core_call import Core, check_plain_call, with_bias
 from elas.model.factor_std import factor_std
@@ -69,7 +69,7 @@ class _LowRankLinear(MegatronModule):
         return bias
 
     def _parameter(self, *shape: int, shard_dim: int | None) -> torch.nn.Parameter:
-        device = "cpu" if self.config.use_cpu_initialization else host.device()
+        device = "cpu" if self.config.use_cpu_initialization else accelerator.device()
         parameter = torch.nn.Parameter(torch.empty(*shape, device=device, dtype=self.config.params_dtype))
         if shard_dim is None:
             parameter.sequence_parallel = self.sequence_parallel

@@ -2,7 +2,7 @@
 
 Megatron-core's `WrappedTorchNorm` refuses sequence parallelism. Under it, each tensor-parallel rank normalises its
 own shard of the sequence, so the gradient of the (replicated) weight must be summed over the ranks. Megatron's
-convention for that is an attribute `sequence_parallel` on the parameter, which `elas.train.grads` acts on.
+convention for that is an attribute `sequence_parallel` on the parameter, which `elas.engine.grads` acts on.
 
 torch's `rms_norm` keeps x and a number a row for its backward pass on CUDA. On CPU it is put together from small
 operations, of which autograd keeps two fp32 tensors as large as x: 8 bytes a value in bf16, more than ELAS's FFN keeps.
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from elas import host
+from elas import accelerator
 from elas.errors import ConfigError
 
 
@@ -70,7 +70,7 @@ class _Norm(torch.nn.Module):
         self.weight = self._parameter(config, hidden_size, 1.0 - self.centre)
 
     def _parameter(self, config: TransformerConfig, size: int, value: float) -> torch.nn.Parameter:
-        device = "cpu" if config.use_cpu_initialization else host.device()
+        device = "cpu" if config.use_cpu_initialization else accelerator.device()
         parameter = torch.nn.Parameter(torch.full((size,), value, device=device, dtype=config.params_dtype))
         parameter.sequence_parallel = config.sequence_parallel
         parameter.init_value = value  # for `elas.model.init`

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 import torch
 import torch.distributed as dist
 
-from elas import host
+from elas import accelerator
 from elas.kernels.relu2_24 import activation_stats
 from elas.kernels.relu2_24.pack import keep_mask
 
@@ -105,7 +105,7 @@ def sum_over_ranks(models: Iterable[torch.nn.Module], layers: int) -> torch.Tens
     for observer in observers(models):
         if observer.counts is not None:
             total[observer.layer] += observer.counts
-    total = total.to(host.device())
+    total = total.to(accelerator.device())
     dist.all_reduce(total)
     return total.cpu()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from elas import host
+from elas import accelerator
 from elas.config import Config, LowRankConfig, SparsityConfig, ffn_width
 from elas.model.check import ACTIVATIONS, ffn_activation_of
 
@@ -88,7 +88,7 @@ def transformer_config(config: Config) -> ElasTransformerConfig:
         # With two stages an interleaved pipeline sends to and receives from the same rank in both directions at once;
         # batched, gloo would match a forward message with a backward one. Unbatched, Megatron uses a group a direction.
         batch_p2p_comm=parallel.virtual_pipeline == 1,
-        batch_p2p_sync=host.has_cuda(),  # it calls torch.cuda.synchronize
+        batch_p2p_sync=accelerator.has_cuda(),  # it calls torch.cuda.synchronize
         init_method=leave_uninitialised,
         output_layer_init_method=leave_uninitialised,
         low_rank=config.low_rank,

@@ -5,8 +5,8 @@ Most steps are approximate and element by element, so they run on whatever flat 
     m ← β₁m + (1−β₁)g    v ← β₂v + (1−β₂)g²    D = m / (√v + eps)    lr_t = lr·√(1−β₂ᵗ) / (1−β₁ᵗ)
     p ← p − lr_t·c·D,    then p ← p − lr·weight_decay·p
 
-On an exact step the factors' moments move but not the factors (`moments_only`); `elas.train.exact` then moves them pair
-by pair, and a refresh zeroes the moments and the step counts of all parameters.
+On an exact step the factors' moments move but not the factors (`moments_only`); `elas.engine.loro_cycle` then moves
+them pair by pair, and a refresh zeroes the moments and the step counts of all parameters.
 """
 
 from collections.abc import Iterable

@@ -10,8 +10,8 @@ tensors of kernels and of the allocator are not counted.
 from dataclasses import asdict, dataclass
 
 from elas.config import Config, ffn_width
+from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_stage
 from elas.plan.counts import key_value_width, rank_parameters
-from elas.train.deepspeed_config import offloads_optimizer, read_deepspeed_json, zero_stage
 
 RUNTIME = 520 * 10**6
 """Python, torch, Megatron-core and DeepSpeed in a process without a GPU, measured (docs/results.md)."""

@@ -3,12 +3,12 @@
 from dataclasses import asdict
 
 from elas.config import Config
+from elas.config.deepspeed import read_deepspeed_json, zero_stage
 from elas.config.phases import can_be_sparse, unreached
 from elas.data.corpus import unused_vocabulary
 from elas.data.extent import extent
 from elas.plan.counts import parameter_count
 from elas.plan.memory import estimate
-from elas.train.deepspeed_config import read_deepspeed_json, zero_stage
 
 
 def run_facts(config: Config, world_size: int, start: int) -> dict:
@@ -85,7 +85,7 @@ def _with_last(every: int, start: int, steps: int, *, first: bool = False) -> li
 
 def run_rows(config: Config, facts: dict) -> list[tuple[str, str]]:
     """The facts as the rows of a table for people."""
-    from elas.report import describe, describe_layout
+    from elas.config.describe import describe, describe_layout
 
     layout, memory, when = facts["layout"], facts["memory"], facts["schedule"]
     parallel = config.parallel

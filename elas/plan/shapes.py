@@ -7,7 +7,7 @@ Shape = tuple[int, ...]
 
 
 def weight_shapes(config: Config) -> dict[str, Shape]:
-    """Shape of each weight by its name in the whole model (`elas.model.init.global_names`), a tied embedding once."""
+    """Shape of each weight by its name in the whole model (`elas.model.shards.global_names`), a tied embedding once."""
     model = config.model
     shapes: dict[str, Shape] = {"embedding.word_embeddings.weight": (model.vocab_size, model.hidden_size)}
     for number in range(model.num_layers):

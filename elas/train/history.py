@@ -15,7 +15,7 @@ from elas.checkpoint.folder import Checkpoint
 from elas.checkpoint.identity import typed, written_config
 from elas.config import KEYS, Config
 from elas.config.shares import SHARES
-from elas.train.metrics import read_jsonl
+from elas.files import read_jsonl
 
 NAME = "config_history.jsonl"
 _WHERE = {"train.run_dir", "checkpoint.resume"}

@@ -5,28 +5,29 @@ import time
 
 from elas.checkpoint.folder import Checkpoint, read_checkpoint
 from elas.checkpoint.initial import Initial, load_weights
-from elas.checkpoint.resume import first_whole, restore
+from elas.checkpoint.resume import first_intact, restore
 from elas.checkpoint.saver import Saver
 from elas.config import Config
 from elas.console import Console
 from elas.data.batches import build_datasets, micro_batches, whole_set
+from elas.engine.engine import Engine
+from elas.engine.loro_cycle import LoroCycle
+from elas.engine.micro_batches import Abandoned, MicroBatches
+from elas.engine.nonfinite import name_bad_layer
 from elas.errors import Failure
 from elas.model import observe
 from elas.model.activation import set_sparse
 from elas.optim.schedule import learning_rate
 from elas.parallel import Layout
+from elas.run_dir import clear_markers, write_marker
 from elas.train import events, history, start
-from elas.train.culprit import name_bad_layer
-from elas.train.engine import Engine
-from elas.train.exact import LoroCycle
+from elas.train.anomalies import BadSteps, Spikes
 from elas.train.lines import step_line
 from elas.train.metrics import Interval, Metrics
-from elas.train.micro_batches import Abandoned, MicroBatches
 from elas.train.progress import FIRST_S, LATER_S, Progress
 from elas.train.result import RunResult
-from elas.train.signals import StopRequest, clear_markers, write_marker
+from elas.train.signals import StopRequest
 from elas.train.standing import Standing, stopped_line
-from elas.train.troubles import BadSteps, Spikes
 from elas.train.watchdog import Watchdog
 
 
@@ -36,7 +37,7 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None, initial: Init
     Args:
         config: validated, its data checked.
         layout: where this rank stands; process groups exist.
-        resume: checkpoint to go on from, from `elas.checkpoint.resume.find_checkpoint`.
+        resume: checkpoint to go on from, from `elas.checkpoint.choose.find_checkpoint`.
         initial: whose weights to begin with, from `elas.checkpoint.initial.find_initial`.
 
     Returns:
@@ -83,7 +84,7 @@ class _Run:
         progress.begin("reading the checkpoint" if resume else "reading the corpus")
         stop.standing = lambda: Standing(resume.path if resume else None, resume.step if resume else 0, False)
         if resume:
-            resume = first_whole(resume, config)
+            resume = first_intact(resume, config)
         self.step = resume.step if resume else 0
         self.first = self.step + 1
         self.consumed = resume.manifest["consumed_samples"] if resume else 0
@@ -213,7 +214,7 @@ class _Run:
         checkpoint = read_checkpoint(last)
         if not isinstance(checkpoint, Checkpoint):
             raise Failure(f"step {self.step}: {what}, but {last} {checkpoint}")
-        checkpoint = first_whole(checkpoint, config)  # its bytes may have changed since it was written
+        checkpoint = first_intact(checkpoint, config)  # its bytes may have changed since it was written
         self.progress.say(f"step {self.step:>6}: {what}; back to step {checkpoint.step}, with the samples after these")
         restore(self.engine, checkpoint)
         self.spikes.rolled_back()

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from elas.cli import write_json
 from elas.config import Config
+from elas.files import read_jsonl, write_json
 
 
 class Metrics:
@@ -104,21 +104,6 @@ def _scalars(name: str, values: dict[str, Any]) -> Iterator[tuple[str, float]]:
         for layer, value in enumerate(of_layers):
             if value is not None:
                 yield f"layers/{key}/{layer:02d}", value
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Lines of a JSONL file; what is no row with a step, such as a line cut short by a kill, is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
 
 
 def _drop_after(path: Path, step: int) -> None:

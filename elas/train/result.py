@@ -2,8 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
+from elas.checkpoint.folder import Checkpoint
+from elas.config import Config
 from elas.console import clock
+from elas.files import read_jsonl
 
 
 @dataclass(frozen=True)
@@ -29,3 +33,23 @@ class RunResult:
         if self.valid_loss is not None:
             parts.append(f"validation perplexity {math.exp(min(self.valid_loss, 80.0)):,.1f}")
         return f"done: {', '.join(parts)}; {self.checkpoint}; {clock(seconds)} since this start"
+
+
+def finished(config: Config, checkpoint: Checkpoint | None) -> RunResult | None:
+    """The result of a run whose last checkpoint and validation are there; None when something is left to do."""
+    if checkpoint is None or checkpoint.step != config.train.steps:
+        return None
+    folder = Path(config.train.run_dir)
+    if checkpoint.path.resolve().parent != (folder / "checkpoints").resolve():
+        return None  # another run's: this one has yet to write its own files
+    losses = [row["loss"] for row in read_jsonl(folder / "validation.jsonl") if row["step"] == checkpoint.step]
+    if config.train.eval_batches and not losses:
+        return None
+    training = [row["loss"] for row in read_jsonl(folder / "metrics.jsonl") if row["step"] == checkpoint.step]
+    return RunResult(
+        step=checkpoint.step,
+        tokens=checkpoint.manifest["tokens"],
+        loss=training[-1] if training else None,
+        valid_loss=losses[-1] if losses else None,
+        checkpoint=str(checkpoint.path),
+    )

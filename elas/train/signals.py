@@ -2,7 +2,7 @@
 
 A signal only sets a flag, which a thread of its own does: the main one may be inside a collective or a long kernel, and
 Python would let a handler wait for its end. The flags reach the other ranks with the watchdog's signs of life, and all
-agree on them: after each step, and between the micro-batches of slow ones (`elas.train.micro_batches`). Then all save
+agree on them: after each step, and between the micro-batches of slow ones (`elas.engine.micro_batches`). Then all save
 and leave; whoever started the run reads `RUN_DIR/DONE` or `RUN_DIR/REQUEUE`.
 """
 
@@ -13,18 +13,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from elas.cli import write_json
-from elas.config import Config
 from elas.console import Console
 from elas.failed_rank import FailedRanks
 from elas.train.standing import Standing
 
-DONE, REQUEUE = "DONE", "REQUEUE"
 _REASONS = ("", "train.stop_after_minutes is over", "SIGHUP", "SIGUSR1", "SIGINT", "SIGTERM")
 _SIGNALS = {number: _REASONS.index(number.name) for number in
             (signal.SIGHUP, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)}  # fmt: skip
@@ -150,22 +146,3 @@ def _largest(values: list[int], group: dist.ProcessGroup | None) -> list[int]:
     flags = torch.tensor(values, device=torch.cuda.current_device())
     dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=group)
     return flags.tolist()
-
-
-def clear_markers(config: Config) -> None:
-    """Remove the markers of the run before; on rank 0."""
-    for name in (DONE, REQUEUE):
-        (Path(config.train.run_dir) / name).unlink(missing_ok=True)
-
-
-def write_marker(config: Config, facts: dict, stopped: str) -> None:
-    """Say how the run ended; on rank 0.
-
-    Args:
-        config: the run's.
-        facts: `step`, `checkpoint` and what else is worth knowing.
-        stopped: why it stopped before its end; empty at the end.
-    """
-    name = REQUEUE if stopped else DONE
-    facts = {**facts, "time": time.time()}  # no two endings leave the same marker
-    write_json(Path(config.train.run_dir) / name, facts | ({"stopped": stopped} if stopped else {}))

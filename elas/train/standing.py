@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from elas.checkpoint.resume import checkpoints_dir
 from elas.config import Config
+from elas.run_dir import checkpoints_dir
 
 
 @dataclass(frozen=True)

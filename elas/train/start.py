@@ -3,14 +3,14 @@
 import torch
 import torch.distributed as dist
 
-from elas import host
+from elas import accelerator
 from elas.config import Config
+from elas.config.describe import describe, describe_layout
 from elas.console import clock
+from elas.engine.engine import Engine
 from elas.model.provider import count_parameters
 from elas.parallel import Layout
 from elas.plan.run import run_facts
-from elas.report import describe, describe_layout
-from elas.train.engine import Engine
 
 
 def model_line(config: Config, layout: Layout, engine: Engine) -> tuple[str, dict]:
@@ -38,7 +38,7 @@ def kernel_line(config: Config) -> tuple[str, dict]:
 
         options = Relu24Options.of(config.sparsity, sparse=True)
         dtype = getattr(torch, config.train.dtype)
-        chosen, why = choose(options, host.device(), dtype, config.sparsity.implementation)
+        chosen, why = choose(options, accelerator.device(), dtype, config.sparsity.implementation)
         name = f"{chosen.ffn_memory} {chosen.name}"
     return f"FFN kernel: {name} ({why})", {"kernel": name, "kernel_why": why}
 
@@ -76,7 +76,7 @@ def after_first_step(config: Config, step: int, seconds: float, more_s: float = 
         seconds: what it took.
         more_s: what the validations and saves that are still to come will take.
     """
-    peak = torch.tensor(host.peak_memory(), device=torch.cuda.current_device())
+    peak = torch.tensor(accelerator.peak_memory(), device=torch.cuda.current_device())
     dist.all_reduce(peak, op=dist.ReduceOp.MAX)
     left = config.train.steps - step
     rest = f"about {clock(left * seconds + more_s)} for the {left:,} left" if left else "it was the last"

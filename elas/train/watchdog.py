@@ -6,8 +6,8 @@ every rank writes the stacks of its threads to `RUN_DIR/stacks`, says which rank
 with status 1: nothing else could free a rank that waits in a collective. Progress is a micro-batch, or the next of a
 run's other operations.
 
-Where a guard runs this host's ranks (`elas.launch.guard`), it knows at once that one has failed, and leaves that in a
-file: then nothing waits for missing signs.
+Where a guard runs this host's ranks (`elas.launch.guard.guard`), it knows at once that one has failed, and leaves that
+in a file: then nothing waits for missing signs.
 
 The same signs carry what a rank was asked to stop by, so that the others hear of it in the middle of a step.
 """

@@ -1,24 +1,21 @@
 """The public calls: check the inputs once, choose an implementation, run it.
 
 Autocast: as with torch's own `linear`, operands are cast to autocast's dtype (fp64 ones are not) and the result has it;
-what happens inside is ours to say, so autocast is off there, in the backward pass too (`core.py`).
+what happens inside is ours to say, so autocast is off there, in the backward pass too (`passes.py`).
 
 Shapes: `f` features, `r_in`, `r_out` widths of the two ends of the core.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from elas.errors import ConfigError
-from elas.kernels.relu2_24 import compiled, function, reference, registry
+from elas.kernels.relu2_24 import compiled, reference, registry
 from elas.kernels.relu2_24.autocast import autocast_dtype, autocast_off
-from elas.kernels.relu2_24.core import transformed
-from elas.kernels.relu2_24.fused import TorchFused
 from elas.kernels.relu2_24.options import Relu24Options, check_activation, check_core
+from elas.kernels.relu2_24.passes import transformed
+from elas.kernels.relu2_24.plain import compressed
 from elas.kernels.relu2_24.sharding import is_sharded
-from elas.kernels.relu2_24.split import SplitBackward
 
 
 def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
@@ -43,7 +40,7 @@ def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
         raise ConfigError("sparsity.backward", "split", why, "use ffn_core, or dense")
     check_activation(z.dtype, z.shape[-1], options)
     with autocast_off(z.device):  # on CUDA it squares in fp32, and the result would have another dtype
-        return (reference if options.ffn_memory == "eager" else function).relu2_24(z, options)
+        return (reference if options.ffn_memory == "eager" else compressed).relu2_24(z, options)
 
 
 def ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, implementation: str = "auto") -> Tensor:
@@ -86,32 +83,3 @@ def _ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, i
         if implementation in ("auto", "reference"):
             return reference.ffn_core(u, m_up, n_down, options)
     return registry.select(options, u.device, u.dtype, implementation).core(u, m_up, n_down, options)
-
-
-def _everywhere(device: torch.device, dtype: torch.dtype) -> None:
-    """Plain PyTorch runs on every device, in every dtype that passed the check."""
-
-
-def _backward_is(kind: str) -> Callable[[Relu24Options], str | None]:
-    return lambda options: None if options.backward == kind else f"computes the {kind} backward pass only"
-
-
-registry.register(
-    registry.Implementation(
-        "reference", "eager", reference.ffn_core, _everywhere, priority=0, supports=_backward_is("dense")
-    )
-)
-registry.register(
-    registry.Implementation.of_passes(
-        "split", "eager", SplitBackward(), _everywhere, priority=0, supports=_backward_is("split")
-    )
-)
-for _memory, _passes in (("fused", TorchFused()), ("compressed", function.TorchCompressed())):
-    registry.register(registry.Implementation.of_passes("torch", _memory, _passes, _everywhere, priority=0))
-
-from elas.kernels.relu2_24 import (  # noqa: E402
-    cpu,  # noqa: F401  (these register themselves)
-    semi_structured,  # noqa: F401
-    triton_packing,  # noqa: F401
-    triton_passes,  # noqa: F401
-)

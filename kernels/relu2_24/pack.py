@@ -20,7 +20,7 @@ def split_last(x: Tensor, size: int) -> Tensor:
     """View of `x [..., n·size]` as `[..., n, size]`.
 
     `Tensor.unflatten` is Python inside, which torch.compile does not trace under a torch-function mode such as the one
-    that stands in for CUDA (`elas.host`).
+    that stands in for CUDA (`elas.accelerator`).
     """
     return x.view(*x.shape[:-1], x.shape[-1] // size, size)
 

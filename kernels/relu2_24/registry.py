@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from elas.errors import ConfigError
-from elas.kernels.relu2_24.core import Passes, differentiable
 from elas.kernels.relu2_24.options import FfnMemory, Relu24Options
+from elas.kernels.relu2_24.passes import Passes, differentiable
 
 logger = logging.getLogger("elas.kernels")
 

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from elas.errors import ConfigError, UserError
-from elas.kernels.relu2_24 import pack, triton_passes
-from elas.kernels.relu2_24.core import Kept
+from elas.kernels.relu2_24 import pack
 from elas.kernels.relu2_24.options import Relu24Options
+from elas.kernels.relu2_24.passes import Kept
 from elas.kernels.relu2_24.registry import Implementation, register
-from elas.kernels.relu2_24.triton_packing import NOTHING, PACKED, RHO, TritonCompressed, squeeze
+from elas.kernels.relu2_24.triton import fused
+from elas.kernels.relu2_24.triton.compressed import NOTHING, PACKED, RHO, TritonCompressed, squeeze
 
 Library = Literal["cusparselt", "cutlass"]
 
@@ -113,7 +114,7 @@ def down_product(library: Library, s: Tensor, packed: Kept, n_down: Tensor) -> T
 
 def obstacle(library: Library, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the library cannot multiply on `device` in `dtype`, or None."""
-    reason = triton_passes.obstacle(device, torch.bfloat16)
+    reason = fused.obstacle(device, torch.bfloat16)
     if reason is not None:
         return reason
     if dtype != torch.bfloat16:
@@ -139,7 +140,7 @@ class LibraryCompressed(TritonCompressed):
     def forward(
         self, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, keep: bool
     ) -> tuple[Tensor, Kept]:
-        """`v [n, r_out]` and what `function.compress` keeps."""
+        """`v [n, r_out]` and what `plain.compressed.compress` keeps."""
         z = torch.nn.functional.linear(u, m_up)
         masked = options.gradient == "masked"
         needs_packed = self.library == "cutlass" or (keep and masked)

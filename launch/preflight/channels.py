@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from elas.launch.preflight.probe import Answers
-from elas.launch.remote import ssh_command
+from elas.launch.ssh.remote import ssh_command
 
 NO_FOLDER, NO_PYTHON = 90, 91
 _SCRIPT = f'cd -- "$0" 2>/dev/null || exit {NO_FOLDER}; test -x "$1" || exit {NO_PYTHON}; shift; exec env "$@"'

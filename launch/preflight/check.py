@@ -1,6 +1,6 @@
 """`elas launch check`: see whether hosts are fit for a run, before there is one.
 
-Every host is asked at once (`elas.launch.preflight.report`); then, if nothing speaks against it, all ranks meet, and
+Every host is asked at once (`elas.launch.preflight.survey`); then, if nothing speaks against it, all ranks meet, and
 collectives are timed (`elas.launch.preflight.bandwidth`). A table shows a line for each host, and each failure names
 its fix.
 """
@@ -11,18 +11,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from elas import cli
-from elas.bench.show import Progress, table
-from elas.cluster import check_slurm
+from elas.command import Parser
 from elas.config import load_config, split_overrides
+from elas.config.arguments import SettingsParser
+from elas.console import LiveLine, table
 from elas.errors import UserError
-from elas.launch import variables
+from elas.files import write_json
 from elas.launch.hostfile import read_hostfile
 from elas.launch.job import input_files, split_argv, whole_number
 from elas.launch.preflight.bandwidth import measure
 from elas.launch.preflight.channels import Way
 from elas.launch.preflight.compare import GIB
-from elas.launch.preflight.report import FAILED, NOTED, PASSED, Report, lines, preflight
+from elas.launch.preflight.survey import FAILED, NOTED, PASSED, Report, lines, preflight
+from elas.launch.ssh import variables
+from elas.slurm import check_slurm
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> int:
         _enter_allocation(options, argv)
     hosts, way = _hosts(options)
     run_dir, files = _run(settings, options)
-    progress = Progress()
+    progress = LiveLine()
     report = preflight(
         hosts,
         way=way,
@@ -62,17 +64,16 @@ def main(argv: list[str]) -> int:
         report.problems += [problem] if problem else []
     progress.clear()
     print(show(report))
-    cli.write_json(options.json, report.to_dict())
+    write_json(options.json, report.to_dict())
     return 0 if report.ok else 1
 
 
-def _parser() -> cli.Parser:
-    parser = cli.Parser(
+def _parser() -> Parser:
+    parser = SettingsParser(
         "elas launch check",
         "See whether hosts are fit for a run: those of a hostfile over ssh, SLURM's with --slurm, else this machine. "
         "Settings as for elas train say where the run and its data lie, which are then looked at on every host.",
         "elas launch check --hostfile hosts --config 1b --data.train data/c4 --train.run_dir /shared/runs/1b",
-        settings=True,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file, or a preset's name")
     parser.add_argument("--hostfile", type=Path, metavar="FILE", help="lines `HOST slots=N`")

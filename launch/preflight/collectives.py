@@ -16,12 +16,12 @@ import sys
 import time
 from datetime import timedelta
 
-from elas.cli import exit_status
+from elas.command import exit_status
 from elas.errors import Failure
-from elas.launch.environment import choose_interface, rank_and_world
+from elas.launch.guard.leash import end_with_launcher
 from elas.launch.hostfile import ranks_by_host
-from elas.launch.leash import end_with_launcher
 from elas.launch.preflight.probe import say
+from elas.launch.rank_environment import choose_interface, rank_and_world
 
 SIZES = (4 * 2**10, 64 * 2**10, 2**20, 16 * 2**20)
 """Bytes of a tensor."""
@@ -70,7 +70,7 @@ def run_rank(_: list[str]) -> int:
     """One rank's part; rank 0 says the measurements. Returns 0.
 
     Raises:
-        ConfigError: the ranks could not meet: see `elas.launch.environment`.
+        ConfigError: the ranks could not meet: see `elas.launch.rank_environment`.
         Failure: they did not, or a collective gives wrong values.
     """
     end_with_launcher()
@@ -79,16 +79,19 @@ def run_rank(_: list[str]) -> int:
     import torch
     import torch.distributed as dist
 
-    from elas import host
+    from elas import accelerator
 
-    if host.has_cuda():
+    if accelerator.has_cuda():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        dist.init_process_group(host.backend(), timeout=timedelta(seconds=MEET_S))
+        dist.init_process_group(accelerator.backend(), timeout=timedelta(seconds=MEET_S))
         rows = [
             row
             for size in SIZES
-            for row in (_all_reduce(size, rank, world, host.device()), _broadcast(size, rank, world, host.device()))
+            for row in (
+                _all_reduce(size, rank, world, accelerator.device()),
+                _broadcast(size, rank, world, accelerator.device()),
+            )
         ]
         dist.barrier()
     except RuntimeError as error:  # torch.distributed's are of this class
@@ -97,7 +100,7 @@ def run_rank(_: list[str]) -> int:
         raise Failure(f"rank {rank}: {error}"[:400]) from error
     if rank == 0:
         say(os.environ["ELAS_HOST"], {
-            "backend": host.backend(), "world": world, "interface": interface, "rows": rows,
+            "backend": accelerator.backend(), "world": world, "interface": interface, "rows": rows,
             "latency_s": rows[0]["median_s"], "gb_per_s": rows[-2]["gb_per_s"],
         })  # fmt: skip
     return 0
@@ -177,4 +180,4 @@ if __name__ == "__main__":
     status = exit_status(main if sys.argv[1:] else run_rank, sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # gloo's threads abort now and then when C++'s static objects go: see elas.cli.end_process
+    os._exit(status)  # gloo's threads abort now and then when C++'s static objects go: see elas.command.end_process

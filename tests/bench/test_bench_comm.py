@@ -6,6 +6,7 @@ import pytest
 
 from elas import cli
 from elas.bench.comm_layers import ring_share
+from elas.command import exit_status
 
 H, F, R = 256, 1024, 64  # the quickstart preset
 
@@ -14,7 +15,7 @@ H, F, R = 256, 1024, 64  # the quickstart preset
 def facts(tmp_path_factory):
     path = tmp_path_factory.mktemp("comm") / "comm.json"
     arguments = ["--preset", "quickstart", "--tp", "2", "--batch", "2", "--seq", "16", "--repeats", "1"]
-    assert cli.exit_status(cli.run, ["bench", "comm", *arguments, "--json", str(path)]) == 0
+    assert exit_status(cli.run, ["bench", "comm", *arguments, "--json", str(path)]) == 0
     return json.loads(path.read_text())
 
 

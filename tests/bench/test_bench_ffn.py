@@ -7,6 +7,7 @@ import torch
 from wrong_kernels import fused_kernel, wrong_gradient, wrong_tokens, wrong_value
 
 from elas import cli
+from elas.command import exit_status
 from elas.config import ffn_width, load_config
 from elas.kernels.relu2_24 import registry
 
@@ -18,7 +19,7 @@ TOKENS = 96
 def bench(tmp_path, *arguments):
     path = tmp_path / "ffn.json"
     fixed = ["--shapes", "quickstart", "--tokens", str(TOKENS), "--repeats", "1", "--json", str(path)]
-    status = cli.exit_status(cli.run, ["bench", "ffn", *fixed, *arguments])
+    status = exit_status(cli.run, ["bench", "ffn", *fixed, *arguments])
     return status, json.loads(path.read_text())
 
 
@@ -115,7 +116,7 @@ def test_a_memory_mode_that_cannot_run_is_left_out_with_a_note(tmp_path, monkeyp
     ],
 )
 def test_mistakes_are_one_line(capsys, arguments, says):
-    assert cli.exit_status(cli.run, ["bench", *arguments]) == 2
+    assert exit_status(cli.run, ["bench", *arguments]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
 

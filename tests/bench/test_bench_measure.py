@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from elas.bench.measure import Memory, SavedBytes, in_turns, rms_error
-from elas.bench.show import ratio_table, table
+from elas.bench.show import ratio_table
+from elas.console import table
 
 
 def test_every_variant_takes_its_turn_and_the_start_rotates():

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from elas import cli
+from elas.command import exit_status
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def facts(tmp_path_factory):
         "--json",
         str(folder / "facts.json"),
     ]
-    assert cli.exit_status(cli.run, ["bench", "prep", "--input", f"{folder}/*.txt", *more]) == 0
+    assert exit_status(cli.run, ["bench", "prep", "--input", f"{folder}/*.txt", *more]) == 0
     return json.loads((folder / "facts.json").read_text())
 
 
@@ -46,5 +47,5 @@ def test_memory_and_kills_are_told(facts):
 
 @pytest.mark.parametrize("mistake", [["--memory", "big"], ["--workers", "0"], ["--repeats", "-1"]])
 def test_mistakes_are_one_line(mistake, capsys):
-    assert cli.exit_status(cli.run, ["bench", "prep", *mistake]) == 2
+    assert exit_status(cli.run, ["bench", "prep", *mistake]) == 2
     assert mistake[0] in capsys.readouterr().err

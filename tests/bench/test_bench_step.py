@@ -7,6 +7,7 @@ from wrong_kernels import fused_kernel, wrong_gradient
 
 from elas import cli
 from elas.bench import step_models
+from elas.command import exit_status
 from elas.errors import UserError
 
 KEYS = {"variant", "dtype", "tokens_per_s", "saved_bytes", "peak_bytes", "resident_bytes", "step_ms", "params"}
@@ -16,7 +17,7 @@ SMALL = ["--preset", "quickstart", "--layers", "1", "--batch", "2", "--seq", "32
 
 def bench(tmp_path, *arguments):
     path = tmp_path / "step.json"
-    status = cli.exit_status(cli.run, ["bench", "step", *SMALL, "--json", str(path), *arguments])
+    status = exit_status(cli.run, ["bench", "step", *SMALL, "--json", str(path), *arguments])
     return status, json.loads(path.read_text())
 
 

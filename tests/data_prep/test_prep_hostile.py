@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elas.cli import exit_status, run
+from elas.cli import run
+from elas.command import exit_status
+from elas.data.tokenizer import load_tokenizer
 from elas.data_prep import encoder
 from elas.data_prep.sources import Corpus
 from elas.data_prep.tokenize_corpus import Options, tokenize_corpus
-from elas.data_prep.tokenizer import load_tokenizer
 from elas.errors import UserError
 
 
@@ -100,7 +101,7 @@ def test_a_tokenizer_without_an_end_is_refused_before_any_work(tmp_path, write_j
 
 def test_ids_outside_the_vocabulary_are_refused(tokenizer_folder, tmp_path, write_jsonl, monkeypatch):
     corpus = Corpus([write_jsonl([{"text": "some words"}])])
-    from elas.data_prep import tokenizer
+    from elas.data import tokenizer
 
     monkeypatch.setattr(tokenizer.SentencePieceTokenizer, "encode_batch", lambda self, texts: [[1, 600]])
     with pytest.raises(UserError, match=r"gives id 600 between corpus.jsonl:1 and corpus.jsonl:1, outside its 600"):

@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from elas.data.tokenizer import load_tokenizer
 from elas.data_prep import hub
 from elas.data_prep.sources import Corpus
-from elas.data_prep.tokenizer import load_tokenizer
 from elas.errors import Failure, UserError
 
 ASK = """

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from elas.cli import exit_status, run
+from elas.cli import run
+from elas.command import exit_status
+from elas.data.tokenizer import load_tokenizer
 from elas.data_prep.sources import Corpus
 from elas.data_prep.tokenize_corpus import Options, merge_work, tokenize_corpus
-from elas.data_prep.tokenizer import load_tokenizer
 from elas.errors import Failure, UserError
 
 LINES = ["one two three four five", "the quick brown fox jumps over the lazy dog"] * 20

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elas.cli import exit_status, run
+from elas.cli import run
+from elas.command import exit_status
+from elas.data.tokenizer import load_tokenizer
 from elas.data_prep.sources import Corpus
 from elas.data_prep.tokenize_corpus import Options, tokenize_corpus
-from elas.data_prep.tokenizer import load_tokenizer
 from elas.data_prep.verify import verify
 from elas.errors import ConfigError, UserError
 

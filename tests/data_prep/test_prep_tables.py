@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from elas.cli import exit_status, run
+from elas.cli import run
+from elas.command import exit_status
 from elas.data_prep import delimited
 from elas.data_prep.sources import Corpus
 

@@ -8,11 +8,12 @@ import time
 import numpy as np
 import pytest
 
-from elas.cli import exit_status, run
+from elas.cli import run
+from elas.command import exit_status
+from elas.data.tokenizer import load_tokenizer
 from elas.data_prep import encoder, steps
 from elas.data_prep.sources import Corpus, held_out
 from elas.data_prep.tokenize_corpus import Options, tokenize_corpus
-from elas.data_prep.tokenizer import load_tokenizer
 
 TEXTS = [f"def f{i}(x):\n\treturn x  * {i}\n" * (i % 7 + 1) for i in range(60)]
 

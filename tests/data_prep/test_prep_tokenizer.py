@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
+from elas.data.tokenizer import load_tokenizer
 from elas.data_prep.sources import Corpus, Document
-from elas.data_prep.tokenizer import load_tokenizer
 from elas.data_prep.tokenizer_training import sample_chunks, train_tokenizer
 from elas.errors import ConfigError, UserError
 

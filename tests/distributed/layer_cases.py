@@ -311,7 +311,7 @@ def _errors(case: Case, tp: int, rank: int, sequence: bool) -> dict[str, float]:
     errors = {f"output {i}": error(a, part(b, out_dim, tp, rank)) for i, (a, b) in enumerate(zip(y, expected))}
     errors["input gradient"] = error(x.grad, part(x_full.grad, in_dim, tp, rank))
     for name, p in layer.named_parameters():
-        # These saw their own tokens, or heads, only; `elas.train.grads` and Megatron sum them.
+        # These saw their own tokens, or heads, only; `elas.engine.grads` and Megatron sum them.
         if getattr(p, "sequence_parallel", False) or "_layernorm." in name:
             torch.distributed.all_reduce(p.grad)
         stride = getattr(p, "partition_stride", 1)

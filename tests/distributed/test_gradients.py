@@ -22,8 +22,8 @@ def first_gradient(micro_batch_size: int, bf16_sum: bool) -> list[float]:
 
     from elas import parallel
     from elas.config import load_config
+    from elas.engine.engine import Engine
     from elas.model.activation import set_step
-    from elas.train.engine import Engine
 
     settings = {**SMALL, "train.dtype": "bfloat16", "train.global_batch_size": 64}
     config = load_config(None, {**settings, "train.micro_batch_size": micro_batch_size})
@@ -65,8 +65,8 @@ def gradient_that_adam_sees(stage: int, micro_batches: int, fp32_sum: bool = Tru
     from elas import parallel
     from elas.checkpoint.state import capture
     from elas.config import load_config
+    from elas.engine import engine as engines
     from elas.model.activation import set_step
-    from elas.train import engine as engines
 
     settings = {**SMALL, "train.dtype": "bfloat16", "parallel.zero": stage, "optimizer.clip_grad": 0.0}
     batch = {"train.micro_batch_size": 1, "train.global_batch_size": micro_batches, "model.num_layers": 1}

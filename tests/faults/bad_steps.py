@@ -18,9 +18,9 @@ def train(overrides: dict, bad_rank: int, bad_steps: tuple[int, ...], steps: int
     """
     from elas import parallel
     from elas.config import load_config
+    from elas.engine.engine import Engine
+    from elas.engine.nonfinite import name_bad_layer
     from elas.model.activation import set_sparse
-    from elas.train.culprit import name_bad_layer
-    from elas.train.engine import Engine
 
     config = load_config(None, {**SMALL, **overrides})
     layout = parallel.initialize(config.parallel, seed=config.train.seed)
@@ -51,7 +51,7 @@ def train(overrides: dict, bad_rank: int, bad_steps: tuple[int, ...], steps: int
 
 
 def _digest(engine) -> tuple:
-    from elas.train.fragments import base_state, fragments
+    from elas.engine.zero import base_state, fragments
 
     state = base_state(engine)
     held = fragments(engine)

@@ -7,8 +7,8 @@ import io
 def train(settings: dict) -> tuple[str, str]:
     """Train to the end; how it ended, and what the console showed on this rank."""
     from elas import parallel
+    from elas.checkpoint.choose import find_checkpoint
     from elas.checkpoint.initial import find_initial
-    from elas.checkpoint.resume import find_checkpoint
     from elas.config import load_config
     from elas.errors import UserError
     from elas.train.loop import run

@@ -25,12 +25,12 @@ def leave_and_go_on(settings: dict, layouts: dict[str, dict], victim: int, opera
 
 def _one(settings: dict, name: str, layout: dict, victim: int, operation: str, number: int) -> tuple:
     from elas import parallel
+    from elas.checkpoint.choose import find_checkpoint
     from elas.checkpoint.folder import read_checkpoint
-    from elas.checkpoint.resume import find_checkpoint
     from elas.config import load_config
-    from elas.train import micro_batches
+    from elas.engine import micro_batches
+    from elas.files import read_jsonl
     from elas.train.loop import run
-    from elas.train.metrics import read_jsonl
 
     folder = Path(settings["train.run_dir"]) / name
     config = load_config(None, {**settings, **layout, "train.run_dir": str(folder)})

@@ -12,9 +12,9 @@ def train(settings: dict, spike_at: tuple[int, ...]) -> tuple[str, list[int]]:
         How it ended, and the rank's batches by their first token id, in the order they were trained on.
     """
     from elas import parallel
-    from elas.checkpoint.resume import find_checkpoint
+    from elas.checkpoint.choose import find_checkpoint
     from elas.config import load_config
-    from elas.train.engine import Engine
+    from elas.engine.engine import Engine
     from elas.train.loop import run
 
     config = load_config(None, settings)

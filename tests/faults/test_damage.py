@@ -12,10 +12,12 @@ import torch
 from corpora import SMALL, write_corpus
 from training_processes import finish, rows, start
 
+from elas.checkpoint.choose import find_checkpoint
 from elas.checkpoint.folder import MANIFEST, SEAL
-from elas.checkpoint.resume import find_checkpoint, first_whole
+from elas.checkpoint.resume import first_intact
 from elas.checkpoint.storage import INDEX, read, read_index
-from elas.cli import exit_status, run
+from elas.cli import run
+from elas.command import exit_status
 from elas.config import load_config
 from elas.errors import ConfigError
 from elas.extensions import prebuild_deepspeed
@@ -66,11 +68,11 @@ def test_every_damage_to_every_file(one_rank, settings, trained, tmp_path, capsy
     assert not facts["ok"] and [bad["checkpoint"] for bad in facts["bad"]] == [str(newest)]
     assert name in facts["bad"][0]["why"] or name in (MANIFEST, SEAL)
     config = load_config(None, {**settings, "train.run_dir": str(folder)})
-    found = first_whole(find_checkpoint(config), config)
+    found = first_intact(find_checkpoint(config), config)
     assert found.step == 3 and len(found.passed_over) == 1 and str(newest) in found.passed_over[0]
     config.checkpoint.resume = str(newest)
     with pytest.raises(ConfigError, match="give the folder of a whole checkpoint"):
-        first_whole(find_checkpoint(config), config)
+        first_intact(find_checkpoint(config), config)
 
 
 def test_whole_ones_verify_and_are_listed(trained, capsys):

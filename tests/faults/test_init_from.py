@@ -10,8 +10,8 @@ from corpora import SMALL, write_corpus
 from ranks import run_ranks
 from training_processes import rows
 
+from elas.checkpoint.choose import find_checkpoint
 from elas.checkpoint.initial import find_initial
-from elas.checkpoint.resume import find_checkpoint
 from elas.config import load_config
 from elas.errors import ConfigError
 

@@ -81,7 +81,7 @@ def test_weights_that_blew_up_are_never_saved(corpus, tmp_path):
 
 def test_two_runs_in_one_folder_are_refused(corpus, tmp_path):
     from elas.config import load_config
-    from elas.train.run_dir import claim
+    from elas.run_dir import claim
 
     settings = {**SMALL, "data.train": corpus, "data.split": "90,10,0", "train.run_dir": str(tmp_path)}
     lock = claim(load_config(None, settings))

@@ -9,9 +9,11 @@ import pytest
 import torch
 from relu2_24_oracle import CASES, case_name, fp64_core, rms_ratio
 
-from elas.kernels.relu2_24 import Relu24Options, function, triton_packing
-from elas.kernels.relu2_24.core import differentiable
-from elas.kernels.relu2_24.triton_packing import TritonCompressed
+from elas.kernels.relu2_24 import Relu24Options
+from elas.kernels.relu2_24.passes import differentiable
+from elas.kernels.relu2_24.plain import compressed as plain
+from elas.kernels.relu2_24.triton import compressed
+from elas.kernels.relu2_24.triton.compressed import TritonCompressed
 
 DTYPES = (torch.float32, torch.bfloat16)
 PRUNED = [options for options in CASES if options.sparse and options.gradient == "masked"]
@@ -50,18 +52,18 @@ def activations(n, f, dtype, seed=0):
 def test_everything_is_bit_for_bit_what_pytorch_computes(options, dtype, shape):
     """Odd numbers of groups and tokens, several tiles."""
     z, ds = activations(*shape, dtype)
-    want_s, want_kept = function.compress(z, options)
-    s, kept = triton_packing.squeeze(z, options, triton_packing.PACKED if len(want_kept) == 2 else triton_packing.RHO)
+    want_s, want_kept = plain.compress(z, options)
+    s, kept = compressed.squeeze(z, options, compressed.PACKED if len(want_kept) == 2 else compressed.RHO)
     assert same(s, want_s)
     assert len(kept) == len(want_kept)
     assert all(map(same, kept, want_kept))
-    want_dz = function.gradient(want_kept, None, ds, options)
+    want_dz = plain.gradient(want_kept, None, ds, options)
     if len(kept) == 2:
-        s, dz = triton_packing.restore(kept, ds, options)
+        s, dz = compressed.restore(kept, ds, options)
         assert same(s, want_s)
     else:
-        assert same(triton_packing.squeeze(kept[0], options, triton_packing.NOTHING)[0], want_s)
-        dz = triton_packing.slope(kept[0], ds, options)
+        assert same(compressed.squeeze(kept[0], options, compressed.NOTHING)[0], want_s)
+        dz = compressed.slope(kept[0], ds, options)
     if dtype == torch.float32 and options.scale != 1.0:  # not squares: PyTorch's root on CPU may be one ulp off, 6e-8
         assert rms_ratio(dz, want_dz) < 1.2e-7
     else:
@@ -74,13 +76,13 @@ def test_every_group_of_special_values(options, dtype):
     values = (-math.inf, -1.0, -0.0, 0.0, 1.0, 2.0, math.inf, math.nan, math.copysign(math.nan, -1.0))
     z = torch.tensor(list(itertools.product(values, repeat=4)), dtype=dtype).view(-1, 324)
     ds = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=dtype).repeat(81).expand_as(z)
-    want_s, want_kept = function.compress(z, options)
-    s, kept = triton_packing.squeeze(z, options, triton_packing.PACKED)
+    want_s, want_kept = plain.compress(z, options)
+    s, kept = compressed.squeeze(z, options, compressed.PACKED)
     assert same(s, want_s)
     assert all(map(same, kept, want_kept))
-    s, dz = triton_packing.restore(kept, ds, options)
+    s, dz = compressed.restore(kept, ds, options)
     assert same(s, want_s)
-    assert same(dz, function.gradient(want_kept, None, ds, options))
+    assert same(dz, plain.gradient(want_kept, None, ds, options))
 
 
 @pytest.mark.parametrize("dtype, tolerance", ((torch.float32, 1e-6), (torch.bfloat16, 6e-3)))
@@ -114,5 +116,5 @@ def test_what_is_kept_is_interchangeable():
     """The layout belongs to the memory mode: Triton's backward from PyTorch's forward."""
     options = Relu24Options(ffn_memory="compressed")
     z, ds = activations(4, 40, torch.float32)
-    _, kept = function.compress(z, options)
-    assert same(triton_packing.restore(kept, ds, options, needs_s=False)[1], function.gradient(kept, None, ds, options))
+    _, kept = plain.compress(z, options)
+    assert same(compressed.restore(kept, ds, options, needs_s=False)[1], plain.gradient(kept, None, ds, options))

@@ -10,11 +10,12 @@ import pytest
 import torch
 from relu2_24_oracle import CASES, case_name, fp64_core, rms_ratio
 
-from elas.kernels.relu2_24 import Relu24Options, reference, triton_passes
-from elas.kernels.relu2_24.core import differentiable
-from elas.kernels.relu2_24.fused import TorchFused
-from elas.kernels.relu2_24.triton_passes import TritonFused
-from elas.kernels.relu2_24.triton_tiles import Tile
+from elas.kernels.relu2_24 import Relu24Options, reference
+from elas.kernels.relu2_24.passes import differentiable
+from elas.kernels.relu2_24.plain.fused import TorchFused
+from elas.kernels.relu2_24.triton import fused
+from elas.kernels.relu2_24.triton.fused import TritonFused
+from elas.kernels.relu2_24.triton.tiles import Tile
 
 TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 6e-3}
 """As for every other implementation; sums are fp32, s and dz are rounded once to the dtype."""
@@ -142,7 +143,7 @@ def test_tokens_shared_among_programs_give_the_same_sums(monkeypatch):
     """Three shares instead of one: fp32 sums in another order."""
     args = inputs(n=80)
     one = run(*args, Relu24Options())
-    monkeypatch.setattr(triton_passes, "PROGRAMS_PER_PROCESSOR", 6)  # two tiles of f, so three shares
+    monkeypatch.setattr(fused, "PROGRAMS_PER_PROCESSOR", 6)  # two tiles of f, so three shares
     three = run(*args, Relu24Options())
     for name in NAMES:
         assert rms_ratio(three[name], one[name]) < TOLERANCES[torch.float32], name

@@ -11,7 +11,8 @@ import torch
 from relu2_24_oracle import CASES, case_name, exact_inputs, fp64_core, rms_ratio
 
 from elas.errors import UserError
-from elas.kernels.relu2_24 import Relu24Options, cpu, ffn_core, function, registry
+from elas.kernels.relu2_24 import Relu24Options, cpu, ffn_core, registry
+from elas.kernels.relu2_24.plain import compressed
 
 CPU = torch.device("cpu")
 MEMORIES = ("fused", "compressed")
@@ -97,7 +98,7 @@ def test_what_is_kept_is_what_plain_pytorch_keeps(options, dtype, machine):
     for f in (20, 44, 64):
         u, m_up, n_down, _ = exact_inputs(9, 8, f, 6, dtype)
         with torch.no_grad():
-            _, want = function.compress(u @ m_up.T, options)
+            _, want = compressed.compress(u @ m_up.T, options)
             _, *got = cpu.operators().forward(u, m_up, n_down, cpu._mode(options), options.scale, True)
         assert [x.dtype for x in got] == [x.dtype for x in want]
         assert [x.shape for x in got] == [x.shape for x in want]

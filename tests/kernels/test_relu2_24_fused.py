@@ -6,8 +6,9 @@ import pytest
 import torch
 from relu2_24_oracle import CASES, case_name, exact_inputs, fp64_core, rms_ratio
 
-from elas import host
-from elas.kernels.relu2_24 import Relu24Options, ffn_core, fused
+from elas import accelerator
+from elas.kernels.relu2_24 import Relu24Options, ffn_core
+from elas.kernels.relu2_24.plain import fused
 
 every_case = pytest.mark.parametrize("options", CASES, ids=case_name)
 
@@ -58,7 +59,7 @@ def test_torch_compile_takes_it_whole(options, memory):
 
     On a machine without CUDA this is under the torch-function mode that training runs under.
     """
-    host.prepare()
+    accelerator.prepare()
     options = dataclasses.replace(options, ffn_memory=memory)
     u, m_up, n_down, _ = exact_inputs(33, 8, 20, 6, torch.float32)
 

@@ -10,7 +10,8 @@ from torch.sparse._semi_structured_conversions import (
 )
 
 from elas.errors import ConfigError, UserError
-from elas.kernels.relu2_24 import Relu24Options, function, pack, semi_structured
+from elas.kernels.relu2_24 import Relu24Options, pack, semi_structured
+from elas.kernels.relu2_24.plain import compressed
 
 CPU = torch.device("cpu")
 METHODS = ("magnitude", "soft_threshold")
@@ -22,7 +23,7 @@ def pruned(shape, method, seed=0, lowest=None):
     z = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     if lowest is not None:
         z = z.abs() + lowest
-    return function.compress(z.bfloat16(), Relu24Options(method=method))
+    return compressed.compress(z.bfloat16(), Relu24Options(method=method))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from relu2_24_oracle import exact_inputs, order, rms_ratio
 
-from elas import host
+from elas import accelerator
 from elas.errors import ConfigError
 from elas.kernels.relu2_24 import Relu24Options, ffn_core, relu2_24
-from elas.kernels.relu2_24.split import dense_features, token_mask, token_order
+from elas.kernels.relu2_24.plain.split import dense_features, token_mask, token_order
 
 SPLIT = Relu24Options(ffn_memory="eager", backward="split")
 EXACT = dataclasses.replace(SPLIT, backward="dense")
@@ -96,7 +96,7 @@ def test_no_tokens_and_a_nan():
 
 
 def test_torch_compile_takes_it_whole():
-    host.prepare()
+    accelerator.prepare()
     u, m_up, n_down, dv = exact_inputs(33, 8, 60, 6, torch.float32)
     torch._dynamo.reset()
     compiled = torch.compile(lambda *args: ffn_core(*args, SPLIT), backend="aot_eager", fullgraph=True)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from elas.errors import ConfigError
-from elas.kernels.relu2_24 import Relu24Options, ffn_core, implementations, triton_packing, triton_passes, triton_tiles
+from elas.kernels.relu2_24 import Relu24Options, ffn_core, implementations
+from elas.kernels.relu2_24.triton import compressed, fused, tiles
 
 HERE = Path(__file__).parent
 
@@ -27,7 +28,8 @@ def test_interpreted(file):
 def test_importing_the_kernels_imports_neither_triton_nor_cuda():
     code = (
         "import sys, torch, elas.kernels.relu2_24 as k; "
-        "from elas.kernels.relu2_24 import semi_structured, triton_packing, triton_passes, triton_tiles; "
+        "from elas.kernels.relu2_24 import semi_structured; "
+        "from elas.kernels.relu2_24.triton import compressed, fused, tiles; "
         "assert 'triton' not in sys.modules; assert not torch.cuda.is_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -56,8 +58,8 @@ def test_on_a_cpu_it_says_why_it_cannot_run(memory):
 def test_why_a_gpu_cannot_run_it(monkeypatch, capability, dtype, installed, says):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(triton_passes.importlib.util, "find_spec", lambda name: object() if installed else None)
-    reason = triton_passes.obstacle(torch.device("cuda", 0), dtype)
+    monkeypatch.setattr(fused.importlib.util, "find_spec", lambda name: object() if installed else None)
+    reason = fused.obstacle(torch.device("cuda", 0), dtype)
     assert reason is None if says is None else says in reason
 
 
@@ -74,22 +76,22 @@ def test_why_a_gpu_cannot_run_it(monkeypatch, capability, dtype, installed, says
     ),
 )
 def test_chips(capability, chip):
-    assert triton_tiles.chip(capability) == chip
+    assert tiles.chip(capability) == chip
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32))
-@pytest.mark.parametrize("chip", triton_tiles.SHARED_BYTES)
+@pytest.mark.parametrize("chip", tiles.SHARED_BYTES)
 def test_a_tile_is_the_smallest_ranks_that_holds_it(chip, dtype):
     for kernel in ("forward", "du", "weights"):
-        assert triton_tiles.choose(chip, kernel, dtype, 1) == triton_tiles.choose(chip, kernel, dtype, 128)
-        assert triton_tiles.choose(chip, kernel, dtype, 129) == triton_tiles.choose(chip, kernel, dtype, 256)
-        assert triton_tiles.choose(chip, kernel, dtype, 513) is None
-        assert triton_tiles.choose(chip, kernel, torch.float64, 8) is None
+        assert tiles.choose(chip, kernel, dtype, 1) == tiles.choose(chip, kernel, dtype, 128)
+        assert tiles.choose(chip, kernel, dtype, 129) == tiles.choose(chip, kernel, dtype, 256)
+        assert tiles.choose(chip, kernel, dtype, 513) is None
+        assert tiles.choose(chip, kernel, torch.float64, 8) is None
 
 
 def test_a_share_of_tokens_is_whole_tiles_and_its_offsets_fit_31_bits():
-    tile = triton_tiles.choose("sm_90", "weights", torch.bfloat16, 256)
-    share = triton_passes.TritonFused()._share
+    tile = tiles.choose("sm_90", "weights", torch.bfloat16, 256)
+    share = fused.TritonFused()._share
     assert share(1000, 86, tile, torch.device("cpu"), 256) == 1024  # one processor: not split
     for tokens, stride in ((0, 256), (1, 256), (10**9, 512), (10**6, 2**20)):
         got = share(tokens, 86, tile, torch.device("cpu"), stride)
@@ -99,7 +101,7 @@ def test_a_share_of_tokens_is_whole_tiles_and_its_offsets_fit_31_bits():
 
 def test_the_launcher_and_the_kernels_count_methods_alike():
     pytest.importorskip("triton", reason="Triton is not installed")
-    from elas.kernels.relu2_24 import triton_compressed, triton_groups
+    from elas.kernels.relu2_24.triton import compressed_kernels, groups
 
     numbers = {
         "DENSE": Relu24Options(sparse=False),
@@ -107,6 +109,6 @@ def test_the_launcher_and_the_kernels_count_methods_alike():
         "SOFT_THRESHOLD": Relu24Options(method="soft_threshold"),
     }
     for name, options in numbers.items():
-        assert getattr(triton_groups, name).value == triton_passes.method_of(options)
+        assert getattr(groups, name).value == fused.method_of(options)
     for name in ("NOTHING", "RHO", "PACKED"):
-        assert getattr(triton_compressed, name).value == getattr(triton_packing, name)
+        assert getattr(compressed_kernels, name).value == getattr(compressed, name)

@@ -12,13 +12,13 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from elas.kernels.relu2_24 import triton_compressed, triton_fused, triton_packing, triton_passes, triton_tiles  # noqa: E402
+from elas.kernels.relu2_24.triton import compressed, compressed_kernels, fused, fused_kernels, tiles  # noqa: E402
 
 ARCHITECTURES = {"sm_80": 80, "sm_90": 90, "sm_8x": 89}
 KERNELS = {
-    "forward": triton_fused.forward_kernel,
-    "du": triton_fused.du_kernel,
-    "weights": triton_fused.weights_kernel,
+    "forward": fused_kernels.forward_kernel,
+    "du": fused_kernels.du_kernel,
+    "weights": fused_kernels.weights_kernel,
 }
 SUMS = ("dm", "dn")
 """Outputs in fp32 whatever the dtype."""
@@ -58,10 +58,10 @@ def resources(binary, tmp_path):
 
 def constants(kernel, chip, dtype, rank, method, ste=False):
     """What a fused kernel is compiled with where it runs; None where it does not."""
-    tile = triton_tiles.choose(chip, kernel, dtype, rank, method == 2)
+    tile = tiles.choose(chip, kernel, dtype, rank, method == 2)
     if tile is None:
         return None
-    given = triton_passes.constants(tile, rank, rank, "tf32" if dtype == torch.float32 else "ieee", method)
+    given = fused.constants(tile, rank, rank, "tf32" if dtype == torch.float32 else "ieee", method)
     if kernel != "forward":
         given["STE"] = ste
     if kernel == "weights":
@@ -75,7 +75,7 @@ def held_to(chip, binary, tmp_path, record):
     for key, value in (("registers", registers), ("stack", stack), ("shared", binary.metadata.shared)):
         record(key, value)
     assert (stack, local) == (0, 0)
-    assert binary.metadata.shared <= triton_tiles.SHARED_BYTES[chip]
+    assert binary.metadata.shared <= tiles.SHARED_BYTES[chip]
 
 
 @pytest.mark.parametrize("rank", (128, 256, 512))
@@ -133,9 +133,9 @@ def test_other_methods_dtypes_chips_and_ranks_fit(chip, kernel, dtype, rank, met
 @pytest.mark.parametrize("kernel", ("squeeze", "restore"))
 def test_compressed_reads_and_writes_128_bits_at_once(kernel, chip, method, tmp_path, record_property):
     """Where f divides by 16; the codes are bytes, and may be narrower."""
-    given = {"METHOD": method, "BM": triton_packing.TILE[0], "BF": triton_packing.TILE[1]}
-    given.update({"KEEP": triton_packing.PACKED} if kernel == "squeeze" else {"NEEDS_S": True, "NEEDS_DZ": True})
-    function = getattr(triton_compressed, f"{kernel}_kernel")
+    given = {"METHOD": method, "BM": compressed.TILE[0], "BF": compressed.TILE[1]}
+    given.update({"KEEP": compressed.PACKED} if kernel == "squeeze" else {"NEEDS_S": True, "NEEDS_DZ": True})
+    function = getattr(compressed_kernels, f"{kernel}_kernel")
     binary = compiled(function, chip, {**given, "num_warps": 4, "num_stages": 1}, "bf16", bytes_at=("codes",))
     held_to(chip, binary, tmp_path, record_property)
     accesses = re.findall(r"(ld|st)\.global(?:\.\w+)*?\.(v4\.b32|v2\.b64|[bu]\d+|v2\.b32|v2\.b16)", binary.asm["ptx"])

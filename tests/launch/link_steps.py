@@ -50,7 +50,7 @@ def main(presets: str, overrides: str, steps: int, interface: str, target: str) 
 
 def measure(config, layout, steps: int, interface: str) -> dict:
     """Bytes a step and seconds of each."""
-    from elas.train.engine import Engine
+    from elas.engine.engine import Engine
 
     engine = Engine(config, layout)
     engine.set_learning_rate(1e-4)
@@ -76,6 +76,6 @@ def measure(config, layout, steps: int, interface: str) -> dict:
 
 if __name__ == "__main__":
     main(*sys.argv[1:3], int(sys.argv[3]), *sys.argv[4:6])
-    from elas.cli import end_process
+    from elas.command import end_process
 
     end_process(0)

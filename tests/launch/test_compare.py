@@ -11,7 +11,7 @@ from elas.launch.preflight import check
 from elas.launch.preflight.channels import NO_PYTHON, NoAnswer, _exited
 from elas.launch.preflight.compare import GIB, Problem, Wanted, compare
 from elas.launch.preflight.probe import Answers, say
-from elas.launch.preflight.report import choose_master_address, lines
+from elas.launch.preflight.survey import choose_master_address, lines
 from elas.launch.preflight.unanswered import unanswered
 
 GOOD = {

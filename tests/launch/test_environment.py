@@ -2,8 +2,9 @@
 
 import pytest
 
+from elas.command import exit_status
 from elas.errors import ConfigError
-from elas.launch.environment import rank_and_world, srun_environment
+from elas.launch.rank_environment import rank_and_world, srun_environment
 
 TORCH = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
 SLURM = ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_JOB_ID"]
@@ -62,9 +63,9 @@ def test_garbage_is_one_line(environment, values, named):
 def test_a_mistake_is_told_by_one_rank_of_a_machine_and_never_by_none(
     environment, local_rank, told, capsys, monkeypatch
 ):
-    from elas import cli
+    from elas import cli, command
 
-    monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(command.time, "sleep", lambda seconds: None)
     environment(LOCAL_RANK=local_rank)
-    assert cli.exit_status(cli.run, ["tarin"]) == 2
+    assert exit_status(cli.run, ["tarin"]) == 2
     assert bool(capsys.readouterr().err) == told

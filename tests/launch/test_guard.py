@@ -10,7 +10,7 @@ import pytest
 from lab.hosts import wait_for
 
 from elas import failed_rank
-from elas.launch.processes import descendants, exit_code, status_in_words
+from elas.launch.guard.processes import descendants, exit_code, status_in_words
 
 pytestmark = pytest.mark.timeout(60)
 

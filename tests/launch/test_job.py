@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from elas.cluster import check_partition
 from elas.errors import UserError
 from elas.launch import verdict
 from elas.launch.hostfile import ranks_by_host, ranks_in_words, read_hostfile
 from elas.launch.job import how_it_ended
-from elas.launch.variables import deepspeed_argument, deepspeed_environment, travelling
+from elas.launch.ssh.variables import deepspeed_argument, deepspeed_environment, travelling
+from elas.slurm import check_partition
 
 JOB = SimpleNamespace(config=SimpleNamespace(train=SimpleNamespace(steps=10)))
 DONE, LATER = '{"step": 10, "checkpoint": "c", "time": 1}', '{"step": 10, "checkpoint": "c", "time": 2}'

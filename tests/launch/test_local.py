@@ -16,7 +16,7 @@ from launched import ENDLESS, LAUNCH
 from training_processes import rows
 
 from elas.launch import pretrain
-from elas.launch.processes import descendants
+from elas.launch.guard.processes import descendants
 
 pytestmark = pytest.mark.timeout(450)
 
@@ -142,7 +142,8 @@ def test_torchrun_begins_again_after_a_fault(corpus, tmp_path):
     ],
 )
 def test_mistakes_are_one_line_before_anything_starts(corpus, tmp_path, capsys, given, said):
-    from elas.cli import exit_status, run
+    from elas.cli import run
+    from elas.command import exit_status
 
     settings = {**SMALL, "data.train": corpus, "data.split": "90,10,0", "train.run_dir": tmp_path / "run"}
     assert exit_status(run, ["launch", "local", *arguments(settings), *given]) == 2

@@ -12,6 +12,7 @@ from launched import ENDLESS, LAUNCH
 from training_processes import rows
 
 from elas import cli
+from elas.command import exit_status
 
 pytestmark = pytest.mark.timeout(900)
 DIVERGES = "--schedule.kind constant --schedule.warmup_steps 0 --optimizer.lr 1000 --train.max_bad_steps 1"
@@ -72,12 +73,12 @@ def test_mistakes_of_a_sweep_are_told_before_anything_starts(corpus, tmp_path, c
         (f"--train.run_dir {tmp_path}/a\n", ["--master-port=29600"], "--master-port 29600: not with --sweep"),
     ):
         file.write_text(text)
-        assert cli.exit_status(cli.run, ["launch", "local", f"--sweep={file}", *options, *settings]) == 2
+        assert exit_status(cli.run, ["launch", "local", f"--sweep={file}", *options, *settings]) == 2
         error = capsys.readouterr().err
         assert why in error and error.count("\n") == 1
-    assert cli.exit_status(cli.run, ["launch", "local", "--parallel=2", *settings]) == 2
+    assert exit_status(cli.run, ["launch", "local", "--parallel=2", *settings]) == 2
     assert "only with --sweep" in capsys.readouterr().err
     file.write_text(f"--train.run_dir {tmp_path}/a\n--train.run_dir {tmp_path}/b\n")
-    assert cli.exit_status(cli.run, ["launch", "local", f"--sweep={file}", "--dry-run", *settings]) == 0
+    assert exit_status(cli.run, ["launch", "local", f"--sweep={file}", "--dry-run", *settings]) == 0
     assert capsys.readouterr().out.count("would run: elas launch local --ranks=1") == 2
     assert not (tmp_path / "a").exists()

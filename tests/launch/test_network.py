@@ -7,8 +7,8 @@ import pytest
 
 from elas.errors import ConfigError
 from elas.launch import network
-from elas.launch.environment import choose_interface
 from elas.launch.network import Interface
+from elas.launch.rank_environment import choose_interface
 
 LO = Interface("lo", ("127.0.0.1", "::1"), True, True, 65536)
 ETH0 = Interface("eth0", ("10.0.0.2", "fe80::1"), True, False, 1500)

@@ -8,8 +8,9 @@ import pytest
 from corpora import SMALL, arguments, write_corpus
 
 from elas.errors import UserError
-from elas.launch import batch, submit
-from elas.launch.follow import complaints
+from elas.launch.job import read_arguments
+from elas.launch.slurm import batch, submit
+from elas.launch.slurm.follow import complaints
 from elas.launch.sweep import of_this_task, read_sweep
 
 
@@ -122,8 +123,8 @@ def test_a_task_of_an_array_takes_its_line(tmp_path):
 
 def test_a_job_that_is_started_again_goes_on_with_its_own_run(corpus, tmp_path, monkeypatch):
     def resumes(value: str) -> list[str]:
-        return batch.going_on(batch.read([*corpus, f"--train.run_dir={tmp_path}", f"--checkpoint.resume={value}"], 1,
-                                         look_at_files=False))  # fmt: skip
+        arguments = [*corpus, f"--train.run_dir={tmp_path}", f"--checkpoint.resume={value}"]
+        return batch.going_on(read_arguments(arguments, 1, look_at_files=False))
 
     assert resumes("none") == resumes("auto") == resumes("other/step_3") == []
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

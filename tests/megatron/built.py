@@ -164,16 +164,16 @@ def _train(cp: int, fields: dict) -> list[float]:
     from megatron.core import parallel_state as mpu
     from megatron.core.models.gpt import GPTModel
 
-    from elas import host
+    from elas import accelerator
     from elas.model.init import initialise
     from elas.model.spec import block_spec
     from elas.model.transformer_config import transformer_config
 
-    host.prepare_megatron()
+    accelerator.prepare_megatron()
     mpu.destroy_model_parallel()
-    with host.shared_gloo_groups():
+    with accelerator.shared_gloo_groups():
         mpu.initialize_model_parallel(context_parallel_size=cp, create_gloo_process_groups=False)
-    host.seed_model_parallel(1, 0, 0)
+    accelerator.seed_model_parallel(1, 0, 0)
     config = dataclasses.replace(
         transformer_config(small({"model.num_query_groups": 4})), context_parallel_size=cp, **fields
     )

@@ -10,6 +10,8 @@ from parity_run import SMALL, _step, tokens
 from small import COLA, FULL, SWIGLU, small
 from small import KINDS as ALL_KINDS
 
+from elas.checkpoint.resume import first_intact
+
 FIRST, SECOND, LEFT = 4, 6, 2  # steps before each of the two checkpoints (2:4 begins with the fourth), and after it
 KINDS = {
     "low rank": {"parallel.tensor": 2},
@@ -41,7 +43,7 @@ def _settings(kind: str, folder: str) -> dict:
 def _engine(kind: str, folder: str):
     from elas import parallel
     from elas.config import load_config
-    from elas.train.engine import Engine
+    from elas.engine.engine import Engine
 
     config = load_config(None, _settings(kind, folder))
     return config, Engine(config, parallel.initialize(config.parallel, seed=config.train.seed))
@@ -70,8 +72,8 @@ def shapes() -> dict[str, list]:
     """By kind of layer: weights whose shape is another than `weight_shapes` says."""
     from elas import parallel
     from elas.config import ParallelConfig
-    from elas.model.init import global_names
     from elas.model.provider import make_model_provider
+    from elas.model.shards import global_names
     from elas.plan.shapes import weight_shapes
 
     parallel.initialize(ParallelConfig(), seed=1)
@@ -129,21 +131,22 @@ def abroad(kind: str, folder: str) -> dict:
 
 def back(kind: str, folder: str) -> list[float]:
     """Go on with our engine from what was imported; losses."""
-    from elas.checkpoint.resume import find_checkpoint, first_whole, restore
+    from elas.checkpoint.choose import find_checkpoint
+    from elas.checkpoint.resume import restore
 
     config, engine = _engine(kind, f"{folder}/back")
     config.data.train = f"{folder}/corpus"
     found = find_checkpoint(config)
     assert found.step == SECOND and found.manifest["consumed_samples"] == SECOND * config.train.global_batch_size
-    restore(engine, first_whole(found, config))
+    restore(engine, first_intact(found, config))
     return _steps(engine, SECOND, LEFT)
 
 
 def refused(folder: str) -> tuple[list[str], list[str]]:
     """What commands say, on one rank, of what they cannot do; and of weights alone, to resuming and to beginning."""
+    from elas.checkpoint.choose import find_checkpoint
     from elas.checkpoint.cli import main
     from elas.checkpoint.initial import find_initial
-    from elas.checkpoint.resume import find_checkpoint
     from elas.config import load_config
     from elas.errors import UserError
 

@@ -78,7 +78,7 @@ def recompute() -> dict[str, float]:
 
 
 def _gradients(granularity, method, layers, modules) -> list[torch.Tensor]:
-    from elas import host
+    from elas import accelerator
     from elas.model.provider import make_model_provider
     from elas.model.transformer_config import transformer_config
 
@@ -94,7 +94,7 @@ def _gradients(granularity, method, layers, modules) -> list[torch.Tensor]:
     for module in model.modules():
         if hasattr(module, "dropout"):
             module.dropout = 0.1  # of the core attention
-    host.seed_model_parallel(7, torch.distributed.get_rank(), 0)
+    accelerator.seed_model_parallel(7, torch.distributed.get_rank(), 0)
     loss_of(model, *batch()).backward()
     return [parameter.grad for parameter in model.parameters()]
 

@@ -53,7 +53,8 @@ def _build(overrides: dict, layout: str, kind: str, seed: int) -> torch.nn.Modul
     from megatron.core import parallel_state as mpu
     from megatron.core.models.gpt import GPTModel
 
-    from elas.model.init import full_shape, global_names, initialise, shard
+    from elas.model.init import initialise
+    from elas.model.shards import full_shape, global_names, shard
     from elas.model.spec import block_spec
     from elas.model.transformer_config import transformer_config
 

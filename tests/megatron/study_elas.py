@@ -1,4 +1,4 @@
-"""The study's other side: `elas.train.engine.Engine` on batches that Megatron's loop saw.
+"""The study's other side: `elas.engine.engine.Engine` on batches that Megatron's loop saw.
 
     python tests/megatron/study_elas.py BATCHES.pt OUT.json RUN_DIR
 
@@ -27,11 +27,12 @@ def settings(run_dir: str) -> dict:
 def main() -> None:
     from elas import parallel
     from elas.checkpoint.folder import checkpoints_in, read_checkpoint
-    from elas.checkpoint.resume import checkpoints_dir, restore
+    from elas.checkpoint.resume import restore
     from elas.checkpoint.saver import Saver
     from elas.config import load_config
+    from elas.engine.engine import Engine
     from elas.model.activation import set_step
-    from elas.train.engine import Engine
+    from elas.run_dir import checkpoints_dir
 
     batches, out, run_dir = torch.load(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     config = load_config(None, settings(run_dir))

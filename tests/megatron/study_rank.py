@@ -26,9 +26,9 @@ def load(checkout: Path) -> None:
     os.environ.update(OMP_NUM_THREADS="1", CUDA_DEVICE_MAX_CONNECTIONS="1")
     sys.path.insert(0, str(checkout))
     elas.prepare()
-    from elas import host
+    from elas import accelerator
 
-    if host.prepare_megatron():
+    if accelerator.prepare_megatron():
         import without_cuda
 
         without_cuda.install()
@@ -102,9 +102,9 @@ def _become(rank: int, ranks: int, port: int, out: Path, words: list[str], log: 
 def _pretrain(out: Path, batches: Path | None) -> None:
     import megatron.training.training as training
 
-    from elas import host
+    from elas import accelerator
 
-    if not host.has_cuda():
+    if not accelerator.has_cuda():
         import without_cuda
 
         pipeline = _size("--pipeline-model-parallel-size")

@@ -12,7 +12,7 @@ import torch
 
 
 def install() -> None:
-    """Replace what needs a GPU or a compiler; call it after `elas.host.prepare_megatron()`, before `pretrain`."""
+    """Replace what needs a GPU or a compiler; call it between `elas.accelerator.prepare_megatron()` and `pretrain`."""
     import megatron.core.datasets.utils as datasets
     import megatron.legacy.fused_kernels as fused_kernels
     import megatron.training.arguments as arguments

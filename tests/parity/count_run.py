@@ -7,8 +7,8 @@ def counts(layouts: list[dict]) -> list[int]:
     """The model's parameters as each layout counts them, after DeepSpeed has taken it over."""
     from elas import parallel
     from elas.config import load_config
+    from elas.engine.engine import Engine
     from elas.model.provider import count_parameters
-    from elas.train.engine import Engine
 
     found = []
     for overrides in layouts:

@@ -47,17 +47,17 @@ def curve(overrides: dict, fault: str | None = None, steps: int = STEPS) -> list
 
     Args:
         overrides: configuration by dotted key, over `SMALL`.
-        fault: name of a function of `elas.train.grads` to leave out, to see that the comparison notices.
+        fault: name of a function of `elas.engine.grads` to leave out, to see that the comparison notices.
 
     Returns:
         Loss and gradient norm of each step.
     """
     from elas import parallel
     from elas.config import load_config
+    from elas.engine import grads
+    from elas.engine.engine import Engine
+    from elas.engine.loro_cycle import LoroCycle
     from elas.model.activation import set_sparse
-    from elas.train import grads
-    from elas.train.engine import Engine
-    from elas.train.exact import LoroCycle
 
     config = load_config(None, {**SMALL, **overrides})
     layout = parallel.initialize(config.parallel, seed=config.train.seed)
@@ -98,8 +98,8 @@ def seen_by_adam(overrides: dict) -> tuple[float, float]:
     from elas import parallel
     from elas.checkpoint.state import capture
     from elas.config import load_config
+    from elas.engine.engine import Engine
     from elas.model.activation import set_sparse
-    from elas.train.engine import Engine
 
     config = load_config(None, {**SMALL, **overrides})
     layout = parallel.initialize(config.parallel, seed=config.train.seed)
@@ -117,10 +117,10 @@ def exact_step_of_a_poor_factor(overrides: dict) -> tuple[int, int, bool]:
     """Two equal columns in one factor, then one exact step: pairs, those not taken, whether the poor one moved."""
     from elas import parallel
     from elas.config import load_config
+    from elas.engine.engine import Engine
+    from elas.engine.loro_cycle import LoroCycle
+    from elas.engine.zero import fragments, publish, write_rows
     from elas.model.activation import set_sparse
-    from elas.train.engine import Engine
-    from elas.train.exact import LoroCycle
-    from elas.train.fragments import fragments, publish, write_rows
 
     config = load_config(None, {**SMALL, **overrides, "optimizer.exact_every": 1})
     layout = parallel.initialize(config.parallel, seed=config.train.seed)

@@ -5,15 +5,17 @@ from pathlib import Path
 import torch
 from parity_run import SMALL, _step
 
+from elas.checkpoint.resume import first_intact
+
 STEPS = 5  # before the checkpoint: past the first steps without 2:4, and LORO's exact step at 4
 
 
 def _engine(overrides: dict, run_dir: str):
     from elas import parallel
     from elas.config import load_config
+    from elas.engine.engine import Engine
+    from elas.engine.loro_cycle import LoroCycle
     from elas.model.activation import set_sparse
-    from elas.train.engine import Engine
-    from elas.train.exact import LoroCycle
 
     config = load_config(None, {**SMALL, **overrides, "train.run_dir": run_dir})
     layout = parallel.initialize(config.parallel, seed=config.train.seed)
@@ -78,13 +80,14 @@ def _two_alike(tensors: list, shape: str) -> list:
 
 def load(overrides: dict, source: str, run_dir: str) -> float:
     """Load what `save` left in `source`, save it again from this layout, and take the next step; its loss."""
-    from elas.checkpoint.resume import find_checkpoint, first_whole, restore
+    from elas.checkpoint.choose import find_checkpoint
+    from elas.checkpoint.resume import restore
     from elas.checkpoint.saver import Saver
 
     config, engine, step = _engine({**overrides, "train.seed": 77}, run_dir)  # other weights before it is loaded
     config.train.seed = SMALL["train.seed"]
     config.checkpoint.resume = str(Path(source) / "checkpoints" / f"step_{STEPS:08d}")
-    restore(engine, first_whole(find_checkpoint(config), config))
+    restore(engine, first_intact(find_checkpoint(config), config))
     Saver(config, engine).save(STEPS, tokens=0, facts={"consumed_samples": 0})
     return step(STEPS)[0]
 

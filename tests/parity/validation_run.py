@@ -30,8 +30,8 @@ def by_hand(settings: dict, samples: int) -> tuple[float, int]:
     import torch
 
     from elas.data.batches import build_datasets
+    from elas.engine.engine import Engine, token_losses
     from elas.model.activation import set_step
-    from elas.train.engine import Engine, token_losses
 
     config, layout = _start(settings)
     engine, valid = Engine(config, layout), build_datasets(config).valid

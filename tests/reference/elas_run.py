@@ -18,15 +18,15 @@ def train(overrides: dict) -> dict:
     """
     from elas import parallel
     from elas.checkpoint import storage
-    from elas.checkpoint.resume import find_checkpoint
+    from elas.checkpoint.choose import find_checkpoint
     from elas.config import load_config
+    from elas.config.deepspeed import choose_zero_stage
+    from elas.config.rules import validate
     from elas.data.batches import build_datasets
     from elas.data.corpus import check_corpus
+    from elas.files import read_jsonl
     from elas.parallel import world_size
-    from elas.train.deepspeed_config import choose_zero_stage
     from elas.train.loop import run
-    from elas.train.metrics import read_jsonl
-    from elas.validate import validate
 
     config = load_config(None, overrides)
     choose_zero_stage(config, world_size())
@@ -64,7 +64,7 @@ def rotary_angles(overrides: dict, positions: int) -> torch.Tensor:
     """Angles that a training engine's model turns positions by, `[positions, d / 2]`."""
     from elas import parallel
     from elas.config import load_config
-    from elas.train.engine import Engine
+    from elas.engine.engine import Engine
 
     config = load_config(None, overrides)
     engine = Engine(config, parallel.initialize(config.parallel, seed=config.train.seed))

@@ -9,6 +9,7 @@ import pytest
 from corpora import SMALL, arguments, write_corpus
 
 from elas import cli
+from elas.command import exit_status
 from elas.errors import ConfigError
 
 
@@ -138,7 +139,7 @@ def test_bad_input_is_one_line_and_status_2(name, corpus, tmp_path, monkeypatch,
         "train.run_dir": str(tmp_path / "run"),
         **overrides,
     }
-    assert cli.exit_status(cli.run, ["train", *arguments(settings)]) == 2
+    assert exit_status(cli.run, ["train", *arguments(settings)]) == 2
     error = capsys.readouterr().err
     assert expected in error
     assert len([line for line in error.splitlines() if not line.startswith("still loading")]) == 1
@@ -174,7 +175,7 @@ def test_empty_and_foreign_token_files_are_refused(corpus, tmp_path, capsys, no_
         (old, "old.idx has version 2"),
     ):
         settings = {**SMALL, "data.train": str(prefix), "train.run_dir": str(tmp_path / "run")}
-        assert cli.exit_status(cli.run, ["train", *arguments(settings)]) == 2
+        assert exit_status(cli.run, ["train", *arguments(settings)]) == 2
         error = capsys.readouterr().err
         assert expected in error and len(error.splitlines()) == 1
 
@@ -186,14 +187,14 @@ def test_a_manifest_of_any_kind_does_no_harm_and_large_ids_are_seen(corpus, tmp_
     for manifest in (None, b"[]", b"\xff", b'{"vocab_size": "many"}', b"{"):
         if manifest is not None:
             (tmp_path / "text.manifest.json").write_bytes(manifest)
-        assert cli.exit_status(cli.run, ["train", *arguments(settings)]) == 2
+        assert exit_status(cli.run, ["train", *arguments(settings)]) == 2
         assert "model.vocab_size=256: smaller than the 512 tokens" in capsys.readouterr().err
 
 
 def test_a_split_part_that_makes_no_sample_is_refused(tmp_path, capsys, no_groups):
     prefix = write_corpus(tmp_path / "short", documents=40, length=20)
     settings = {**SMALL, "data.train": prefix, "data.split": "98,2,0", "train.run_dir": str(tmp_path / "run")}
-    assert cli.exit_status(cli.run, ["train", *arguments(settings)]) == 2
+    assert exit_status(cli.run, ["train", *arguments(settings)]) == 2
     assert "leaves 20 tokens of" in capsys.readouterr().err
 
 
@@ -225,11 +226,11 @@ def test_deepspeed_json_may_not_say_what_the_configuration_says(corpus, tmp_path
         ('{"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}', "device is 'nvme'"),
     ):
         source = zero_json(tmp_path, text)
-        assert cli.exit_status(cli.run, ["train", *settings, "--deepspeed_config", source]) == 2
+        assert exit_status(cli.run, ["train", *settings, "--deepspeed_config", source]) == 2
         error = capsys.readouterr().err
         assert expected in error and len(error.splitlines()) == 1
     both = [*settings, "--deepspeed_config", zero_json(tmp_path), "--parallel.zero", "1"]
-    assert cli.exit_status(cli.run, ["train", *both]) == 2
+    assert exit_status(cli.run, ["train", *both]) == 2
     assert "asks for ZeRO 2" in capsys.readouterr().err
 
 
@@ -242,9 +243,9 @@ def test_the_real_command_exits_2_without_a_traceback(tmp_path):
 
 
 def test_unknown_commands_and_options(capsys):
-    assert cli.exit_status(cli.run, ["tarin"]) == 2
+    assert exit_status(cli.run, ["tarin"]) == 2
     assert "did you mean 'train'" in capsys.readouterr().err
-    assert cli.exit_status(cli.run, ["train", "--confg", "x"]) == 2
+    assert exit_status(cli.run, ["train", "--confg", "x"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     with pytest.raises(SystemExit) as stopped:
         cli.run(["train", "--help"])

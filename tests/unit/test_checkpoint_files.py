@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from corpora import write_corpus
 
+from elas.checkpoint.choose import find_checkpoint
 from elas.checkpoint.folder import (
     Checkpoint,
     checkpoints_in,
@@ -16,8 +17,9 @@ from elas.checkpoint.folder import (
     put_in_place,
     read_checkpoint,
 )
-from elas.checkpoint.resume import find_checkpoint, identity
-from elas.cli import exit_status, run
+from elas.checkpoint.identity import identity
+from elas.cli import run
+from elas.command import exit_status
 from elas.config import load_config
 from elas.errors import ConfigError
 
@@ -141,7 +143,7 @@ def test_corpora_are_known_by_what_they_hold(config, tmp_path):
 
 
 def test_one_run_at_a_time_writes_in_a_folder(config, tmp_path):
-    from elas.train.run_dir import claim
+    from elas.run_dir import claim
 
     lock = claim(config)
     with pytest.raises(ConfigError, match="another run is writing there"):
@@ -151,7 +153,7 @@ def test_one_run_at_a_time_writes_in_a_folder(config, tmp_path):
 
 
 def test_a_finished_run_is_known_by_its_last_checkpoint_and_validation(config, tmp_path):
-    from elas.train.run_dir import finished
+    from elas.train.result import finished
 
     config.train.steps = 6
     put(config, 6)

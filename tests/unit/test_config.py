@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from elas.command import exit_status
 from elas.config import KEYS, Config, load_config, presets, read_yaml, split_overrides
 from elas.errors import ConfigError, UserError
 
@@ -82,7 +83,7 @@ def test_unreadable_files_are_user_errors(tmp_path):
 
 
 def test_every_preset_loads_and_validates():
-    from elas.validate import validate
+    from elas.config.rules import validate
 
     recipes = {f"{size}{recipe}" for size in ("60m", "130m", "350m", "1b") for recipe in RECIPES}
     assert set(presets()) == recipes | {"7b", "quickstart"}
@@ -202,7 +203,7 @@ def test_every_key_is_described():
 def test_show_config_refuses_what_training_would(settings, why, capsys):
     from elas import cli
 
-    assert cli.exit_status(cli.run, ["train", "--config", "60m", "--show-config", *settings]) == 2
+    assert exit_status(cli.run, ["train", "--config", "60m", "--show-config", *settings]) == 2
     shown, error = capsys.readouterr()
     assert why in error and len(error.splitlines()) == 1 and not shown
 
@@ -211,7 +212,7 @@ def test_show_config_does_not_ask_how_many_ranks(capsys):
     from elas import cli
 
     settings = ["--parallel.tensor", "2", "--parallel.pipeline", "2", "--parallel.sequence", "true"]
-    assert cli.exit_status(cli.run, ["train", "--config", "60m", "--show-config", *settings]) == 0
+    assert exit_status(cli.run, ["train", "--config", "60m", "--show-config", *settings]) == 0
     assert "error" not in capsys.readouterr().err
 
 
@@ -219,7 +220,7 @@ def test_results_go_through_links_and_into_pipes(tmp_path):
     import os
     import threading
 
-    from elas.cli import write_json
+    from elas.files import write_json
 
     target, link, pipe = tmp_path / "real.json", tmp_path / "link.json", tmp_path / "pipe"
     link.symlink_to(target)

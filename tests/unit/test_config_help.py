@@ -11,6 +11,7 @@ import pytest
 from corpora import write_corpus
 
 from elas import cli
+from elas.command import exit_status
 from elas.config import KEYS, SECTIONS, Config, from_flat, load_config, presets, schema
 from elas.config.catalogue import catalogue
 from elas.config.hints import likely_keys
@@ -20,7 +21,7 @@ from elas.errors import ConfigError
 
 
 def run(*argv: str) -> int:
-    return cli.exit_status(cli.run, list(argv))
+    return exit_status(cli.run, list(argv))
 
 
 @pytest.mark.parametrize("name", [*presets(), None])
@@ -100,7 +101,7 @@ def test_a_number_without_a_range_cannot_be_a_key(monkeypatch):
 
 
 def test_every_range_is_enforced_at_its_edges():
-    from elas.validate import check_ranges
+    from elas.config.rules import check_ranges
 
     tried = 0
     for key in KEYS:

@@ -66,9 +66,9 @@ def test_each_phase_that_is_not_reached_is_a_line(settings, start, named):
 
 
 def test_the_spike_window_is_the_training_loops():
-    from elas.train import troubles
+    from elas.train import anomalies
 
-    assert SPIKE_WINDOW == troubles.LEAST
+    assert SPIKE_WINDOW == anomalies.LEAST
 
 
 def test_published_presets_reach_all_their_phases():

@@ -6,15 +6,16 @@ from typing import ClassVar
 import pytest
 
 from elas.config import load_config
+from elas.config.deepspeed import read_deepspeed_json
+from elas.config.deepspeed_knobs import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, OURS, TOP_LEVEL, ZERO
+from elas.engine.deepspeed import check_deepspeed_json
 from elas.errors import ConfigError
-from elas.train.deepspeed_config import check_deepspeed_json, read_deepspeed_json
-from elas.train.deepspeed_knobs import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, OURS, TOP_LEVEL, ZERO
 
 
 def models() -> list:
-    from elas import host
+    from elas import accelerator
 
-    host.prepare()
+    accelerator.prepare()
     from deepspeed.runtime.zero import config, offload_config
 
     return [
@@ -53,9 +54,9 @@ class Asked(dict):
 
 
 def test_every_key_that_deepspeed_reads_is_in_a_table(one_rank):
-    from elas import host
+    from elas import accelerator
 
-    host.prepare()
+    accelerator.prepare()
     from deepspeed.runtime import config
 
     removed = set(config._REMOVED_TOP_LEVEL_CONFIG_KEYS)  # it refuses these itself, and so do we: they are unknown

@@ -99,8 +99,8 @@ def test_deepspeed_compiles_nothing_and_needs_no_compiler(empty_cache):
     import torch
     from torch.utils import cpp_extension
     cpp_extension.load = lambda *a, **k: exit("compiled")
-    from elas import host
-    host.prepare()
+    from elas import accelerator
+    accelerator.prepare()
     from elas.extensions import load_deepspeed
     load_deepspeed()
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)

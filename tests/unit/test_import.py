@@ -28,7 +28,7 @@ print(json.dumps([key for key in before if before[key] != after[key]]))
 """
 # What importing Megatron-core itself changes is not ours: it is imported first.
 MEGATRON = "megatron.core.models.gpt"
-PARTS = "model parallel model.provider model.spec model.activation kernels.relu2_24 host"
+PARTS = "model parallel model.provider model.spec model.activation kernels.relu2_24 accelerator"
 IMPORTS = "import " + ", ".join(f"elas.{part}" for part in PARTS.split())
 
 

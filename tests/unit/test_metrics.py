@@ -3,7 +3,8 @@
 import json
 
 from elas.config import load_config
-from elas.train.metrics import Metrics, read_jsonl
+from elas.files import read_jsonl
+from elas.train.metrics import Metrics
 
 
 def test_lines_past_the_checkpoint_are_dropped_and_the_rest_kept(tmp_path):

@@ -38,8 +38,8 @@ def parameters(overrides: dict) -> list[tuple[str, int, int | None, int, torch.T
     """This rank's parameters: global name, tensor-parallel rank, split dimension, its stride, values."""
     from elas import parallel
     from elas.config import load_config
-    from elas.model.init import global_names
     from elas.model.provider import build_chunks
+    from elas.model.shards import global_names
 
     config = load_config(None, {**SMALL, **overrides})
     layout = parallel.initialize(config.parallel, seed=1)

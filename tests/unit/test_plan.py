@@ -6,6 +6,7 @@ import pytest
 from corpora import SMALL, arguments, write_corpus
 
 from elas import cli
+from elas.command import exit_status
 from elas.config import load_config, presets
 from elas.plan.counts import parameter_count, rank_parameters
 from elas.plan.memory import estimate
@@ -36,7 +37,7 @@ def dry(tmp_path, monkeypatch, capsys):
         target.unlink(missing_ok=True)
         before = sorted(tmp_path.rglob("*"))
         given = {**SMALL, "data.split": "90,10,0", "train.run_dir": str(tmp_path / "run"), **settings}
-        status = cli.exit_status(cli.run, ["train", *arguments(given), "--dry-run", *options, "--json", str(target)])
+        status = exit_status(cli.run, ["train", *arguments(given), "--dry-run", *options, "--json", str(target)])
         out, error = capsys.readouterr()
         assert sorted(set(tmp_path.rglob("*")) - {target}) == before
         if status:
@@ -118,7 +119,7 @@ def test_a_dry_run_takes_ranks_from_the_launcher_or_the_option(dry, corpus, tmp_
 
 
 def test_ranks_without_dry_run_are_refused(capsys):
-    assert cli.exit_status(cli.run, ["train", "--config", "60m", "--ranks", "2"]) == 2
+    assert exit_status(cli.run, ["train", "--config", "60m", "--ranks", "2"]) == 2
     assert "only with --dry-run" in capsys.readouterr().err
 
 

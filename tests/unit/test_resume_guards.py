@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from corpora import SMALL, write_corpus
 
+from elas.checkpoint.choose import find_checkpoint
 from elas.checkpoint.folder import put_in_place
-from elas.checkpoint.resume import find_checkpoint, identity
+from elas.checkpoint.identity import identity
 from elas.config import load_config
 from elas.errors import ConfigError
 from elas.train import history

@@ -24,10 +24,10 @@ from torch import Tensor
 from elas import extensions
 from elas.errors import UserError
 from elas.kernels.relu2_24 import reference
-from elas.kernels.relu2_24.core import Gradients, Kept, Passes
-from elas.kernels.relu2_24.function import TorchCompressed
-from elas.kernels.relu2_24.fused import TorchFused
 from elas.kernels.relu2_24.options import Relu24Options
+from elas.kernels.relu2_24.passes import Gradients, Kept, Passes
+from elas.kernels.relu2_24.plain.compressed import TorchCompressed
+from elas.kernels.relu2_24.plain.fused import TorchFused
 from elas.kernels.relu2_24.registry import Implementation, register
 
 logger = logging.getLogger("elas.kernels")

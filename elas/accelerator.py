@@ -1,0 +1,270 @@
+"""What lets Megatron-core and DeepSpeed run without CUDA: the only file that knows.
+
+Importing it changes nothing. `prepare()`, which commands and `elas.parallel.initialize` call, changes this process: it
+points torch and DeepSpeed at our extensions folder and the right accelerator, silences warnings that concern nobody,
+and, where torch sees no CUDA device, installs what stands in for one. Megatron-core 0.16 assumes CUDA in these places:
+
+1. `torch.cuda.current_device()` answers the CPU device, since Megatron passes its result as `device=`.
+2. `device="cuda"` arguments and `.cuda()` mean the CPU; memory is not pinned (`CudaMeansCpu`, a torch function mode).
+3. Optimizers look for parameters of type `'torch.cuda.FloatTensor'`: to them, and to nobody else, CPU tensors say that.
+4. Streams and events, which its DDP and its pipelines order their work by, do nothing, and synchronising neither.
+5. Its RNG tracker forks CPU generators (`CpuRngTracker`), and the CUDA generator's state, which recomputation and
+   checkpoints keep, is the CPU's.
+
+And for comfort: `shared_gloo_groups()`. What DeepSpeed compiles on CPU is `elas.extensions`'s business.
+"""
+
+import contextlib
+import os
+import resource
+import sys
+import warnings
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from elas.extensions import extensions_dir
+
+_mode: "CudaMeansCpu | None" = None
+
+
+def has_cuda() -> bool:
+    """Whether torch sees a CUDA device."""
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    """The device of this process: its CUDA device, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most so far: of its CUDA device, else of host memory."""
+    if has_cuda():
+        return torch.cuda.max_memory_reserved()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def backend() -> str:
+    """The torch.distributed backend for this host: nccl with CUDA, gloo without."""
+    return "nccl" if has_cuda() else "gloo"
+
+
+class CudaMeansCpu(TorchFunctionMode):
+    """Turns `device="cuda"` (or `"cuda:0"`, or a device of that type), `Tensor.cuda()` and pinning into the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Run `func` with every CUDA device replaced."""
+        if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            asked_by = sys._getframe(1).f_globals.get("__name__", "")
+            name = func(args[0])
+            return name.replace("torch.", "torch.cuda.", 1) if asked_by.startswith("megatron.") else name
+        if kwargs:
+            if "device" in kwargs and _is_cuda(kwargs["device"]):
+                kwargs = {**kwargs, "device": torch.device("cpu")}
+            if kwargs.get("pin_memory"):
+                kwargs = {**kwargs, "pin_memory": False}
+        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
+            args = (args[0], torch.device("cpu"), *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+class NoStream:
+    """A CUDA stream or event of a machine without CUDA, where everything runs in order anyway."""
+
+    def __init__(self, *_args, **_kwargs):
+        pass
+
+    def _nothing(self, *_args, **_kwargs) -> None:
+        """Already done."""
+
+    wait_stream = wait_event = synchronize = record = wait = _nothing
+
+    def record_event(self, event: "NoStream | None" = None) -> "NoStream":
+        """An event that has happened."""
+        return event or NoStream()
+
+    def query(self) -> bool:
+        """Whether all work is done: always."""
+        return True
+
+
+def _is_cuda(value: object) -> bool:
+    if isinstance(value, str):
+        return value.startswith("cuda")
+    return isinstance(value, torch.device) and value.type == "cuda"
+
+
+class CpuRngTracker:
+    """Megatron's `CudaRNGStatesTracker` over CPU generator states: named random streams that `fork` switches to."""
+
+    def __init__(self):
+        self.reset()
+
+    def is_initialized(self) -> bool:
+        """Whether any stream was added."""
+        return bool(self._states)
+
+    def reset(self) -> None:
+        """Forget every stream."""
+        self._states: dict[str, torch.Tensor] = {}
+
+    def get_states(self) -> dict[str, torch.Tensor]:
+        """Generator states (uint8 tensors) by name."""
+        return dict(self._states)
+
+    def set_states(self, states: dict[str, torch.Tensor]) -> None:
+        """Replace every stream."""
+        self._states = dict(states)
+
+    def add(self, name: str, seed: int) -> None:
+        """Add a stream seeded with `seed`."""
+        self._states[name] = torch.Generator().manual_seed(seed).get_state()
+
+    @contextlib.contextmanager
+    def fork(self, name: str = "model-parallel-rng"):
+        """Run the body on stream `name`, then return to the stream before it."""
+        before = torch.get_rng_state()
+        torch.set_rng_state(self._states[name])
+        try:
+            yield
+        finally:
+            self._states[name] = torch.get_rng_state()
+            torch.set_rng_state(before)
+
+
+def prepare() -> bool:
+    """Make this process ready for Megatron-core and DeepSpeed; safe to call often. `elas.prepare` is this.
+
+    Returns:
+        True if the shims are in place, False where CUDA makes them needless.
+    """
+    global _mode
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if has_cuda() else "cpu")
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_dir())
+    for message in (
+        "Apex is not installed",
+        "Transformer Engine and Apex are not installed",
+        ".*pynvml.*",
+        "full scope is deprecated",
+        ".*reduce_scatter_tensor. is deprecated",
+        ".*all_gather_into_tensor. is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    if has_cuda():
+        return False
+    warnings.filterwarnings("ignore", message=".*CUDA_DEVICE_MAX_CONNECTIONS.*")
+    if _mode is None:
+        torch.cuda.current_device = lambda: torch.device("cpu")
+        torch.cuda.synchronize = lambda device=None: None
+        torch.cuda.Stream = torch.cuda.Event = NoStream
+        torch.cuda.current_stream = torch.cuda.default_stream = lambda device=None: NoStream()
+        torch.cuda.stream = lambda stream: contextlib.nullcontext()
+        for module in (torch.cuda, torch.cuda.random):
+            module.get_rng_state = _get_rng_state
+            module.set_rng_state = _set_rng_state
+        torch.autograd._engine_run_backward = _in_mode(torch.autograd._engine_run_backward)
+        _mode = CudaMeansCpu()
+        _mode.__enter__()
+    return True
+
+
+def _in_mode(run_backward):
+    """A mode is off while it handles a function such as `backward`, but what that recomputes needs it."""
+
+    def run(*args, **kwargs):
+        with _mode:
+            return run_backward(*args, **kwargs)
+
+    return run
+
+
+def _get_rng_state(device: object = "cuda", **_options) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_rng_state(new_state: torch.Tensor, device: object = "cuda", **_options) -> None:
+    torch.set_rng_state(new_state)
+
+
+def prepare_megatron() -> bool:
+    """`prepare()`, and the random streams inside Megatron-core (imports it); `elas.parallel.initialize` calls it.
+
+    Returns:
+        As `prepare`.
+    """
+    if not prepare():
+        return False
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    # torch's own would be queued until CUDA is initialised, that is for ever, holding every state meanwhile.
+    megatron_random._set_cuda_rng_state = _set_rng_state
+    return True
+
+
+_groups: dict[tuple, object] = {}
+
+
+@contextlib.contextmanager
+def shared_gloo_groups():
+    """Within it, `torch.distributed.new_group` makes a gloo group of the same ranks once.
+
+    Megatron makes some thirty groups, most of them of the same few sets of ranks, and each gloo group keeps polling
+    threads that cost about 0.2 % of a core apiece, for as long as the process lives (also after it is destroyed, if its
+    peers are not). Nothing to do with NCCL, whose groups are made when first used.
+    """
+    if has_cuda():
+        yield
+        return
+    import torch.distributed as dist
+
+    original, world = dist.new_group, dist.group.WORLD
+    for key in [key for key in _groups if key[0] is not world]:  # of a default group that is gone
+        del _groups[key]
+
+    def new_group(ranks=None, *args, **kwargs):
+        key = (world, None if ranks is None else tuple(ranks))
+        if key not in _groups:
+            _groups[key] = original(ranks, *args, **kwargs)
+        return _groups[key]
+
+    dist.new_group = new_group
+    try:
+        yield
+    finally:
+        dist.new_group = original
+
+
+def seed_model_parallel(seed: int, tp_rank: int, pp_rank: int) -> None:
+    """Seed torch and Megatron's model-parallel random streams.
+
+    Args:
+        seed: the run's seed.
+        tp_rank: tensor-parallel rank; the model-parallel stream differs between them, the default one does not.
+        pp_rank: pipeline rank; every stream differs between stages.
+    """
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    torch.manual_seed(seed + 100 * pp_rank)
+    if has_cuda():
+        megatron_random.model_parallel_cuda_manual_seed(seed + 100 * pp_rank)
+        return
+    tracker = CpuRngTracker()
+    tracker.add("data-parallel-rng", seed + 100 * pp_rank)
+    tracker.add("model-parallel-rng", seed + 2718 + 100 * pp_rank + tp_rank)
+    tracker.add("expert-parallel-rng", seed + 1024 + 100 * pp_rank + tp_rank)
+    megatron_random._CUDA_RNG_STATE_TRACKER = tracker
+    megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
+
+
+def processor() -> str:
+    """Name of this machine's processor."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        import platform
+
+        return platform.processor() or platform.machine()

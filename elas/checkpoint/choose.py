@@ -1,0 +1,82 @@
+"""Which checkpoint a run resumes from, by manifests and sizes; needs no process group."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from elas.checkpoint.folder import Checkpoint, checkpoints_in, no_checkpoint, read_checkpoint
+from elas.checkpoint.identity import check_same_run, identity, typed
+from elas.config import Config
+from elas.errors import ConfigError
+from elas.files import read_jsonl
+from elas.run_dir import checkpoints_dir
+
+
+def find_checkpoint(config: Config) -> Checkpoint | None:
+    """The checkpoint that `checkpoint.resume` asks for, by manifests and sizes; needs no process group.
+
+    Returns:
+        None to start afresh.
+
+    Raises:
+        ConfigError: a named checkpoint is not whole, the model differs, the run is past `train.steps`, or a fresh
+            start would overwrite a run.
+    """
+    resume = config.checkpoint.resume
+    if resume == "none":
+        metrics = Path(config.train.run_dir) / "metrics.jsonl"
+        if metrics.exists():
+            fix = "give another folder, move this one away, or set checkpoint.resume=auto to go on with it"
+            raise ConfigError("train.run_dir", config.train.run_dir, "already holds a run", fix)
+        return None
+    if resume != "auto":
+        found = no_checkpoint(Path(resume)) or read_checkpoint(Path(resume))
+        if isinstance(found, str):
+            fix = "give the folder of a whole checkpoint, RUN_DIR/checkpoints/step_…, or auto or none"
+            raise ConfigError("checkpoint.resume", resume, found, fix)
+        return _check_compatible(found, config)
+    found = newest_checkpoint(config, ())
+    if found is None:
+        _check_not_lost(config)
+    return found
+
+
+def newest_checkpoint(config: Config, broken: tuple[str, ...]) -> Checkpoint | None:
+    """The newest checkpoint of the run that looks whole; None where there is none at all.
+
+    Args:
+        config: of the run.
+        broken: what is known to be wrong with the newest ones, a line for each.
+    """
+    passed_over = list(broken)
+    for path in list(checkpoints_in(checkpoints_dir(config)))[len(broken) :]:
+        found = read_checkpoint(path)
+        if isinstance(found, Checkpoint):
+            return _check_compatible(replace(found, passed_over=tuple(passed_over)), config)
+        passed_over.append(f"{path}: {found}")
+    if passed_over:
+        why = f"none of its checkpoints is whole ({'; '.join(passed_over)})"
+        raise ConfigError("train.run_dir", config.train.run_dir, why, "mend one, move the folder away, or give another")
+    return None
+
+
+def _check_not_lost(config: Config) -> None:
+    """Refuse to start over a run that had checkpoints; one killed before its first is simply begun again."""
+    rows = read_jsonl(Path(config.train.run_dir) / "metrics.jsonl")
+    every = config.checkpoint.every_steps
+    last = rows[-1]["step"] if rows else 0
+    if last and (last >= config.train.steps or (every and last > every)):
+        why = f"its metrics go to step {last}, but its checkpoints are gone"
+        fix = "put them back, name one as checkpoint.resume, move the folder away, or give another"
+        raise ConfigError("train.run_dir", config.train.run_dir, why, fix)
+
+
+def _check_compatible(found: Checkpoint, config: Config) -> Checkpoint:
+    if found.manifest.get("weights_only"):
+        key = "train.run_dir" if config.checkpoint.resume == "auto" else "checkpoint.resume"
+        fix = f"give another train.run_dir, and checkpoint.init_from={found.path}"
+        raise ConfigError(key, typed(config, key), f"{found.path} holds weights without moments", fix)
+    check_same_run(config, identity(config), found)
+    if found.step > config.train.steps:
+        why = f"the run is at step {found.step} already ({found.path})"
+        raise ConfigError("train.steps", config.train.steps, why, "give more steps, or start in another folder")
+    return found

@@ -1,0 +1,80 @@
+"""DeepSpeed's configuration: the user's JSON for DeepSpeed's own knobs, plus what follows from ours.
+
+A `ds_configs/zeroN.json` says how ZeRO works (stage, buckets, overlap, offload). Batch sizes, dtype, clipping,
+optimizer and schedule are ours to say, once; a JSON that says them too is refused, so that two sources can never
+disagree. Of DeepSpeed's own knobs `elas.config.deepspeed_knobs` lists those that are served.
+"""
+
+import json
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+
+from elas.config import Config
+from elas.config.deepspeed_knobs import KEY, OURS, TOP_LEVEL, served_knobs
+from elas.errors import ConfigError
+
+
+def read_deepspeed_json(config: Config) -> dict:
+    """The user's DeepSpeed JSON, or the shipped one for `parallel.zero`.
+
+    Raises:
+        ConfigError: unreadable, or it says what our configuration says.
+    """
+    source = config.parallel.deepspeed_config
+    if source is None:
+        stage = 1 if config.parallel.zero is None else config.parallel.zero
+        return json.loads((resources.files("elas.ds_configs") / f"zero{stage}.json").read_text())
+    try:
+        values = json.loads(Path(source).read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except OSError as error:
+        raise ConfigError(KEY, source, error.strerror or "cannot be read", "give a DeepSpeed JSON") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(KEY, source, f"is not JSON ({error})", "fix the file") from None
+    if not isinstance(values, dict):
+        raise ConfigError(KEY, source, "does not hold an object", "give a DeepSpeed JSON")
+    zero = values.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigError(KEY, source, "zero_optimization is no object", 'write {"zero_optimization": {"stage": 1}}')
+    if type(zero.get("stage", 0)) is not int:
+        raise ConfigError(KEY, source, f"zero_optimization.stage is {zero['stage']!r}", "give 0, 1, 2 or 3")
+    if zero.get("stage", 0) not in range(4):
+        raise ConfigError(KEY, source, f"ZeRO stage {zero['stage']}", "use 0 to 3")
+    for name in values:
+        if name in OURS:
+            raise ConfigError(KEY, source, f"sets {name}", f"remove it there and set {OURS[name]}")
+        if name not in TOP_LEVEL:
+            near = get_close_matches(name, TOP_LEVEL, n=1)
+            fix = f"did you mean {near[0]}?" if near else "remove it"
+            raise ConfigError(KEY, source, f"sets {name}, which is no knob of DeepSpeed's that works here", fix)
+    return served_knobs(source, values)
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object whose names are all different."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is given twice")
+    return values
+
+
+def choose_zero_stage(config: Config, world_size: int) -> None:
+    """Settle `parallel.zero` where neither it nor a DeepSpeed JSON says it: 1, or 0 with one data-parallel rank.
+
+    There is nothing to partition over one rank, and ZeRO 1's flat copies would cost a third of a step's time.
+    """
+    parallel = config.parallel
+    if parallel.zero is None and parallel.deepspeed_config is None:
+        parallel.zero = 0 if world_size <= parallel.tensor * parallel.pipeline else 1
+
+
+def zero_stage(values: dict) -> int:
+    """ZeRO stage that a DeepSpeed JSON asks for."""
+    return values.get("zero_optimization", {}).get("stage", 0)
+
+
+def offloads_optimizer(values: dict) -> bool:
+    """Whether optimizer state goes to the CPU."""
+    offload = values.get("zero_optimization", {}).get("offload_optimizer") or {}
+    return isinstance(offload, dict) and offload.get("device", "none") != "none"

@@ -1,0 +1,44 @@
+"""Tokenizers behind one interface: our SentencePiece models and Hugging Face folders.
+
+Both offer what Megatron-core's `GPTDatasetConfig(tokenizer=…)` reads (`eod`, `pad`, `vocab_size`, `unique_identifiers`)
+without deriving from its classes: importing those takes seconds, and every worker process would pay.
+"""
+
+from pathlib import Path
+
+from elas.data.tokenizer.huggingface import HFTokenizer
+from elas.data.tokenizer.sentencepiece_model import SentencePieceTokenizer
+from elas.data.tokenizer.special_tokens import named_tokens
+from elas.errors import UserError
+
+__all__ = ["MODEL_NAME", "HFTokenizer", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer"]
+
+MODEL_NAME = "tokenizer.model"
+Tokenizer = SentencePieceTokenizer | HFTokenizer
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Open a tokenizer.
+
+    Args:
+        path: a SentencePiece `.model` file, a folder with `tokenizer.model`, or a Hugging Face tokenizer folder (or its
+            `tokenizer.json`). A folder with both is read as Hugging Face's when it has a `tokenizer.json`. Without one,
+            the special tokens are still those that `tokenizer_config.json` and `special_tokens_map.json` name.
+
+    Raises:
+        UserError: nothing there that can be read.
+    """
+    path = Path(path)
+    if path.name == "tokenizer.json" and path.is_file():
+        return HFTokenizer(path.parent)
+    if path.is_file():
+        return SentencePieceTokenizer(path)
+    if (path / "tokenizer.json").is_file():
+        return HFTokenizer(path)
+    if (path / MODEL_NAME).is_file():
+        tokenizer = SentencePieceTokenizer(path / MODEL_NAME, named_tokens(path))
+        # Tokens beside the model that text may hold: SentencePiece would miss them there, AutoTokenizer does not.
+        return HFTokenizer(path) if tokenizer.has_ordinary_added_tokens else tokenizer
+    if (path / "tokenizer_config.json").is_file():
+        return HFTokenizer(path)
+    raise UserError(f"tokenizer {path}: no {MODEL_NAME} and no tokenizer.json there; make one with elas prep tokenizer")

@@ -1,0 +1,336 @@
+"""One optimizer step, on any layout: Megatron's schedules for the pass, DeepSpeed for the optimizer state.
+
+Two paths, chosen by the ZeRO stage:
+
+- **ZeRO 0, 1**: Megatron's schedule (plain, 1F1B or interleaved) runs forward and backward over the chunks inside
+  DeepSpeed's engine and leaves local gradients; then what sequence parallelism and tied embeddings owe is summed, then
+  DeepSpeed reduces over data parallel and steps.
+- **ZeRO 2, 3** (no pipeline): `engine(…)`, `engine.backward`, `engine.step`, since those stages hand gradients and
+  weights around during the passes. Sums owed to sequence parallelism happen in hooks, before DeepSpeed sees them.
+
+The chunks stand in a `ModuleList` of their own: DeepSpeed hooks the forward of the module it is given, and a
+`ModuleList` has none, so Megatron's schedule runs unseen.
+"""
+
+import contextlib
+import functools
+import io
+import logging
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as mpu
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from elas import accelerator
+from elas.config import Config
+from elas.config.deepspeed import offloads_optimizer, zero_stage
+from elas.data.batches import Batch
+from elas.engine import grads
+from elas.engine.deepspeed import deepspeed_config
+from elas.engine.micro_batches import Abandoned, MicroBatches, idle_output
+from elas.extensions import load_deepspeed
+from elas.model.provider import build_chunks
+from elas.optim.adamw import build_adamw
+from elas.optim.loro import build_loro, refresh
+from elas.parallel import DeepSpeedGroups, Layout
+
+
+class LossModel(torch.nn.Module):
+    """A whole model (no pipeline) whose forward is the mean loss: what DeepSpeed's own forward path wants."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, counted: float | None = None) -> torch.Tensor:
+        """`tokens` and `labels [b, s]` to `mean_loss`, a 0-dim fp32 tensor."""
+        return mean_loss(token_losses(self.model, tokens, labels), labels, counted)
+
+
+def token_losses(model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Output of a chunk: per-token loss `[b, s]` on the last stage, hidden states before it."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    return model(tokens, positions, None, labels=labels)
+
+
+def mean_loss(losses: torch.Tensor, labels: torch.Tensor, counted: float | None) -> torch.Tensor:
+    """Mean of a micro-batch's losses `[b, s]`.
+
+    Args:
+        losses: per token, fp32.
+        labels: −1 where there is nothing to predict.
+        counted: labels that count, on average over all micro-batches of the global batch, so that the mean over those
+            is the mean over all its tokens; None where every label counts.
+    """
+    return losses.mean() if counted is None else torch.where(labels >= 0, losses, 0).sum() / counted
+
+
+class Engine:
+    """The model and its optimizer state on this rank.
+
+    Args:
+        config: a validated configuration.
+        layout: where this rank stands; groups must exist.
+        between: counts micro-batches, and says when to leave a step; None never leaves one.
+
+    Attributes:
+        chunks: this rank's parts of the model.
+        stage: ZeRO stage.
+        deepspeed: DeepSpeed's engine.
+        base_optimizer: what DeepSpeed steps: AdamW or LORO.
+        between: `mark` of it says what comes next, by name.
+        labels: labels of the last step's global batch that count; without those that fill up a document's sample.
+    """
+
+    def __init__(self, config: Config, layout: Layout, between: MicroBatches | None = None):
+        import deepspeed
+
+        self.config, self.layout = config, layout
+        self.chunks = build_chunks(config)
+        self.micro_batches = config.train.global_batch_size // (config.train.micro_batch_size * layout.dp)
+        settings = deepspeed_config(config, micro_batches=1, dp=layout.dp)
+        self.stage = zero_stage(settings)
+        self.uses_schedule = self.stage <= 1
+        if not self.uses_schedule:
+            settings = deepspeed_config(config, micro_batches=self.micro_batches, dp=layout.dp)
+            grads.sum_sequence_partial_in_backward(self.chunks)
+        self._mark_replicated()
+        module = torch.nn.ModuleList(self.chunks) if self.uses_schedule else LossModel(self.chunks[0])
+        _fit_buckets(settings, self.chunks)
+        offload = offloads_optimizer(settings)
+        load_deepspeed(offload=offload)
+        if config.optimizer.kind == "loro":
+            self.base_optimizer = build_loro(module, config)
+        else:
+            self.base_optimizer = build_adamw(module, config.optimizer, offload=offload)
+        _quiet_deepspeed()
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line on every rank about its op
+            deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+        with accelerator.shared_gloo_groups():
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=module,
+                optimizer=self.base_optimizer,
+                config=settings,
+                mpu=DeepSpeedGroups(),
+                dist_init_required=False,
+            )
+        if self.stage == 0 and config.train.dtype == "bfloat16":
+            # To allocate its state, DeepSpeed's unfused optimizer took a step with zero gradients. Left in, that step
+            # counts in Adam's bias correction from then on: the drift of bf16 at ZeRO 0.
+            self.deepspeed.optimizer.optimizer.state.clear()
+        self.base_optimizer.blocked = self._gradients_are_bad
+        if config.optimizer.kind == "loro":
+            refresh(self.base_optimizer.state.values())  # of the step that ZeRO takes to allocate its state
+
+        self.labels = 0
+        self._accumulation = None
+        self._last: list[Batch] = []
+        self.between = between or MicroBatches()
+        self.between.together(everybody=not self.uses_schedule)
+        if self.uses_schedule and config.train.dtype == "bfloat16" and self.micro_batches > 1:
+            self._accumulation = grads.Fp32Accumulation(self.chunks)
+
+    def _mark_replicated(self) -> None:
+        """Keep the last stage's copy of a tied embedding out of the gradient norm."""
+        if not self.config.model.tie_embeddings or self.layout.pp == 1:
+            return
+        for chunk in self.chunks:
+            if chunk.post_process and not chunk.pre_process:
+                chunk.shared_embedding_or_output_weight().ds_pipe_replicated = True
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Learning rate of the next step, in every parameter group."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+
+    def step(self, batches: Iterator[Batch]) -> tuple[float, float]:
+        """Forward, backward and update on one global batch.
+
+        Args:
+            batches: yields this data-parallel rank's micro-batches in order.
+
+        Returns:
+            Mean loss over the global batch and the gradient norm before clipping; the same on every rank. Where the
+            norm is not finite, nothing was updated.
+
+        Raises:
+            Abandoned: the ranks were asked to stop, and left before the update; on every rank.
+        """
+        self.between.mark("reading the batch")
+        micro = self._last = [next(batches) for _ in range(self.micro_batches)]
+        counted = self._counted(micro)
+        losses = self._pass_schedule(micro, counted) if self.uses_schedule else self._pass_deepspeed(micro, counted)
+        self.between.check()
+        norm = self._update() if self.uses_schedule else float(self.deepspeed.get_global_grad_norm())
+        return self._mean_loss(losses), norm if norm >= 0 else math.nan  # DeepSpeed's norm of such gradients is −1
+
+    def pass_again(self) -> None:
+        """Forward and backward on the batch of the last step, without an update; leaves gradients behind."""
+        counted = self._counted(self._last)
+        self.between.begin("the bad batch again", self.micro_batches, len(self.chunks))
+        if self.uses_schedule:
+            self._pass_schedule(self._last, counted)
+            return
+        for tokens, labels in self._last:
+            self.deepspeed.backward(self.deepspeed(tokens, labels, counted))
+
+    def _gradients_are_bad(self) -> bool:
+        """Whether DeepSpeed's norm of the gradients of this step is no number; it knows before it updates anything."""
+        norm = getattr(self.deepspeed.optimizer, "_global_grad_norm", None)
+        return norm is not None and not 0 <= float(norm) < math.inf
+
+    @torch.no_grad()
+    def evaluate(self, micro: list[Batch]) -> tuple[float, int]:
+        """Forward without gradients; every rank calls it with as many micro-batches.
+
+        Args:
+            micro: this data-parallel rank's, as many as an interleaved schedule can take.
+
+        Returns:
+            Sum of the losses of all ranks' labels that count (nats), and how many there are: to be added up before
+            dividing, since batches may hold unequal numbers of them. The same on every rank.
+
+        Raises:
+            Abandoned: the ranks were asked to stop, and left before the end; on every rank.
+        """
+        if self.uses_schedule:
+            sums = self._pass_schedule(micro, counted=1.0, forward_only=True)  # the sum over one label
+        else:
+            self.deepspeed.eval()
+            sums = []
+            for tokens, labels in micro:
+                if self.between.next():
+                    break
+                sums.append(self.deepspeed(tokens, labels, 1.0).detach())
+            self.deepspeed.train()
+        self.between.check()
+        total = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
+        if self._knows_loss and sums:
+            total[0] = torch.stack(sums).double().sum()
+            total[1] = sum((labels >= 0).sum() for _, labels in micro)
+        dist.all_reduce(total)
+        return float(total[0]), int(total[1])
+
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether every weight of the model is a finite number; the same on every rank."""
+        weights = [p.ds_tensor if self.stage == 3 else p for chunk in self.chunks for p in chunk.parameters()]
+        worst = torch.stack([w.abs().max().float() if w.numel() else w.new_zeros(()).float() for w in weights]).max()
+        finite = torch.isfinite(worst).to(torch.int32)  # max hands a NaN on
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        return bool(finite)
+
+    def _counted(self, micro: list[Batch]) -> float | None:
+        """Labels that count, on average over all micro-batches; None where all do."""
+        if self.config.data.packing == "packed":
+            self.labels = self.config.train.global_batch_size * self.config.model.seq_length
+            return None
+        count = torch.stack([(labels >= 0).sum() for _, labels in micro]).sum().double()
+        dist.all_reduce(count, group=mpu.get_data_parallel_group())
+        self.labels = int(count)
+        return float(count) / (len(micro) * self.layout.dp)
+
+    def _pass_schedule(
+        self, micro: list[Batch], counted: float | None = None, forward_only: bool = False
+    ) -> list[torch.Tensor]:
+        def forward_step(iterator, model):
+            tokens, labels = next(iterator)
+            leaves = self.between.next()
+            if leaves and self.layout.pp == 1:
+                raise Abandoned
+
+            def loss_function(output: torch.Tensor):
+                loss = mean_loss(output, labels, counted)
+                return loss, {"loss": loss.detach().clone()}  # the schedule scales `loss` in place
+
+            if leaves:
+                shards = self.layout.tp if self.layout.sequence_parallel else 1
+                return idle_output(model, tokens, shards), loss_function
+            return token_losses(model, tokens, labels), loss_function
+
+        iterators = [iter(micro) for _ in self.chunks]
+        schedule = functools.partial(
+            get_forward_backward_func(),
+            forward_step_func=forward_step,
+            data_iterator=iterators if len(self.chunks) > 1 else iterators[0],
+            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
+            num_microbatches=len(micro),
+            seq_length=self.config.model.seq_length,
+            micro_batch_size=self.config.train.micro_batch_size,
+            forward_only=forward_only,
+        )
+        try:
+            return [result["loss"] for result in schedule()]
+        except Abandoned:  # by this rank; `between.check` asks the others
+            return []
+
+    def _pass_deepspeed(self, micro: list[Batch], counted: float | None) -> list[torch.Tensor]:
+        losses = []
+        for tokens, labels in micro:
+            if self.between.next():
+                break
+            loss = self.deepspeed(tokens, labels, counted)
+            self.deepspeed.backward(loss)
+            self.deepspeed.step()
+            losses.append(loss.detach())
+        return losses
+
+    def _update(self) -> float:
+        self.between.mark("reducing gradients and updating")
+        if self._accumulation is not None:
+            self._accumulation.hand_over()
+        grads.sum_sequence_partial(self.chunks)
+        grads.sum_tied_embeddings(self.chunks)
+        if self.stage == 0:
+            grads.average_over_data_parallel(self.chunks)
+            norm = grads.grad_norm(self.chunks)
+            if not torch.isfinite(norm):
+                for chunk in self.chunks:
+                    chunk.zero_grad(set_to_none=True)
+                return math.nan
+            # Not DeepSpeed's clipping: its bf16 optimizer takes the norm of bare tensors, without the marks that keep
+            # replicated and tied parameters from being counted again.
+            self.base_optimizer.clip_scale = grads.clip_scale(norm, self.config.optimizer.clip_grad)
+            self.deepspeed.step()
+            return float(norm)
+        self.deepspeed.optimizer.reduce_gradients(pipeline_parallel=True)
+        self.deepspeed.step()
+        return float(self.deepspeed.get_global_grad_norm())
+
+    @property
+    def _knows_loss(self) -> bool:
+        """Whether this rank's losses are to be summed: of those that hold the same, one is."""
+        return self.layout.is_last_stage and self.layout.tp_rank == 0
+
+    def _mean_loss(self, losses: list[torch.Tensor]) -> float:
+        total = torch.zeros((), dtype=torch.float64, device=torch.cuda.current_device())
+        if self._knows_loss and losses:
+            total += torch.stack([loss.double() for loss in losses]).mean()
+        dist.all_reduce(total)
+        return float(total) / self.layout.dp
+
+
+def _fit_buckets(settings: dict, chunks: list[torch.nn.Module]) -> None:
+    """Let a reduction bucket be no larger than the model: DeepSpeed allocates it whole."""
+    zero = settings.get("zero_optimization", {})
+    parameters = sum(p.numel() for chunk in chunks for p in chunk.parameters())
+    if type(zero.get("reduce_bucket_size")) is int:
+        zero["reduce_bucket_size"] = max(1, min(zero["reduce_bucket_size"], parameters))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """All but DeepSpeed's warning about optimizers that it does not know by class: ours are tested at every stage."""
+    return "untested optimizer" not in record.getMessage()
+
+
+def _quiet_deepspeed() -> None:
+    """DeepSpeed logs its whole configuration at INFO on every start; keep its warnings."""
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(_is_news)
+    for handler in logger.handlers:
+        handler.setLevel(logging.WARNING)

@@ -1,0 +1,180 @@
+"""LORO's exact steps over sharded factors, and the refresh.
+
+Each pair is gathered whole, in fp32, on one rank of its pipeline stage, by summing what the ranks hold of it: fragments
+of ZeRO's partitions and tensor-parallel shards alike. The pairs of a stage are dealt out to its ranks in turn, so they
+are computed side by side; a rank never holds more than its own pair and one tensor in transit. The results go back to
+every rank, which keeps its part.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as mpu
+from torch import Tensor
+
+from elas.config import OptimizerConfig
+from elas.engine.engine import Engine
+from elas.engine.zero import base_state, fragments, publish, write_rows
+from elas.model.low_rank import LowRankColumnParallelLinear, LowRankRowParallelLinear
+from elas.model.shards import shard
+from elas.optim.loro import corrected, factor_scale, refresh
+from elas.optim.riemannian import NotTaken, exact_step
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One factor pair: W = factor_out · factor_in, with factor_in's rows [first, first + r) of a stack."""
+
+    factor_in: torch.nn.Parameter
+    factor_out: torch.nn.Parameter
+    first: int
+    rank: int
+
+
+@dataclass(frozen=True)
+class ExactReport:
+    """What an exact step took."""
+
+    seconds: float
+    pairs: int
+    """Over the whole model."""
+    not_taken: int
+    """Pairs that made the approximate step instead: rank-deficient, or the SVD failed."""
+
+    def metrics(self) -> dict[str, float]:
+        """For metrics.jsonl."""
+        return {"exact_s": self.seconds, "exact_pairs": self.pairs, "exact_not_taken": self.not_taken}
+
+
+def pairs_of(models: list[torch.nn.Module]) -> Iterator[Pair]:
+    """Factor pairs of this rank's chunks, in the order of the model."""
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, LowRankColumnParallelLinear):
+                for number, factor in enumerate(module.output_factors):
+                    yield Pair(module.factor_in, factor, number * module.rank, module.rank)
+            elif isinstance(module, LowRankRowParallelLinear):
+                yield Pair(module.factor_in, module.factor_out, 0, module.rank)
+
+
+class LoroCycle:
+    """When exact steps and refreshes are due, and taking them.
+
+    Args:
+        engine: whose optimizer is `elas.optim.loro.Loro`.
+        config: `exact_every` and `refresh` say when; betas, eps and weight decay how.
+    """
+
+    def __init__(self, engine: Engine, config: OptimizerConfig):
+        self.engine, self.config = engine, config
+        self.group = mpu.get_tensor_and_data_parallel_group()
+        self.ranks = dist.get_process_group_ranks(self.group)
+        self.pairs = list(pairs_of(engine.chunks))
+        self.factor_scale = factor_scale(engine.config)
+
+    def due(self, step: int) -> bool:
+        """Whether an exact step or a refresh comes with this step."""
+        return self.config.exact_every is not None and step % self.config.exact_every == 0
+
+    def begin(self, step: int) -> None:
+        """Call before the optimizer step: on an exact step it moves the factors' moments, but not the factors."""
+        self.engine.base_optimizer.moments_only = self.due(step) and self.config.refresh != "only"
+
+    def end(self, step: int, lr: float) -> ExactReport | None:
+        """Call after the optimizer step, with its learning rate: the exact step and the refresh, where they are due."""
+        if not self.due(step):
+            return None
+        report = self._exact(lr) if self.config.refresh != "only" else None
+        if self.config.refresh != "none":
+            refresh(base_state(self.engine).values())
+        return report
+
+    @torch.no_grad()
+    def _exact(self, lr: float) -> ExactReport:
+        start = time.perf_counter()
+        held, state = fragments(self.engine), base_state(self.engine)
+        steps_since_refresh = float(next(iter(state.values()))["step"])
+        lr_t = corrected(lr, (self.config.beta1, self.config.beta2), steps_since_refresh)
+        not_taken = 0
+        for first in range(0, len(self.pairs), len(self.ranks)):
+            dealt = list(zip(self.pairs[first : first + len(self.ranks)], self.ranks))
+            mine = None
+            for pair, owner in dealt:
+                whole = [self._gather(pair, kind, owner, held, state) for kind in ("m", "n", "d_m", "d_n")]
+                mine = whole if owner == dist.get_rank() else mine
+            result = None if mine is None else self._move(*mine, lr, lr_t)
+            mine = None
+            for pair, owner in dealt:
+                not_taken += self._spread(pair, owner, result, held)
+        publish(self.engine)
+        counts = torch.tensor([len(self.pairs), not_taken], device=torch.cuda.current_device())
+        dist.all_reduce(counts, group=mpu.get_pipeline_model_parallel_group())
+        return ExactReport(time.perf_counter() - start, int(counts[0]), int(counts[1]))
+
+    def _move(
+        self, m: Tensor, n: Tensor, d_m: Tensor, d_n: Tensor, lr: float, lr_t: float
+    ) -> tuple[Tensor, Tensor, bool]:
+        """New M `[o, r]` and N `[i, r]`, and whether the exact step was taken; else they made the approximate one."""
+        try:
+            return *exact_step(m, n, d_m, d_n, lr_t), True
+        except NotTaken:
+            keep, scale = 1 - lr * self.config.weight_decay, lr_t * self.factor_scale
+            return keep * (m - scale * d_m), keep * (n - scale * d_n), False
+
+    def _gather(self, pair: Pair, kind: str, owner: int, held: dict, state: dict) -> Tensor | None:
+        """M, N, D_M or D_N of a pair, whole, fp32, on its owner; None elsewhere."""
+        parameter = pair.factor_out if kind.endswith("m") else pair.factor_in
+        local = torch.zeros(self._local_shape(parameter), dtype=torch.float32, device=torch.cuda.current_device())
+        fragment = held.get(parameter)
+        if fragment is not None and self._contributes(parameter):
+            values = fragment.master()
+            if kind.startswith("d_"):
+                root = fragment.moment(state, "exp_avg_sq").sqrt().add_(self.config.eps)
+                values = fragment.moment(state, "exp_avg") / root
+            local.view(-1).narrow(0, fragment.start, fragment.numel).copy_(values)
+        if parameter is pair.factor_in:
+            local = local[pair.first : pair.first + pair.rank]
+        whole = self._placed(parameter, local)
+        whole = (whole.T if parameter is pair.factor_in else whole).contiguous()
+        dist.reduce(whole, dst=owner, group=self.group)
+        return whole if owner == dist.get_rank() else None
+
+    def _local_shape(self, parameter: torch.nn.Parameter) -> tuple[int, ...]:
+        return tuple(parameter.ds_shape) if self.engine.stage == 3 else tuple(parameter.shape)
+
+    def _contributes(self, parameter: torch.nn.Parameter) -> bool:
+        """Of what several ranks hold alike, one contributes."""
+        layout = self.engine.layout
+        replicated = not getattr(parameter, "tensor_model_parallel", False)
+        return not ((replicated and layout.tp_rank > 0) or (self.engine.stage == 0 and layout.dp_rank > 0))
+
+    def _placed(self, parameter: torch.nn.Parameter, local: Tensor) -> Tensor:
+        """This rank's tensor-parallel shard in the whole tensor, zeros around it."""
+        layout = self.engine.layout
+        if layout.tp == 1 or not getattr(parameter, "tensor_model_parallel", False):
+            return local
+        before, after = list(local.shape), list(local.shape)
+        size = local.shape[parameter.partition_dim]
+        before[parameter.partition_dim] = layout.tp_rank * size
+        after[parameter.partition_dim] = (layout.tp - 1 - layout.tp_rank) * size
+        return torch.cat([local.new_zeros(before), local, local.new_zeros(after)], parameter.partition_dim)
+
+    def _spread(self, pair: Pair, owner: int, result: tuple[Tensor, Tensor, bool] | None, held: dict) -> int:
+        """Give a pair's new factors to all ranks of the stage; 1 if the exact step was not taken, else 0."""
+        layout, device = self.engine.layout, torch.cuda.current_device()
+        mine = result if owner == dist.get_rank() else None
+        taken = torch.tensor([0 if mine is None else int(mine[2])], device=device)
+        dist.broadcast(taken, src=owner, group=self.group)
+        for number, parameter in enumerate((pair.factor_out, pair.factor_in)):
+            long = self._local_shape(parameter)[number]  # M [o, r] and the rows [r, i] of N's transpose
+            if getattr(parameter, "tensor_model_parallel", False):
+                long *= layout.tp
+            value = torch.empty(long, pair.rank, device=device) if mine is None else mine[number].contiguous()
+            dist.broadcast(value, src=owner, group=self.group)
+            rows, first = (value.T, pair.first) if parameter is pair.factor_in else (value, 0)
+            rows = shard(rows, parameter, layout.tp, layout.tp_rank).contiguous()
+            write_rows(self.engine, parameter, held.get(parameter), rows, first)
+        return 1 - int(taken)

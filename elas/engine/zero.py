@@ -1,0 +1,113 @@
+"""Where a parameter's fp32 weights and moments lie on this rank, at every ZeRO stage.
+
+ZeRO keeps flat fp32 partitions; of a parameter a rank holds one stretch of the flattened tensor (of its
+tensor-parallel shard), or nothing. A `Fragment` is that stretch, as views into DeepSpeed's own buffers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from elas.engine.engine import Engine
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Elements [start, start + numel) of the flattened parameter, held at `flat[offset : offset + numel]`."""
+
+    flat: Tensor
+    """What the base optimizer updates: fp32, and the key of its state."""
+    offset: int
+    start: int
+    numel: int
+
+    def master(self) -> Tensor:
+        """fp32 weights: a view `[numel]`."""
+        return self.flat.detach().view(-1).narrow(0, self.offset, self.numel)
+
+    def moment(self, state: dict, name: str) -> Tensor:
+        """One entry of the base optimizer's state: a view `[numel]`."""
+        return state[self.flat][name].view(-1).narrow(0, self.offset, self.numel)
+
+
+def base_state(engine: Engine) -> dict:
+    """The base optimizer's state, keyed by the tensors it updates (its parameter groups are ZeRO's to rearrange)."""
+    optimizer = engine.deepspeed.optimizer
+    return (optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer).state
+
+
+def fragments(engine: Engine) -> dict[torch.nn.Parameter, Fragment]:
+    """This rank's fragment of every parameter; those that it holds nothing of are left out."""
+    optimizer = engine.deepspeed.optimizer
+    if engine.stage == 3:
+        return _stage3(engine)
+    if engine.stage > 0:
+        return _stages_1_and_2(optimizer)
+    if hasattr(optimizer, "fp32_groups"):
+        pairs = [pair for both in zip(optimizer.fp16_groups, optimizer.fp32_groups) for pair in zip(*both)]
+    else:
+        pairs = [(p, p) for group in optimizer.param_groups for p in group["params"]]
+    return {p: Fragment(master, 0, 0, p.numel()) for p, master in pairs}
+
+
+def _stages_1_and_2(optimizer) -> dict[torch.nn.Parameter, Fragment]:
+    found = {}
+    for group, flat in enumerate(optimizer.single_partition_of_fp32_groups):
+        size = flat.numel()
+        first = dist.get_rank(optimizer.real_dp_process_group[group]) * size
+        # The order in memory, gaps included: `bit16_groups` and `_hp_mapping` ignore round_robin_gradients.
+        members, offsets = optimizer.round_robin_bit16_groups[group], optimizer.round_robin_bit16_offsets[group]
+        for parameter, offset in zip(members, offsets, strict=True):
+            start, end = max(first, offset), min(first + size, offset + parameter.numel())
+            if start < end:
+                found[parameter] = Fragment(flat, start - first, start - offset, end - start)
+    return found
+
+
+def _stage3(engine: Engine) -> dict[torch.nn.Parameter, Fragment]:
+    optimizer, found = engine.deepspeed.optimizer, {}
+    for chunk in engine.chunks:
+        for p in chunk.parameters():
+            group, offset, held = optimizer.grad_position[optimizer.get_param_id(p)]
+            start = engine.layout.dp_rank * p.ds_tensor.numel()
+            numel = min(held, p.ds_tensor.numel(), p.ds_numel - start)  # the last ranks hold padding
+            if numel > 0:
+                found[p] = Fragment(optimizer.fp32_partitioned_groups_flat[group], offset, start, numel)
+    return found
+
+
+def write_rows(
+    engine: Engine, parameter: torch.nn.Parameter, fragment: Fragment | None, rows: Tensor, first: int
+) -> None:
+    """Put new rows in place: this rank's fp32 fragment of them, and the weights the model computes with.
+
+    Args:
+        engine: the engine.
+        parameter: of the model.
+        fragment: of the parameter on this rank, or None.
+        rows: fp32 `[n, columns]` of this rank's tensor-parallel shard.
+        first: index of the first of them in the shard.
+    """
+    begin = first * rows.shape[1]
+    if fragment is not None:
+        low = max(begin, fragment.start)
+        high = min(begin + rows.numel(), fragment.start + fragment.numel)
+        if low < high:
+            new = rows.reshape(-1)[low - begin : high - begin]
+            fragment.master()[low - fragment.start : high - fragment.start].copy_(new)
+            if engine.stage == 3:
+                parameter.ds_tensor.view(-1)[low - fragment.start : high - fragment.start].copy_(new)
+    if engine.stage < 3:
+        parameter.data[first : first + rows.shape[0]].copy_(rows)
+
+
+def publish(engine: Engine) -> None:
+    """After `write_rows` at ZeRO 3: gather again what DeepSpeed keeps whole on every rank; every rank calls it."""
+    if engine.stage < 3:
+        return
+    whole = engine.deepspeed.optimizer.persistent_parameters
+    if whole:
+        whole[0].partition(whole, has_been_updated=False)
+        whole[0].all_gather(whole)

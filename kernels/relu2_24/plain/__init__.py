@@ -1,0 +1,1 @@
+"""The core in PyTorch's own operations: `compressed`, `fused`, and the emulated `split` backward pass."""

@@ -1,0 +1,34 @@
+"""The implementations that the registry knows from the start; those of other packages register themselves on import."""
+
+from collections.abc import Callable
+
+import torch
+
+from elas.kernels.relu2_24 import cpu, reference, registry, semi_structured  # noqa: F401
+from elas.kernels.relu2_24.options import Relu24Options
+from elas.kernels.relu2_24.plain.compressed import TorchCompressed
+from elas.kernels.relu2_24.plain.fused import TorchFused
+from elas.kernels.relu2_24.plain.split import SplitBackward
+from elas.kernels.relu2_24.triton import compressed, fused  # noqa: F401
+
+
+def _everywhere(device: torch.device, dtype: torch.dtype) -> None:
+    """Plain PyTorch runs on every device, in every dtype that passed the check."""
+
+
+def _backward_is(kind: str) -> Callable[[Relu24Options], str | None]:
+    return lambda options: None if options.backward == kind else f"computes the {kind} backward pass only"
+
+
+registry.register(
+    registry.Implementation(
+        "reference", "eager", reference.ffn_core, _everywhere, priority=0, supports=_backward_is("dense")
+    )
+)
+registry.register(
+    registry.Implementation.of_passes(
+        "split", "eager", SplitBackward(), _everywhere, priority=0, supports=_backward_is("split")
+    )
+)
+for _memory, _passes in (("fused", TorchFused()), ("compressed", TorchCompressed())):
+    registry.register(registry.Implementation.of_passes("torch", _memory, _passes, _everywhere, priority=0))

@@ -1,0 +1,130 @@
+"""`Passes` of compressed memory around the Triton kernels; Triton is imported at first use.
+
+What is kept for the backward pass is what plain/compressed.py keeps.
+
+Shapes: `f` features, `g = f / 4` groups, `n` tokens, `r_in`, `r_out` widths of the two ends of the core; ρ = relu(z).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from elas.kernels.relu2_24.options import Relu24Options
+from elas.kernels.relu2_24.passes import Gradients, Kept
+from elas.kernels.relu2_24.registry import Implementation, register
+from elas.kernels.relu2_24.triton.fused import PRIORITY, method_of, obstacle, on, scale_of
+
+TILE = (4, 512)
+"""Tokens and features of a program's tile: 16 features for each of its 128 threads, 256 bits of bf16."""
+NOTHING, RHO, PACKED = 0, 1, 2
+
+
+def _grid(n: int, f: int) -> tuple[int, int]:
+    return -(-n // TILE[0]), -(-f // TILE[1])
+
+
+def _empty_codes(n: int, f: int, options: Relu24Options, like: Tensor) -> Tensor:
+    """uint8 `[n, ceil(g/2)]`, for the soft threshold `[n, g]`."""
+    columns = f // 4 if options.method == "soft_threshold" else -(-f // 8)
+    return like.new_empty(n, columns, dtype=torch.uint8)
+
+
+def squeeze(z: Tensor, options: Relu24Options, keep: int) -> tuple[Tensor, Kept]:
+    """s of `z [n, f]`; and nothing, `(ρ,)`, or `(values, codes)` for `keep` NOTHING, RHO, PACKED."""
+    from elas.kernels.relu2_24.triton import compressed_kernels
+
+    z = z.contiguous()
+    (n, f), s = z.shape, z.new_empty(z.shape)
+    kept: Kept = ()
+    if keep == RHO:
+        kept = (z.new_empty(n, f),)
+    elif keep == PACKED:
+        kept = z.new_empty(n, f // 2), _empty_codes(n, f, options, z)
+    values, codes = kept[0] if kept else s, kept[-1] if kept else s  # a kernel takes a pointer it does not follow
+    if z.numel():
+        with on(z):
+            compressed_kernels.squeeze_kernel[_grid(n, f)](
+                z, s, values, codes, n, f, codes.shape[1], scale_of(options), method_of(options), keep, *TILE
+            )
+    return s, kept
+
+
+def restore(
+    kept: Kept, ds: Tensor | None, options: Relu24Options, needs_s: bool = True
+) -> tuple[Tensor | None, Tensor | None]:
+    """s if it is needed, and dz where `ds [n, f]` is given, from `(values [n, f/2], codes)`."""
+    from elas.kernels.relu2_24.triton import compressed_kernels
+
+    values, codes = kept
+    n, f = values.shape[0], 2 * values.shape[1]
+    s = values.new_empty(n, f) if needs_s else None
+    dz = None if ds is None else values.new_empty(n, f)
+    ds = values if ds is None else ds.contiguous()
+    if values.numel():
+        with on(values):
+            compressed_kernels.restore_kernel[_grid(n, f)](
+                values,
+                codes,
+                ds,
+                values if s is None else s,
+                values if dz is None else dz,
+                n,
+                f,
+                codes.shape[1],
+                scale_of(options),
+                method_of(options),
+                s is not None,
+                dz is not None,
+                *TILE,
+            )
+    return s, dz
+
+
+def slope(rho: Tensor, ds: Tensor, options: Relu24Options) -> Tensor:
+    """dz `[n, f]` through relu² alone: of the dense activation, and of ste."""
+    from elas.kernels.relu2_24.triton import compressed_kernels
+
+    ds, dz = ds.contiguous(), torch.empty_like(rho)
+    if rho.numel():
+        with on(rho):
+            compressed_kernels.slope_kernel[_grid(*rho.shape)](rho, ds, dz, *rho.shape, scale_of(options), *TILE)
+    return dz
+
+
+class TritonCompressed:
+    """`Passes` of compressed memory: products by PyTorch, one Triton pass over f values a token between them."""
+
+    def forward(
+        self, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, keep: bool
+    ) -> tuple[Tensor, Kept]:
+        """`v [n, r_out]` and what `plain.compressed.compress` keeps."""
+        masked = options.sparse and options.gradient == "masked"
+        s, kept = squeeze(linear(u, m_up), options, NOTHING if not keep else PACKED if masked else RHO)
+        return linear(s, n_down), kept
+
+    def backward(
+        self,
+        u: Tensor,
+        m_up: Tensor,
+        n_down: Tensor,
+        kept: Kept,
+        dv: Tensor,
+        options: Relu24Options,
+        needs: tuple[bool, bool, bool],
+    ) -> Gradients:
+        """du, dm_up, dn_down from the kept form."""
+        needs_u, needs_m, needs_n = needs
+        ds = dv @ n_down if needs_u or needs_m else None
+        if len(kept) == 1:
+            s = squeeze(kept[0], options, NOTHING)[0] if needs_n else None
+            dz = None if ds is None else slope(kept[0], ds, options)
+        else:
+            s, dz = restore(kept, ds, options, needs_n)
+        return (
+            dz @ m_up if needs_u else None,
+            dz.T @ u if needs_m else None,
+            dv.T @ s if needs_n else None,
+        )
+
+
+register(Implementation.of_passes("triton", "compressed", TritonCompressed(), obstacle, priority=PRIORITY))

@@ -1,0 +1,213 @@
+"""`Passes` of fused memory around the Triton kernels: layouts, grids, sums of shares. Triton is imported at first use.
+
+Shapes: `f` features, `n` tokens, `r_in`, `r_out` widths of the two ends of the core.
+"""
+
+import contextlib
+import importlib.util
+import logging
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from elas.kernels.relu2_24.options import Relu24Options
+from elas.kernels.relu2_24.passes import Gradients, Kept
+from elas.kernels.relu2_24.plain.fused import TorchFused
+from elas.kernels.relu2_24.registry import Implementation, register
+from elas.kernels.relu2_24.triton.tiles import Kernel, Tile, chip, choose
+
+logger = logging.getLogger("elas.kernels")
+
+PRIORITY = 20
+"""Above every other implementation, on the devices where it runs."""
+
+PROGRAMS_PER_PROCESSOR = 2
+"""Programs of `weights_kernel` there should be for each processor of the chip, by splitting the tokens."""
+
+
+def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot run on `device` in `dtype`, or None."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return f"its kernels are for NVIDIA GPUs, not {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install 'elas[gpu]')"
+    capability = torch.cuda.get_device_capability(device)
+    if chip(capability) is None:
+        return "it has tiles for compute capability 8.x, 9.x and 12.x, not {}.{}".format(*capability)
+    if dtype == torch.float64:
+        return "its kernels do not take float64"
+    if precision_of(dtype) == "ieee" and dtype == torch.float32:
+        return "in fp32 it multiplies in TF32, which torch.set_float32_matmul_precision('high') allows"
+    return None
+
+
+def on(x: Tensor) -> AbstractContextManager:
+    """Triton launches on the current device: make it the one of x."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def method_of(options: Relu24Options) -> int:
+    """The number the kernels know the method by (triton/groups.py)."""
+    if not options.sparse:
+        return 0
+    return 1 if options.method == "magnitude" else 2
+
+
+def scale_of(options: Relu24Options) -> float:
+    """β as a factor of s: 1 where the method has none."""
+    return float(options.scale) if method_of(options) == 2 else 1.0
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """How fp32 is multiplied: as `torch.set_float32_matmul_precision` says for every product of PyTorch."""
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return "ieee"
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    """x, copied if its rows are not contiguous."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+class TritonFused:
+    """`Passes` of fused memory.
+
+    Args:
+        tile: the tile of every kernel instead of the table's (tests; tuning by hand).
+    """
+
+    def __init__(self, tile: Tile | None = None):
+        self.tile = tile
+        self.wide = TorchFused()
+        self.said = False
+
+    def forward(
+        self, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, keep: bool
+    ) -> tuple[Tensor, Kept]:
+        """`v [n, r_out]`, and nothing to keep."""
+        if not self._runs(u, n_down, options):
+            return self.wide.forward(u, m_up, n_down, options, keep)
+        from elas.kernels.relu2_24.triton import fused_kernels
+
+        u, m, n = _in_rows(u), _in_rows(m_up), n_down.T.contiguous()
+        v = u.new_empty(u.shape[0], n_down.shape[0])
+        if v.shape[0]:
+            tile, constants = self._settings("forward", u, n, options)
+            grid = (-(-v.shape[0] // tile.tokens), -(-v.shape[1] // constants["BO"]))
+            strides = (u.stride(0), m.stride(0), n.stride(0), v.stride(0))
+            with on(u):
+                fused_kernels.forward_kernel[grid](
+                    u, m, n, v, u.shape[0], m.shape[0], *strides, scale_of(options), **constants
+                )
+        return v, ()
+
+    def backward(
+        self,
+        u: Tensor,
+        m_up: Tensor,
+        n_down: Tensor,
+        kept: Kept,
+        dv: Tensor,
+        options: Relu24Options,
+        needs: tuple[bool, bool, bool],
+    ) -> Gradients:
+        """du, dm_up, dn_down: one kernel over tokens, one over features."""
+        if not self._runs(u, n_down, options):
+            return self.wide.backward(u, m_up, n_down, kept, dv, options, needs)
+        u, m, n, dv = _in_rows(u), _in_rows(m_up), n_down.T.contiguous(), _in_rows(dv)
+        du = self._du(u, m, n, dv, options) if needs[0] else None
+        return du, *self._weights(u, m, n, dv, options, needs[1:])
+
+    def _du(self, u: Tensor, m: Tensor, n: Tensor, dv: Tensor, options: Relu24Options) -> Tensor:
+        from elas.kernels.relu2_24.triton import fused_kernels
+
+        du = u.new_empty(u.shape)
+        if du.shape[0]:
+            tile, constants = self._settings("du", u, n, options)
+            grid = (-(-du.shape[0] // tile.tokens), -(-du.shape[1] // constants["BI"]))
+            strides = tuple(x.stride(0) for x in (u, m, n, dv, du))
+            ste = options.gradient == "ste"
+            with on(u):
+                fused_kernels.du_kernel[grid](
+                    u, m, n, dv, du, u.shape[0], m.shape[0], *strides, scale_of(options), STE=ste, **constants
+                )
+        return du
+
+    def _weights(
+        self, u: Tensor, m: Tensor, n: Tensor, dv: Tensor, options: Relu24Options, needs: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """dm_up, dn_down: `f` and tokens shared out among programs, shares added in fp32."""
+        if not any(needs):
+            return None, None
+        from elas.kernels.relu2_24.triton import fused_kernels
+
+        (tokens, r_in), (f, r_out) = u.shape, n.shape
+        tile, constants = self._settings("weights", u, n, options)
+        tiles = -(-f // tile.features)
+        share = self._share(tokens, tiles, tile, u.device, max(u.stride(0), dv.stride(0), 1))
+        shares = max(1, -(-tokens // share))
+        dm, dn = (u.new_empty(shares, f, r, dtype=torch.float32) for r in (r_in, r_out))
+        chunks = max(-(-r_in // constants["BI"]), -(-r_out // constants["BO"]))
+        strides = tuple(x.stride(0) for x in (u, m, n, dv))
+        more = {"STE": options.gradient == "ste", "NEEDS_M": needs[0], "NEEDS_N": needs[1], **constants}
+        if f:
+            with on(u):
+                fused_kernels.weights_kernel[(tiles, shares, chunks)](
+                    u, m, n, dv, dm, dn, tokens, f, share, *strides, scale_of(options), **more
+                )
+        return (
+            dm.sum(0).to(u.dtype) if needs[0] else None,
+            dn.sum(0).to(u.dtype).T.contiguous() if needs[1] else None,
+        )
+
+    def _share(self, tokens: int, tiles: int, tile: Tile, device: torch.device, stride: int) -> int:
+        """Tokens a program of `weights_kernel` sums, a multiple of its tile; offsets within them fit 31 bits."""
+        processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+        shares = max(1, PROGRAMS_PER_PROCESSOR * processors // max(tiles, 1))
+        steps = max(1, -(-tokens // tile.tokens))
+        most = max(1, (2**31 - 1) // stride // tile.tokens)
+        return min(-(-steps // min(shares, steps)), most) * tile.tokens
+
+    def _tile(self, kernel: Kernel, u: Tensor, n: Tensor, options: Relu24Options) -> Tile | None:
+        """The tile of a kernel for `u [n, r_in]` and `n [f, r_out]`; where there is no GPU, H100's."""
+        if self.tile is not None:
+            return self.tile
+        capability = torch.cuda.get_device_capability(u.device) if u.is_cuda else (9, 0)
+        return choose(chip(capability), kernel, u.dtype, max(u.shape[1], n.shape[1]), method_of(options) == 2)
+
+    def _settings(self, kernel: Kernel, u: Tensor, n: Tensor, options: Relu24Options) -> tuple[Tile, dict[str, object]]:
+        """The tile of a kernel, and the constants it is compiled for."""
+        tile = self._tile(kernel, u, n, options)
+        return tile, constants(tile, u.shape[1], n.shape[1], precision_of(u.dtype), method_of(options))
+
+    def _runs(self, u: Tensor, n_down: Tensor, options: Relu24Options) -> bool:
+        """Whether the kernels take these widths; that the chunked form takes others is said once."""
+        if min(u.shape[1], n_down.shape[0]) > 0 and self._tile("forward", u, n_down.T, options) is not None:
+            return True
+        if not self.said:
+            self.said = True
+            widths = u.shape[1], n_down.shape[0]
+            logger.info("relu2_24 triton: no tile for a core of widths %s, which runs in chunks of PyTorch", widths)
+        return False
+
+
+def constants(tile: Tile, r_in: int, r_out: int, precision: str, method: int) -> dict[str, object]:
+    """Compile-time arguments of a fused kernel, `num_warps` and `num_stages` with them."""
+    return {
+        "R_IN": r_in,
+        "R_OUT": r_out,
+        "METHOD": method,
+        "BM": tile.tokens,
+        "BF": tile.features,
+        "BI": tile.columns(r_in),
+        "BO": tile.columns(r_out),
+        "GAP": tile.gap,
+        "P": precision,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+
+
+register(Implementation.of_passes("triton", "fused", TritonFused(), obstacle, priority=PRIORITY))
