@@ -5,7 +5,7 @@ The `.idx` is a header and three tables, of which `elas.data.token_files` says m
 
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +39,3 @@ def write_index(path: Path, dtype: np.dtype, documents: int, lengths: Callable[[
             file.write(np.arange(begin, min(begin + _CHUNK, documents + 1), dtype="<i8").tobytes())
         file.flush()
         os.fsync(file.fileno())
-
-
-def write_documents(prefix: Path, documents: Iterator[np.ndarray], dtype: np.dtype) -> None:
-    """Write `PREFIX.bin` and `.idx` of documents that are at hand; for small corpora."""
-    lengths = []
-    with open(f"{prefix}.bin", "wb") as file:
-        for ids in documents:
-            file.write(ids.astype(dtype).tobytes())
-            lengths.append(len(ids))
-    write_index(Path(f"{prefix}.idx"), np.dtype(dtype), len(lengths), lambda: [np.array(lengths)])

@@ -84,11 +84,6 @@ class Plan:
         """Folder of everything that is temporary."""
         return work_folder(self.outputs[0])
 
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of the inputs on disk."""
-        return sum(file.size for file in self.files)
-
     @cached_property
     def identity(self) -> dict[str, str]:
         """Digests of what must be the same for finished tasks to count, by what it is."""

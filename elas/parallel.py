@@ -33,11 +33,6 @@ class Layout:
     sequence_parallel: bool
 
     @property
-    def is_first_stage(self) -> bool:
-        """Whether this rank's pipeline stage holds the embedding."""
-        return self.pp_rank == 0
-
-    @property
     def is_last_stage(self) -> bool:
         """Whether this rank's pipeline stage holds the output layer, and so knows the loss."""
         return self.pp_rank == self.pp - 1

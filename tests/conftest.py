@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import ranks
+from support import ranks
 
 
 def pytest_addoption(parser):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from elas.bench.cli import at_least
+from elas.bench.arguments import at_least
 from elas.checkpoint.resume import first_intact
 from elas.command import Parser
 from elas.console import table

@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 
 from elas import accelerator
-from elas.bench import cli, measure, show
+from elas.bench import arguments, measure, show
 from elas.bench.ffn_variants import SWIGLU, gated_width
 from elas.command import Parser
 from elas.config import Config, ffn_width, load_config, presets
@@ -66,10 +66,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seq", type=int, default=256, metavar="N", help="tokens a sample (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="counted rounds (default: %(default)s)")
     options = parser.parse_args(argv)
-    cli.choices("--preset", options.preset, presets())
-    cli.at_least("--tp", options.tp, 2)
+    arguments.choices("--preset", options.preset, presets())
+    arguments.at_least("--tp", options.tp, 2)
     for name in ("batch", "seq", "repeats"):
-        cli.at_least(f"--{name}", getattr(options, name), 1)
+        arguments.at_least(f"--{name}", getattr(options, name), 1)
     cases = [(name, sequence) for name in NAMES for sequence in (False, True)]
     configs = {case: case_config(*case, options) for case in cases}
     rank = configs["bottleneck", False].low_rank.rank
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     if accelerator.has_cuda() and torch.cuda.device_count() < options.tp:
         raise UserError(f"--tp {options.tp}: there are {torch.cuda.device_count()} GPUs; give fewer ranks")
     rows = _on_ranks(options.tp, configs, options.repeats)
-    facts = {**cli.environment(), "tp": options.tp, "preset": options.preset, "dtype": options.dtype}
+    facts = {**arguments.environment(), "tp": options.tp, "preset": options.preset, "dtype": options.dtype}
     facts |= {"batch": options.batch, "seq": options.seq, "repeats": options.repeats, "rows": rows}
     write_json(options.json, facts)
     _print(facts)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 
 from elas import accelerator
-from elas.bench import cli, ffn_variants, measure, show
+from elas.bench import arguments, ffn_variants, measure, show
 from elas.bench.ffn_variants import VARIANTS, Variant
 from elas.bench.one_process import one_process
 from elas.command import Parser
@@ -64,11 +64,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="counted rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
     options = parser.parse_args(argv)
-    shapes = cli.choices("--shapes", options.shapes, presets())
-    dtypes = cli.dtypes(options.dtypes)
-    names = cli.choices("--variants", options.variants, list(VARIANTS))
+    shapes = arguments.choices("--shapes", options.shapes, presets())
+    dtypes = arguments.dtypes(options.dtypes)
+    names = arguments.choices("--variants", options.variants, list(VARIANTS))
     for option, value in (("--tokens", options.tokens), ("--repeats", options.repeats), ("--threads", options.threads)):
-        cli.at_least(option, value, 1)
+        arguments.at_least(option, value, 1)
     threads_before = torch.get_num_threads()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
                 for dtype in dtypes:
                     more, said = _cell(shape, dtype, names, options.tokens, options.repeats, progress)
                     rows, notes = rows + more, notes + said
-        facts = {**cli.environment(), "tokens": options.tokens, "repeats": options.repeats}
+        facts = {**arguments.environment(), "tokens": options.tokens, "repeats": options.repeats}
     finally:
         torch.set_num_threads(threads_before)
     progress.clear()

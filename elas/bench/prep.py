@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from elas.bench.cli import at_least
+from elas.bench.arguments import at_least
 from elas.command import Parser
 from elas.console import table
 from elas.errors import Failure, UserError

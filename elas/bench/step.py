@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 
 from elas import accelerator
-from elas.bench import cli, measure, show
+from elas.bench import arguments, measure, show
 from elas.bench.one_process import one_process
 from elas.command import Parser
 from elas.config import presets
@@ -68,11 +68,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="counted rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
     options = parser.parse_args(argv)
-    cli.choices("--preset", options.preset, presets())
-    dtypes = cli.dtypes(options.dtypes)
-    names = cli.choices("--variants", options.variants, NAMES + ON_REQUEST)
+    arguments.choices("--preset", options.preset, presets())
+    dtypes = arguments.dtypes(options.dtypes)
+    names = arguments.choices("--variants", options.variants, NAMES + ON_REQUEST)
     for name in ("layers", "batch", "seq", "repeats", "threads"):
-        cli.at_least(f"--{name}", getattr(options, name), 1)
+        arguments.at_least(f"--{name}", getattr(options, name), 1)
     from elas.bench.step_models import Shape, refuse_if_too_large, variant_config
 
     shape = Shape(options.preset, options.layers, options.batch, options.seq, options.zero)
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
         with one_process() as layout:
             for of_dtype in configs.values():
                 rows += _rows(of_dtype, layout, options.repeats, progress)
-        facts = {**cli.environment(), **vars(shape), "repeats": options.repeats}
+        facts = {**arguments.environment(), **vars(shape), "repeats": options.repeats}
     finally:
         torch.set_num_threads(threads_before)
     progress.clear()

@@ -6,12 +6,14 @@
 - DTensor: which shards fit together is in sharding.py.
 
 The implementation is chosen when the operator runs, not when it is traced, so tracing neither builds an extension nor
-logs. What is kept has the shapes that core.py's `Passes` promise for the memory mode, whichever implementation runs.
+logs. What is kept has the shapes that `Passes` (passes.py) promise for the memory mode, whichever implementation runs.
 Eager mode does not come here otherwise: an operator written in Python costs some 20 µs more a call than an autograd
 function.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import astuple, fields
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from torch import Tensor
 from elas.kernels.relu2_24 import registry
 from elas.kernels.relu2_24.autocast import autocast_off
 from elas.kernels.relu2_24.options import Relu24Options
+from elas.kernels.relu2_24.passes import Operands
 from elas.kernels.relu2_24.reference import NO_SECOND
 
 # A number comes first after the tensors: DTensor's cache of shardings, as `register_sharding` sets it up, tells calls
@@ -26,30 +29,27 @@ from elas.kernels.relu2_24.reference import NO_SECOND
 KEEP, NOT_KEEP = 1, 0
 
 
-def _options(sparse: bool, method: str, gradient: str, scale: float, ffn_memory: str, backward: str) -> Relu24Options:
-    return Relu24Options(
-        sparse=sparse, method=method, gradient=gradient, scale=scale, ffn_memory=ffn_memory, backward=backward
-    )
+_SCHEMA_TYPES = {bool: "bool", str: "str", float: "float"}
+_HOW = ", ".join(f"{_SCHEMA_TYPES[type(field.default)]} {field.name}" for field in fields(Relu24Options))
+_REST = f"{_HOW}, str implementation) -> (Tensor, Tensor, Tensor)"
+"""How the operators' schemas end: the options in the order of their fields, the implementation, three results."""
 
 
 def how_of(options: Relu24Options, implementation: str) -> tuple:
     """The operators' last arguments."""
-    return (
-        options.sparse,
-        options.method,
-        options.gradient,
-        options.scale,
-        options.ffn_memory,
-        options.backward,
-        implementation,
-    )
+    return *astuple(options), implementation
 
 
-def kept_of(keep: int, sparse: bool, gradient: str, ffn_memory: str) -> int:
+def options_of(how: Sequence) -> Relu24Options:
+    """The options among the operators' last arguments."""
+    return Relu24Options(*how[:-1])
+
+
+def kept_of(keep: int, options: Relu24Options) -> int:
     """How many of the two tensors are kept; the others are empty, since an operator's outputs are a fixed number."""
-    if not keep or ffn_memory == "fused":
+    if not keep or options.ffn_memory == "fused":
         return 0
-    return 1 if not sparse or gradient == "ste" or ffn_memory == "eager" else 2
+    return 1 if not options.sparse or options.gradient == "ste" or options.ffn_memory == "eager" else 2
 
 
 def _two(tensors: tuple[Tensor, ...], like: Tensor) -> list[Tensor]:
@@ -57,68 +57,50 @@ def _two(tensors: tuple[Tensor, ...], like: Tensor) -> list[Tensor]:
     return [*tensors, *(like.new_empty(0) for _ in range(2 - len(tensors)))]
 
 
-@torch.library.custom_op("elas::relu2_24_core", mutates_args=())
-def core(
-    u: Tensor,
-    m_up: Tensor,
-    n_down: Tensor,
-    keep: int,
-    sparse: bool,
-    method: str,
-    gradient: str,
-    scale: float,
-    ffn_memory: str,
-    backward: str,
-    implementation: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "elas::relu2_24_core",
+    mutates_args=(),
+    schema=f"(Tensor u, Tensor m_up, Tensor n_down, SymInt keep, {_REST}",
+)
+def core(u, m_up, n_down, keep, *how):
     """`v [n, r_out]` from `u [n, r_in]`, and what the backward pass takes back."""
-    options = _options(sparse, method, gradient, scale, ffn_memory, backward)
-    one = registry.select(options, u.device, u.dtype, implementation)
+    options = options_of(how)
+    one = registry.select(options, u.device, u.dtype, how[-1])
     with autocast_off(u.device):
-        v, kept = one.passes.forward(u, m_up, n_down, options, bool(keep))
+        v, kept = one.passes.forward(Operands(u, m_up, n_down), options, bool(keep))
     return (v, *_two(kept, u))
 
 
 @core.register_fake
-def _(u, m_up, n_down, keep, sparse, method, gradient, scale, ffn_memory, backward, implementation):
+def _(u, m_up, n_down, keep, *how):
     n, f = u.shape[0], m_up.shape[0]
+    options = options_of(how)
     v = u.new_empty(n, n_down.shape[0])
-    number = kept_of(keep, sparse, gradient, ffn_memory)
+    number = kept_of(keep, options)
     if number < 2:
         return (v, *_two((u.new_empty(n, f),) * number, u))
     groups = f // 4
-    codes = (groups + 1) // 2 if method == "magnitude" else groups
+    codes = (groups + 1) // 2 if options.method == "magnitude" else groups
     return v, u.new_empty(n, f // 2), u.new_empty(n, codes, dtype=torch.uint8)
 
 
-@torch.library.custom_op("elas::relu2_24_core_backward", mutates_args=())
-def core_backward(
-    u: Tensor,
-    m_up: Tensor,
-    n_down: Tensor,
-    kept0: Tensor,
-    kept1: Tensor,
-    dv: Tensor,
-    needs: int,
-    sparse: bool,
-    method: str,
-    gradient: str,
-    scale: float,
-    ffn_memory: str,
-    backward: str,
-    implementation: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "elas::relu2_24_core_backward",
+    mutates_args=(),
+    schema=f"(Tensor u, Tensor m_up, Tensor n_down, Tensor kept0, Tensor kept1, Tensor dv, SymInt needs, {_REST}",
+)
+def core_backward(u, m_up, n_down, kept0, kept1, dv, needs, *how):
     """`du`, `dm_up`, `dn_down`, empty where their bit in `needs` (1, 2, 4) is not set."""
-    options = _options(sparse, method, gradient, scale, ffn_memory, backward)
-    one = registry.select(options, u.device, u.dtype, implementation)
-    kept = (kept0, kept1)[: kept_of(KEEP, sparse, gradient, ffn_memory)]
+    options = options_of(how)
+    one = registry.select(options, u.device, u.dtype, how[-1])
+    kept = (kept0, kept1)[: kept_of(KEEP, options)]
     with autocast_off(u.device):
-        grads = one.passes.backward(u, m_up, n_down, kept, dv, options, needed(needs))
+        grads = one.passes.backward(Operands(u, m_up, n_down), kept, dv, options, needed(needs))
     return tuple(u.new_empty(0) if grad is None else grad for grad in grads)
 
 
 @core_backward.register_fake
-def _(u, m_up, n_down, kept0, kept1, dv, needs, sparse, method, gradient, scale, ffn_memory, backward, implementation):
+def _(u, m_up, n_down, kept0, kept1, dv, needs, *how):
     return tuple(u.new_empty(x.shape if need else 0) for x, need in zip((u, m_up, n_down), needed(needs), strict=True))
 
 
@@ -177,23 +159,21 @@ def _one_by_one(batch: int, operator, tensors: tuple, dims: tuple, how: tuple) -
 
 @core.register_vmap
 def _(info, in_dims, u, m_up, n_down, *how):
-    keep, sparse, _, gradient, _, ffn_memory, _, _ = how
     if in_dims[1] is not None or in_dims[2] is not None:
         return _one_by_one(info.batch_size, core, (u, m_up, n_down), in_dims, how)
     (rows,) = _batch_as_tokens(info.batch_size, (u,), in_dims[:1])
     v, *kept = core(rows, m_up, n_down, *how)
-    number = kept_of(keep, sparse, gradient, ffn_memory)
+    number = kept_of(how[0], options_of(how[1:]))
     batched = [x.unflatten(0, (info.batch_size, -1)) if i <= number else x for i, x in enumerate((v, *kept))]
     return tuple(batched), tuple(0 if i <= number else None for i in range(3))
 
 
 @core_backward.register_vmap
 def _(info, in_dims, u, m_up, n_down, kept0, kept1, dv, *how):
-    needs, sparse, _, gradient, _, ffn_memory, _, _ = how
     tensors, dims = (u, m_up, n_down, kept0, kept1, dv), in_dims[:6]
-    if needs != 1 or dims[1] is not None or dims[2] is not None:
+    if how[0] != 1 or dims[1] is not None or dims[2] is not None:
         return _one_by_one(info.batch_size, core_backward, tensors, dims, how)
-    number = kept_of(KEEP, sparse, gradient, ffn_memory)
+    number = kept_of(KEEP, options_of(how[1:]))
     kept = _batch_as_tokens(info.batch_size, (kept0, kept1)[:number], dims[3:5])
     rows, drows = _batch_as_tokens(info.batch_size, (u, dv), (dims[0], dims[5]))
     du, *nothing = core_backward(rows, m_up, n_down, *_two(tuple(kept), u), drows, *how)

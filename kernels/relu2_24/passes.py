@@ -8,7 +8,7 @@ skipping of gradients that nobody wants, and the refusal of second derivatives.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,31 +19,36 @@ from elas.kernels.relu2_24.reference import first_derivative_only
 
 Kept = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+Needs = tuple[bool, bool, bool]
+"""Which of the operands' gradients are wanted."""
+
+
+class Operands(NamedTuple):
+    """What the core multiplies.
+
+    Attributes:
+        u: `[n, r_in]`.
+        m_up: `[f, r_in]`.
+        n_down: `[r_out, f]`.
+    """
+
+    u: Tensor
+    m_up: Tensor
+    n_down: Tensor
 
 
 class Passes(Protocol):
     """The two passes of one implementation; operands have one dtype and device, any strides, any number of tokens.
 
     What is kept has a layout of its `ffn_memory`, the same in every implementation: nothing for `fused`,
-    `function.compress`'s tensors, `[n, …]`, for `compressed`, ρ `[n, f]` for `eager` (the split backward).
+    `plain.compressed.compress`'s tensors, `[n, …]`, for `compressed`, ρ `[n, f]` for `eager` (the split backward).
     """
 
-    def forward(
-        self, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, keep: bool
-    ) -> tuple[Tensor, Kept]:
-        """`u [n, r_in]`, `m_up [f, r_in]`, `n_down [r_out, f]` → new `v [n, r_out]`, and what to keep if `keep`."""
+    def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
+        """New `v [n, r_out]`, and what to keep if `keep`."""
         ...
 
-    def backward(
-        self,
-        u: Tensor,
-        m_up: Tensor,
-        n_down: Tensor,
-        kept: Kept,
-        dv: Tensor,
-        options: Relu24Options,
-        needs: tuple[bool, bool, bool],
-    ) -> Gradients:
+    def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
         """`dv [n, r_out]` → new du, dm_up, dn_down, None where `needs` is False; at least one is needed."""
         ...
 
@@ -66,7 +71,7 @@ class _Core(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, passes: Passes) -> Tensor:
-        v, kept = passes.forward(_rows(u), m_up, n_down, options, True)
+        v, kept = passes.forward(Operands(_rows(u), m_up, n_down), options, True)
         ctx.options, ctx.passes = options, passes
         ctx.save_for_backward(u, m_up, n_down, *kept)
         return v.view(*u.shape[:-1], n_down.shape[0])
@@ -84,7 +89,8 @@ class _Core(torch.autograd.Function):
             du, dm_up, dn_down = compiled.backward_through((_rows(u), m_up, n_down, *kept), _rows(dv), needs, how)
             return None if du is None else du.view(u.shape), dm_up, dn_down, None, None
         with autocast_off(dv.device):  # `backward()` may be called inside an autocast region
-            du, dm_up, dn_down = ctx.passes.backward(_rows(u), m_up, n_down, tuple(kept), _rows(dv), ctx.options, needs)
+            operands = Operands(_rows(u), m_up, n_down)
+            du, dm_up, dn_down = ctx.passes.backward(operands, tuple(kept), _rows(dv), ctx.options, needs)
         return None if du is None else du.view(u.shape), dm_up, dn_down, None, None
 
 
@@ -96,7 +102,8 @@ def differentiable(passes: Passes) -> Callable[[Tensor, Tensor, Tensor, Relu24Op
         # Within `forward_ad.dual_level` the function refuses; without it tangents would be lost in silence.
         if (torch.is_grad_enabled() and wanted) or torch.autograd.forward_ad._current_level >= 0:
             return _Core.apply(u, m_up, n_down, options, passes)
-        v, _ = passes.forward(_rows(u.detach()), m_up.detach(), n_down.detach(), options, False)
+        operands = Operands(_rows(u.detach()), m_up.detach(), n_down.detach())
+        v, _ = passes.forward(operands, options, False)
         return v.view(*u.shape[:-1], n_down.shape[0])
 
     return core

@@ -154,19 +154,3 @@ def activation_stats(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     groups = split_last(pad(nonzero, (0, -z.shape[-1] % 4)), 4)
     dropped = (groups.sum(-1) - 2).clamp_min(0).sum()
     return nonzero.numel() - count, count, dropped
-
-
-@torch.no_grad()
-def fit_scale(z: Tensor) -> tuple[Tensor, Tensor]:
-    """The two sums of the least-squares β of the soft threshold, `β = Σ a·s / Σ s²`; add them over samples and ranks.
-
-    Args:
-        z: `[..., f]`, fp64, fp32 or bf16, f % 4 == 0.
-
-    Returns:
-        fp64 0-dim `(Σ a·s, Σ s²)` with `a = relu(z)²` and s the soft threshold of scale 1; products are taken in fp32
-        (fp64 for fp64 input).
-    """
-    rho = z.to(torch.promote_types(z.dtype, torch.float32)).relu()
-    s = prune_soft_threshold(rho, *keep_and_third(rho), 1.0)
-    return (rho.square() * s).sum(dtype=torch.float64), s.square().sum(dtype=torch.float64)

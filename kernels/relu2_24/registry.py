@@ -1,7 +1,7 @@
 """Which implementation of `ffn_core` runs: by name, or the best there is for what the backward pass may keep.
 
 An implementation is known by the `ffn_memory` it serves and its name, so one name may serve several. A new one calls
-`register` when its module is imported, and that module is imported at the foot of ops.py; nothing else changes.
+`register` when its module is imported; registrations.py imports those of this package.
 """
 
 import logging

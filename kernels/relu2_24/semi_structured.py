@@ -23,10 +23,10 @@ from torch import Tensor
 from elas.errors import ConfigError, UserError
 from elas.kernels.relu2_24 import pack
 from elas.kernels.relu2_24.options import Relu24Options
-from elas.kernels.relu2_24.passes import Kept
+from elas.kernels.relu2_24.passes import Kept, Operands
 from elas.kernels.relu2_24.registry import Implementation, register
 from elas.kernels.relu2_24.triton import fused
-from elas.kernels.relu2_24.triton.compressed import NOTHING, PACKED, RHO, TritonCompressed, squeeze
+from elas.kernels.relu2_24.triton.compressed import NOTHING, PACKED, RHO, TritonCompressed, prune_and_pack
 
 Library = Literal["cusparselt", "cutlass"]
 
@@ -97,12 +97,6 @@ def to_cutlass(values: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     return values.contiguous(), meta.view(words.shape)
 
 
-def from_cutlass(values: Tensor, meta: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse of `to_cutlass`: values `[n, f/2]` and codes uint8 `[n, f/8]`."""
-    words = meta.flatten()[word_places(*meta.shape, meta.device)].view(meta.shape)
-    return values, words.view(torch.uint8)
-
-
 def down_product(library: Library, s: Tensor, packed: Kept, n_down: Tensor) -> Tensor:
     """`s [n, f] · n_downᵀ` `[n, r_out]` by a library; `packed` is `(values, codes)` of s for CUTLASS."""
     check_multiples(library, *s.shape, n_down.shape[0])
@@ -137,18 +131,17 @@ class LibraryCompressed(TritonCompressed):
     def __init__(self, library: Library):
         self.library = library
 
-    def forward(
-        self, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, keep: bool
-    ) -> tuple[Tensor, Kept]:
+    def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
         """`v [n, r_out]` and what `plain.compressed.compress` keeps."""
+        u, m_up, n_down = operands
         z = torch.nn.functional.linear(u, m_up)
         masked = options.gradient == "masked"
         needs_packed = self.library == "cutlass" or (keep and masked)
-        s, packed = squeeze(z, options, PACKED if needs_packed else NOTHING)
+        s, packed = prune_and_pack(z, options, PACKED if needs_packed else NOTHING)
         v = down_product(self.library, s, packed, n_down)
         if not keep:
             return v, ()
-        return v, packed if masked else squeeze(z, options, RHO)[1]
+        return v, packed if masked else prune_and_pack(z, options, RHO)[1]
 
 
 for _library, _priority in (("cusparselt", 6), ("cutlass", 5)):

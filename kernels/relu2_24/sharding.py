@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elas.errors import ConfigError
-from elas.kernels.relu2_24.compiled import KEEP, kept_of, needed
+from elas.kernels.relu2_24.compiled import KEEP, kept_of, needed, options_of
 
 
 def is_sharded(*tensors: Tensor) -> bool:
@@ -35,9 +35,9 @@ def register() -> None:
 
     @register_sharding(torch.ops.elas.relu2_24_core.default)
     def _forward(u, m_up, n_down, keep, *how):
-        sparse, method, gradient, _, memory, _, _ = how
-        number = kept_of(keep, sparse, gradient, memory)
-        _check_groups(m_up, sparse, packed=number == 2 and method == "magnitude")
+        options = options_of(how)
+        number = kept_of(keep, options)
+        _check_groups(m_up, options.sparse, packed=number == 2 and options.method == "magnitude")
 
         def kept(placement):
             return [placement] * number + [whole] * (2 - number)
@@ -51,8 +51,7 @@ def register() -> None:
 
     @register_sharding(torch.ops.elas.relu2_24_core_backward.default)
     def _backward(u, m_up, n_down, kept0, kept1, dv, needs, *how):
-        sparse, _, gradient, _, memory, _, _ = how
-        number = kept_of(KEEP, sparse, gradient, memory)
+        number = kept_of(KEEP, options_of(how))
 
         def kept(placement):
             return [placement] * number + [whole] * (2 - number)

@@ -19,7 +19,7 @@ input instead, so it gathers h less in the backward pass, for h·(t − 1)/t val
 import pytest
 import torch
 from layer_cases import FULL, LOWRANK, SWIGLU, B, H, R, S, megatron_config
-from ranks import run_ranks
+from support.ranks import run_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.timeout(300)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from parity_run import SMALL, curve
-from ranks import run_ranks
+from support.parity_run import SMALL, curve
+from support.ranks import run_ranks
 
 from elas.extensions import library
 from elas.launch import pretrain

@@ -10,7 +10,7 @@ from functools import lru_cache
 import pytest
 import torch
 from layer_cases import CASES, NG, NP, QKV, H, check_layers, megatron_config
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(300)
 

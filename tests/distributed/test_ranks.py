@@ -4,8 +4,8 @@ import os
 import time
 
 import pytest
-import ranks
-from ranks import RankError, run_ranks
+from support import ranks
+from support.ranks import RankError, run_ranks
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from parity_run import SMALL, _step
+from support.parity_run import SMALL, _step
 
 
 def train(overrides: dict, bad_rank: int, bad_steps: tuple[int, ...], steps: int = 8, where: str = "output") -> list:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from corpora import SMALL, write_corpus
-from training_processes import curve, finish, rows, start
+from support.corpora import SMALL, write_corpus
+from support.training_processes import curve, finish, rows, start
 
 TIMEOUT = 10.0
 

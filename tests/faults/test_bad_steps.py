@@ -4,7 +4,7 @@ import math
 
 import bad_steps
 import pytest
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(300)
 

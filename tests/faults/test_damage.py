@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from corpora import SMALL, write_corpus
-from training_processes import finish, rows, start
+from support.corpora import SMALL, write_corpus
+from support.training_processes import finish, rows, start
 
 from elas.checkpoint.choose import find_checkpoint
 from elas.checkpoint.folder import MANIFEST, SEAL

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import initial_run
 import pytest
-from corpora import SMALL, write_corpus
-from ranks import run_ranks
-from training_processes import rows
+from support.corpora import SMALL, write_corpus
+from support.ranks import run_ranks
+from support.training_processes import rows
 
 from elas.checkpoint.choose import find_checkpoint
 from elas.checkpoint.initial import find_initial

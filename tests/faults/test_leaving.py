@@ -6,8 +6,8 @@ the order of fp32 sums (`tests/parity`).
 
 import leaving
 import pytest
-from corpora import SMALL, write_corpus
-from ranks import run_ranks
+from support.corpora import SMALL, write_corpus
+from support.ranks import run_ranks
 
 TENSOR, PIPELINE, ZERO = "parallel.tensor", "parallel.pipeline", "parallel.zero"
 LAYOUTS = {

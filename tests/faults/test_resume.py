@@ -1,8 +1,8 @@
 """Kill −9 and start again: the curve is the one of a run never killed, to the last digit."""
 
 import pytest
-from corpora import SMALL, write_corpus
-from training_processes import curve, finish, rows, start, validations, wait_for_step
+from support.corpora import SMALL, write_corpus
+from support.training_processes import curve, finish, rows, start, validations, wait_for_step
 
 from elas.extensions import prebuild_deepspeed
 

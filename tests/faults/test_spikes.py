@@ -4,9 +4,9 @@ import json
 
 import pytest
 import spikes
-from corpora import SMALL, write_corpus
-from ranks import run_ranks
-from training_processes import rows
+from support.corpora import SMALL, write_corpus
+from support.ranks import run_ranks
+from support.training_processes import rows
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from corpora import SMALL, write_corpus
-from training_processes import curve, finish, rows, start, wait_for_step
+from support.corpora import SMALL, write_corpus
+from support.training_processes import curve, finish, rows, start, wait_for_step
 
 from elas.config import load_config
 from elas.extensions import prebuild_deepspeed

@@ -6,9 +6,9 @@ import time
 
 import pytest
 import watched
-from corpora import SMALL, write_corpus
-from ranks import run_ranks
-from training_processes import start, wait_for_step
+from support.corpora import SMALL, write_corpus
+from support.ranks import run_ranks
+from support.training_processes import start, wait_for_step
 
 from elas.extensions import prebuild_deepspeed
 

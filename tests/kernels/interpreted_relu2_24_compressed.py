@@ -53,7 +53,7 @@ def test_everything_is_bit_for_bit_what_pytorch_computes(options, dtype, shape):
     """Odd numbers of groups and tokens, several tiles."""
     z, ds = activations(*shape, dtype)
     want_s, want_kept = plain.compress(z, options)
-    s, kept = compressed.squeeze(z, options, compressed.PACKED if len(want_kept) == 2 else compressed.RHO)
+    s, kept = compressed.prune_and_pack(z, options, compressed.PACKED if len(want_kept) == 2 else compressed.RHO)
     assert same(s, want_s)
     assert len(kept) == len(want_kept)
     assert all(map(same, kept, want_kept))
@@ -62,7 +62,7 @@ def test_everything_is_bit_for_bit_what_pytorch_computes(options, dtype, shape):
         s, dz = compressed.restore(kept, ds, options)
         assert same(s, want_s)
     else:
-        assert same(compressed.squeeze(kept[0], options, compressed.NOTHING)[0], want_s)
+        assert same(compressed.prune_and_pack(kept[0], options, compressed.NOTHING)[0], want_s)
         dz = compressed.slope(kept[0], ds, options)
     if dtype == torch.float32 and options.scale != 1.0:  # not squares: PyTorch's root on CPU may be one ulp off, 6e-8
         assert rms_ratio(dz, want_dz) < 1.2e-7
@@ -77,7 +77,7 @@ def test_every_group_of_special_values(options, dtype):
     z = torch.tensor(list(itertools.product(values, repeat=4)), dtype=dtype).view(-1, 324)
     ds = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=dtype).repeat(81).expand_as(z)
     want_s, want_kept = plain.compress(z, options)
-    s, kept = compressed.squeeze(z, options, compressed.PACKED)
+    s, kept = compressed.prune_and_pack(z, options, compressed.PACKED)
     assert same(s, want_s)
     assert all(map(same, kept, want_kept))
     s, dz = compressed.restore(kept, ds, options)

@@ -26,6 +26,12 @@ def pruned(shape, method, seed=0, lowest=None):
     return compressed.compress(z.bfloat16(), Relu24Options(method=method))
 
 
+def from_cutlass(values: torch.Tensor, meta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inverse of `to_cutlass`: values `[n, f/2]` and codes uint8 `[n, f/8]`."""
+    words = meta.flatten()[semi_structured.word_places(*meta.shape, meta.device)].view(meta.shape)
+    return values, words.view(torch.uint8)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cutlass_reads_our_operand_as_s(shape, method):
@@ -48,7 +54,7 @@ def test_operand_and_metadata_are_pytorchs_where_two_of_four_are_not_zero(shape)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pytorchs_operand_comes_back_as_our_packed_form(shape):
     s, (values, codes) = pruned(shape, "magnitude", lowest=0.1)
-    got = semi_structured.from_cutlass(*sparse_semi_structured_from_dense_cutlass(s))
+    got = from_cutlass(*sparse_semi_structured_from_dense_cutlass(s))
     assert torch.equal(got[0], values)
     assert torch.equal(got[1], codes)
     assert torch.equal(pack.put(got[0], *pack.decode(got[1], shape[1] // 4)), s)

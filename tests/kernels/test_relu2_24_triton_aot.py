@@ -130,11 +130,11 @@ def test_other_methods_dtypes_chips_and_ranks_fit(chip, kernel, dtype, rank, met
 
 @pytest.mark.parametrize("method", (1, 2))
 @pytest.mark.parametrize("chip", ("sm_80", "sm_90"))
-@pytest.mark.parametrize("kernel", ("squeeze", "restore"))
+@pytest.mark.parametrize("kernel", ("prune_and_pack", "restore"))
 def test_compressed_reads_and_writes_128_bits_at_once(kernel, chip, method, tmp_path, record_property):
     """Where f divides by 16; the codes are bytes, and may be narrower."""
     given = {"METHOD": method, "BM": compressed.TILE[0], "BF": compressed.TILE[1]}
-    given.update({"KEEP": compressed.PACKED} if kernel == "squeeze" else {"NEEDS_S": True, "NEEDS_DZ": True})
+    given.update({"KEEP": compressed.PACKED} if kernel == "prune_and_pack" else {"NEEDS_S": True, "NEEDS_DZ": True})
     function = getattr(compressed_kernels, f"{kernel}_kernel")
     binary = compiled(function, chip, {**given, "num_warps": 4, "num_stages": 1}, "bf16", bytes_at=("codes",))
     held_to(chip, binary, tmp_path, record_property)

@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from corpora import SMALL, arguments
 from lab.hosts import Host, wait_for
-from training_processes import rows
+from support.corpora import SMALL, arguments
+from support.training_processes import rows
 
 from elas.launch import pretrain
 

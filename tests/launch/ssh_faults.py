@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-from corpora import write_corpus  # noqa: E402
 from lab import Lab, Ssh  # noqa: E402
 from launched import ENDLESS, Launched, pid_of, ranks_on, send  # noqa: E402
+from support.corpora import write_corpus  # noqa: E402
 
 LIMIT_S = 60.0
 

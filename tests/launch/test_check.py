@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from corpora import SMALL, arguments, write_corpus
 from lab import Lab, Slurm, Ssh, why_not
 from lab.hosts import wait_for
+from support.corpora import SMALL, arguments, write_corpus
 
 from elas import launch
 from elas.extensions import prebuild_deepspeed

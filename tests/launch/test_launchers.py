@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from corpora import SMALL, arguments, write_corpus
-from training_processes import free_port
+from support.corpora import SMALL, arguments, write_corpus
+from support.training_processes import free_port
 
 from elas.extensions import prebuild_deepspeed
 from elas.launch import pretrain

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from corpora import SMALL, arguments, write_corpus
 from lab.hosts import wait_for
 from launched import ENDLESS, LAUNCH
-from training_processes import rows
+from support.corpora import SMALL, arguments, write_corpus
+from support.training_processes import rows
 
 from elas.launch import pretrain
 from elas.launch.guard.processes import descendants

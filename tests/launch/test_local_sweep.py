@@ -6,10 +6,10 @@ import signal
 import subprocess
 
 import pytest
-from corpora import SMALL, arguments, write_corpus
 from lab.hosts import wait_for
 from launched import ENDLESS, LAUNCH
-from training_processes import rows
+from support.corpora import SMALL, arguments, write_corpus
+from support.training_processes import rows
 
 from elas import cli
 from elas.command import exit_status

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from corpora import SMALL, arguments, write_corpus
 from lab import Lab, Slurm, why_not
 from lab.hosts import wait_for
-from training_processes import curve, rows
+from support.corpora import SMALL, arguments, write_corpus
+from support.training_processes import curve, rows
 
 from elas.extensions import prebuild_deepspeed
 from elas.launch import pretrain

@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from corpora import SMALL, arguments, write_corpus
 from lab import Lab, Ssh, why_not
 from lab.hosts import wait_for
 from launched import ENDLESS, LAUNCH, Launched, ranks_on, send
-from training_processes import rows
+from support.corpora import SMALL, arguments, write_corpus
+from support.training_processes import rows
 
 import elas
 

@@ -4,9 +4,9 @@ import queue
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from corpora import write_corpus
 from lab import Lab, Ssh, why_not
 from ssh_faults import FAULTS, LIMIT_S, run_fault
+from support.corpora import write_corpus
 
 pytestmark = [
     pytest.mark.timeout(200),

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from corpora import SMALL, arguments, write_corpus
+from support.corpora import SMALL, arguments, write_corpus
 
 from elas.errors import UserError
 from elas.launch.job import read_arguments

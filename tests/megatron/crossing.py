@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from parity_run import SMALL, _step, tokens
 from small import COLA, FULL, SWIGLU, small
 from small import KINDS as ALL_KINDS
+from support.parity_run import SMALL, _step, tokens
 
 from elas.checkpoint.resume import first_intact
 

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import pytest
 from built import BETWEEN, by_builder, context_parallel, initialised, mlp_of_megatron
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(600)
 

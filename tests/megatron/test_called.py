@@ -2,8 +2,8 @@
 
 import pytest
 from called import count_calls, fsdp_against_plain
-from ranks import run_ranks
 from small import KINDS
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(300)
 

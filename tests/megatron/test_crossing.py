@@ -1,9 +1,9 @@
 """`elas checkpoint export` and `import`: training goes on, from our engine to Megatron-core's optimizers and back."""
 
 import pytest
-from corpora import write_corpus
 from crossing import KINDS, abroad, back, leave, refused, shapes
-from ranks import run_ranks
+from support.corpora import write_corpus
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -8,7 +8,7 @@ import torch
 from features import BASE, REFUSED, VARIANTS, against_megatron
 from megatron.core.activations import squared_relu
 from megatron.core.transformer.transformer_config import TransformerConfig
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 from elas.config import LowRankConfig, SparsityConfig
 from elas.errors import ConfigError

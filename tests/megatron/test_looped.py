@@ -4,8 +4,8 @@ from functools import lru_cache
 
 import pytest
 from looped import count_steps_of, provider_refusals, recompute, train
-from ranks import run_ranks
 from small import KINDS
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -1,8 +1,8 @@
 """Megatron-core's distributed checkpoints hold every weight, and load into any layout, for every kind of layer."""
 
 import pytest
-from ranks import run_ranks
 from saved import cross_over, dense_steps_travel
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -2,7 +2,7 @@
 
 import crossed
 import pytest
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 
 @pytest.mark.timeout(300)

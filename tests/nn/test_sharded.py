@@ -2,7 +2,7 @@
 
 import pytest
 import sharded
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 TOLERANCE = 1e-10
 """fp64, sums over ranks in another order."""

@@ -1,6 +1,6 @@
 """What the test of parameter counts runs on each rank."""
 
-from parity_run import SMALL
+from support.parity_run import SMALL
 
 
 def counts(layouts: list[dict]) -> list[int]:

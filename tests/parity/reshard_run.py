@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from parity_run import SMALL, _step
+from support.parity_run import SMALL, _step
 
 from elas.checkpoint.resume import first_intact
 

@@ -2,7 +2,7 @@
 
 import count_run
 import pytest
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 LOW_RANK = {"low_rank.rank": 16}
 TIED = {"model.tie_embeddings": True, "low_rank.kind": "none", "model.activation": "swiglu", "sparsity.kind": "none"}

@@ -8,7 +8,7 @@ import json
 import pytest
 import reshard_run
 import torch
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 from elas.extensions import is_built
 

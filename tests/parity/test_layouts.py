@@ -10,8 +10,8 @@ eight bits of mantissa.
 from functools import lru_cache
 
 import pytest
-from parity_run import DENSE_STEPS, SMALL, STEPS, curve, seen_by_adam
-from ranks import run_ranks
+from support.parity_run import DENSE_STEPS, SMALL, STEPS, curve, seen_by_adam
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(300)
 

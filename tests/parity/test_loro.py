@@ -7,8 +7,8 @@ basis turn a little with the order of a sum, and Adam, element by element, sees 
 from functools import lru_cache
 
 import pytest
-from parity_run import curve, exact_step_of_a_poor_factor
-from ranks import run_ranks
+from support.parity_run import curve, exact_step_of_a_poor_factor
+from support.ranks import run_ranks
 from test_layouts import layout
 
 pytestmark = pytest.mark.timeout(300)

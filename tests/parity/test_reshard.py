@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import reshard_run
 import torch
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -6,8 +6,8 @@ fp32 throughout: layouts differ in the order in which some thousand losses of ab
 import numpy as np
 import pytest
 import validation_run
-from corpora import SMALL, write_corpus
-from ranks import run_ranks
+from support.corpora import SMALL, write_corpus
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -24,7 +24,7 @@ LAYOUTS = [
 
 def write_uneven(prefix, documents: int = 64) -> str:
     """Documents of 2 to 60 tokens, and of ids that a fresh model finds unequally likely."""
-    from elas.data_prep.indexed_writer import write_documents
+    from support.corpora import write_documents
 
     random = np.random.default_rng(3)
     write_documents(prefix, [random.integers(1, 8 * n + 8, size=n) % 512 for n in range(2, documents + 2)], np.uint16)
@@ -51,7 +51,7 @@ def test_validation_is_the_mean_over_tokens(tmp_path, packing):
 
 def test_trained_tokens_are_labels_that_count(tmp_path):
     """Two epochs of 32 documents of 2 to 33 tokens in batches of 8: what fills a sample up is no token."""
-    from elas.data_prep.indexed_writer import write_documents
+    from support.corpora import write_documents
 
     write_documents(tmp_path / "text", [np.arange(n) + n for n in range(2, 34)], np.uint16)
     more = {"data.train": str(tmp_path / "text"), "data.valid": write_corpus(tmp_path / "held-out")}

@@ -12,11 +12,11 @@ import copy
 
 import pytest
 import torch
-from corpora import write_corpus
 from elas_run import train as train_with_elas
 from plain_training import Record
 from plain_training import train as train_plainly
-from ranks import run_ranks
+from support.corpora import write_corpus
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(300)
 

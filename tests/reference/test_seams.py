@@ -7,11 +7,11 @@ refresh, documents of unequal length. Tolerances are `test_reference`'s.
 
 import pytest
 import torch
-from corpora import write_corpus
 from elas_run import rotary_angles
 from elas_run import train as train_with_elas
 from plain_training import train as train_plainly
-from ranks import run_ranks
+from support.corpora import write_corpus
+from support.ranks import run_ranks
 from test_reference import BASE, LORO, TIED, deviations
 
 pytestmark = pytest.mark.timeout(400)

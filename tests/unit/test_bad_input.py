@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from corpora import SMALL, arguments, write_corpus
+from support.corpora import SMALL, arguments, write_corpus
 
 from elas import cli
 from elas.command import exit_status

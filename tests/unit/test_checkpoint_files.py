@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from corpora import write_corpus
+from support.corpora import write_corpus
 
 from elas.checkpoint.choose import find_checkpoint
 from elas.checkpoint.folder import (

@@ -8,7 +8,7 @@ import typing
 from dataclasses import dataclass
 
 import pytest
-from corpora import write_corpus
+from support.corpora import write_corpus
 
 from elas import cli
 from elas.command import exit_status

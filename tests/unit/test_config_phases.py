@@ -1,7 +1,7 @@
 """Phases that a run is too short for are said before it starts, and shares of the run fit any length."""
 
 import pytest
-from corpora import SMALL, arguments, write_corpus
+from support.corpora import SMALL, arguments, write_corpus
 
 from elas import cli
 from elas.config import load_config

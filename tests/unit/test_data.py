@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from corpora import SMALL, write_corpus
+from support.corpora import SMALL, write_corpus
 
 from elas.config import load_config
 from elas.data.corpus import parse_blend
@@ -203,8 +203,9 @@ def test_a_vocabulary_far_larger_than_the_corpus_s_is_named(tmp_path, vocab_size
 
 
 def test_one_truncated_document_a_sample(tmp_path):
+    from support.corpora import write_documents
+
     from elas.data.batches import build_datasets, micro_batches
-    from elas.data_prep.indexed_writer import write_documents
 
     lengths = [1, 2, 20, 33, 34, 90] * 4
     documents = [np.arange(length) + 17 * number for number, length in enumerate(lengths)]
@@ -241,9 +242,10 @@ def test_the_held_out_documents_are_spread_and_exact_in_number():
 
 @pytest.mark.parametrize("packing", ("packed", "document"))
 def test_held_out_documents_are_never_trained_on(tmp_path, packing):
+    from support.corpora import write_documents
+
     from elas.data.batches import build_datasets
     from elas.data.split import divide
-    from elas.data_prep.indexed_writer import write_documents
 
     write_documents(tmp_path / "text", [np.full(50, number) for number in range(40)], np.uint16)  # an id a document
     more = {"data.train": str(tmp_path / "text"), "data.packing": packing, "data.split": "80,10,10"}
@@ -336,8 +338,9 @@ def test_a_validation_blend_ends_with_its_first_source(tmp_path, one_rank):
 @pytest.mark.parametrize("blend", (False, True))
 def test_a_cached_sample_index_serves_one_content(tmp_path, one_rank, packing, blend):
     """Tokenised again under the same name: shorter, longer, or only cut into other documents."""
+    from support.corpora import write_documents
+
     from elas.data.batches import build_datasets
-    from elas.data_prep.indexed_writer import write_documents
 
     other = write_corpus(tmp_path / "other", seed=5)
     prefix = str(tmp_path / "text")

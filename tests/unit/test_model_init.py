@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -5,7 +5,7 @@ import inspect
 import pytest
 from megatron.core.models.backends import BackendSpecProvider
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 from elas.config import load_config
 from elas.model.activation import SquaredReLU24

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from corpora import SMALL, arguments, write_corpus
+from support.corpora import SMALL, arguments, write_corpus
 
 from elas import cli
 from elas.command import exit_status

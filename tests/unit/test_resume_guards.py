@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from corpora import SMALL, write_corpus
+from support.corpora import SMALL, write_corpus
 
 from elas.checkpoint.choose import find_checkpoint
 from elas.checkpoint.folder import put_in_place

@@ -4,8 +4,8 @@ import json
 import re
 
 import torch
-from corpora import SMALL, write_corpus
-from training_processes import finish, rows, start
+from support.corpora import SMALL, write_corpus
+from support.training_processes import finish, rows, start
 
 from elas.config import load_config
 from elas.kernels.relu2_24 import Relu24Options, select

@@ -25,7 +25,7 @@ from elas import extensions
 from elas.errors import UserError
 from elas.kernels.relu2_24 import reference
 from elas.kernels.relu2_24.options import Relu24Options
-from elas.kernels.relu2_24.passes import Gradients, Kept, Passes
+from elas.kernels.relu2_24.passes import Gradients, Kept, Needs, Operands, Passes
 from elas.kernels.relu2_24.plain.compressed import TorchCompressed
 from elas.kernels.relu2_24.plain.fused import TorchFused
 from elas.kernels.relu2_24.registry import Implementation, register
@@ -123,30 +123,21 @@ class CpuPasses:
     def __init__(self, keeps: bool, plain: Passes):
         self.keeps, self.plain = keeps, plain
 
-    def forward(
-        self, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, keep: bool
-    ) -> tuple[Tensor, Kept]:
+    def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
         """See `Passes`."""
+        u, m_up, n_down = operands
         if not (u.numel() and m_up.numel() and n_down.numel()):
-            return self.plain.forward(u, m_up, n_down, options, keep)
+            return self.plain.forward(operands, options, keep)
         if not keep and u.shape[0] < 32:  # generating text: nothing to save, and all threads share one product
             return reference.ffn_core(u, m_up, n_down, options), ()
         v, *kept = operators().forward(u, m_up, n_down, _mode(options), options.scale, keep and self.keeps)
         return v, tuple(kept)
 
-    def backward(
-        self,
-        u: Tensor,
-        m_up: Tensor,
-        n_down: Tensor,
-        kept: Kept,
-        dv: Tensor,
-        options: Relu24Options,
-        needs: tuple[bool, bool, bool],
-    ) -> Gradients:
+    def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
         """See `Passes`."""
+        u, m_up, n_down = operands
         if not (u.numel() and m_up.numel() and n_down.numel()):
-            return self.plain.backward(u, m_up, n_down, kept, dv, options, needs)
+            return self.plain.backward(operands, kept, dv, options, needs)
         grads = operators().backward(u, m_up, n_down, list(kept), dv, _mode(options), options.scale, *needs)
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 

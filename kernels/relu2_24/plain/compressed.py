@@ -24,7 +24,7 @@ from torch.nn.functional import linear
 from elas.kernels.relu2_24 import pack, reference
 from elas.kernels.relu2_24.autocast import autocast_off
 from elas.kernels.relu2_24.options import Relu24Options
-from elas.kernels.relu2_24.passes import Gradients, Kept, transformed
+from elas.kernels.relu2_24.passes import Gradients, Kept, Needs, Operands, transformed
 
 
 def _keeps_rho(options: Relu24Options) -> bool:
@@ -117,26 +117,17 @@ class CompressedRelu24(torch.autograd.Function):
 class TorchCompressed:
     """`Passes` of compressed memory: what `compress` gives serves both products of the backward pass."""
 
-    def forward(
-        self, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, keep: bool
-    ) -> tuple[Tensor, Kept]:
+    def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
         """`v [n, r_out]` and what `compress` keeps."""
+        u, m_up, n_down = operands
         if not keep:
             return reference.ffn_core(u, m_up, n_down, options), ()  # the same values without packing
         s, kept = compress(linear(u, m_up), options)
         return linear(s, n_down), kept
 
-    def backward(
-        self,
-        u: Tensor,
-        m_up: Tensor,
-        n_down: Tensor,
-        kept: Kept,
-        dv: Tensor,
-        options: Relu24Options,
-        needs: tuple[bool, bool, bool],
-    ) -> Gradients:
+    def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
         """du, dm_up, dn_down from the kept form."""
+        u, m_up, n_down = operands
         needs_u, needs_m, needs_n = needs
         du = dm_up = dn_down = s = None
         if needs_n:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from elas.kernels.relu2_24 import pack, reference
 from elas.kernels.relu2_24.options import Relu24Options
-from elas.kernels.relu2_24.passes import Gradients, Kept
+from elas.kernels.relu2_24.passes import Gradients, Kept, Needs, Operands
 from elas.kernels.relu2_24.plain.compressed import times_root
 
 CHUNK_VALUES = {"cpu": 2**19, "cuda": 2**25}
@@ -66,10 +66,9 @@ class _Sum:
 class TorchFused:
     """`Passes` of fused memory; see the head of this file."""
 
-    def forward(
-        self, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, keep: bool
-    ) -> tuple[Tensor, Kept]:
+    def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
         """`v [n, r_out]`, and nothing to keep."""
+        u, m_up, n_down = operands
         n, f = u.shape[0], m_up.shape[0]
         c = chunk_tokens(f, u.device)
         v, z = u.new_empty(n, n_down.shape[0]), u.new_empty(min(c, n), f)
@@ -80,17 +79,9 @@ class TorchFused:
             torch.mm(reference.prune(part.relu_(), options), n_down.T, out=v[start : start + c])
         return v, ()
 
-    def backward(
-        self,
-        u: Tensor,
-        m_up: Tensor,
-        n_down: Tensor,
-        kept: Kept,
-        dv: Tensor,
-        options: Relu24Options,
-        needs: tuple[bool, bool, bool],
-    ) -> Gradients:
+    def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
         """du, dm_up, dn_down from a second look at every chunk."""
+        u, m_up, n_down = operands
         needs_u, needs_m, needs_n = needs
         n, f = u.shape[0], m_up.shape[0]
         c = chunk_tokens(f, u.device)

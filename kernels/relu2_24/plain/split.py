@@ -27,7 +27,7 @@ from torch.nn.functional import linear, pad
 
 from elas.kernels.relu2_24 import pack, reference
 from elas.kernels.relu2_24.options import Relu24Options
-from elas.kernels.relu2_24.passes import Gradients, Kept
+from elas.kernels.relu2_24.passes import Gradients, Kept, Needs, Operands
 from elas.kernels.relu2_24.plain.compressed import times_root
 
 SPARSE_SHARE = 0.95
@@ -67,24 +67,15 @@ def token_mask(root: Tensor) -> Tensor:
 class SplitBackward:
     """`Passes` that keep ρ and prune it again for each use; magnitude and the masked gradient only."""
 
-    def forward(
-        self, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, keep: bool
-    ) -> tuple[Tensor, Kept]:
+    def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
         """`v [n, r_out]`, exact; keeps ρ."""
+        u, m_up, n_down = operands
         rho = linear(u, m_up).relu_()
         return linear(reference.prune(rho, options), n_down), (rho,) if keep else ()
 
-    def backward(
-        self,
-        u: Tensor,
-        m_up: Tensor,
-        n_down: Tensor,
-        kept: Kept,
-        dv: Tensor,
-        options: Relu24Options,
-        needs: tuple[bool, bool, bool],
-    ) -> Gradients:
+    def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
         """du exactly; dm_up and dn_down from what `token_mask` leaves (while not `options.sparse`, exactly too)."""
+        u, m_up, n_down = operands
         needs_u, needs_m, needs_n = needs
         (rho,) = kept
         du = dm_up = dn_down = None

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from elas.kernels.relu2_24.options import Relu24Options
-from elas.kernels.relu2_24.passes import Gradients, Kept
+from elas.kernels.relu2_24.passes import Gradients, Kept, Needs, Operands
 from elas.kernels.relu2_24.registry import Implementation, register
 from elas.kernels.relu2_24.triton.fused import PRIORITY, method_of, obstacle, on, scale_of
 
@@ -29,7 +29,7 @@ def _empty_codes(n: int, f: int, options: Relu24Options, like: Tensor) -> Tensor
     return like.new_empty(n, columns, dtype=torch.uint8)
 
 
-def squeeze(z: Tensor, options: Relu24Options, keep: int) -> tuple[Tensor, Kept]:
+def prune_and_pack(z: Tensor, options: Relu24Options, keep: int) -> tuple[Tensor, Kept]:
     """s of `z [n, f]`; and nothing, `(ρ,)`, or `(values, codes)` for `keep` NOTHING, RHO, PACKED."""
     from elas.kernels.relu2_24.triton import compressed_kernels
 
@@ -43,7 +43,7 @@ def squeeze(z: Tensor, options: Relu24Options, keep: int) -> tuple[Tensor, Kept]
     values, codes = kept[0] if kept else s, kept[-1] if kept else s  # a kernel takes a pointer it does not follow
     if z.numel():
         with on(z):
-            compressed_kernels.squeeze_kernel[_grid(n, f)](
+            compressed_kernels.prune_and_pack_kernel[_grid(n, f)](
                 z, s, values, codes, n, f, codes.shape[1], scale_of(options), method_of(options), keep, *TILE
             )
     return s, kept
@@ -94,29 +94,20 @@ def slope(rho: Tensor, ds: Tensor, options: Relu24Options) -> Tensor:
 class TritonCompressed:
     """`Passes` of compressed memory: products by PyTorch, one Triton pass over f values a token between them."""
 
-    def forward(
-        self, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, keep: bool
-    ) -> tuple[Tensor, Kept]:
+    def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
         """`v [n, r_out]` and what `plain.compressed.compress` keeps."""
+        u, m_up, n_down = operands
         masked = options.sparse and options.gradient == "masked"
-        s, kept = squeeze(linear(u, m_up), options, NOTHING if not keep else PACKED if masked else RHO)
+        s, kept = prune_and_pack(linear(u, m_up), options, NOTHING if not keep else PACKED if masked else RHO)
         return linear(s, n_down), kept
 
-    def backward(
-        self,
-        u: Tensor,
-        m_up: Tensor,
-        n_down: Tensor,
-        kept: Kept,
-        dv: Tensor,
-        options: Relu24Options,
-        needs: tuple[bool, bool, bool],
-    ) -> Gradients:
+    def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
         """du, dm_up, dn_down from the kept form."""
+        u, m_up, n_down = operands
         needs_u, needs_m, needs_n = needs
         ds = dv @ n_down if needs_u or needs_m else None
         if len(kept) == 1:
-            s = squeeze(kept[0], options, NOTHING)[0] if needs_n else None
+            s = prune_and_pack(kept[0], options, NOTHING)[0] if needs_n else None
             dz = None if ds is None else slope(kept[0], ds, options)
         else:
             s, dz = restore(kept, ds, options, needs_n)

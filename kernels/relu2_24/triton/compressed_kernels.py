@@ -2,7 +2,7 @@
 
 Shapes: `f` features, `g = f / 4` groups, `n` tokens; ρ = relu(z).
 
-    squeeze_kernel   z → s, and what is kept: values and codes in pack.py's layout, or ρ, or nothing
+    prune_and_pack_kernel   z → s, and what is kept: values and codes in pack.py's layout, or ρ, or nothing
     restore_kernel   values, codes → s, and dz from ds; either may be left out
 
 Tiles lie in memory as they are, so values are read and written in 128-bit words; codes are bytes of two groups (of a
@@ -79,7 +79,7 @@ def _put_codes(codes, nibbles, n, groups, code_columns, METHOD: tl.constexpr, BM
 
 
 @triton.jit
-def squeeze_kernel(
+def prune_and_pack_kernel(
     z, s, values, codes, n, f, code_columns, scale,
     METHOD: tl.constexpr, KEEP: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip

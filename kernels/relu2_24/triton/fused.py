@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elas.kernels.relu2_24.options import Relu24Options
-from elas.kernels.relu2_24.passes import Gradients, Kept
+from elas.kernels.relu2_24.passes import Gradients, Kept, Needs, Operands
 from elas.kernels.relu2_24.plain.fused import TorchFused
 from elas.kernels.relu2_24.registry import Implementation, register
 from elas.kernels.relu2_24.triton.tiles import Kernel, Tile, chip, choose
@@ -83,12 +83,11 @@ class TritonFused:
         self.wide = TorchFused()
         self.said = False
 
-    def forward(
-        self, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, keep: bool
-    ) -> tuple[Tensor, Kept]:
+    def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
         """`v [n, r_out]`, and nothing to keep."""
+        u, m_up, n_down = operands
         if not self._runs(u, n_down, options):
-            return self.wide.forward(u, m_up, n_down, options, keep)
+            return self.wide.forward(operands, options, keep)
         from elas.kernels.relu2_24.triton import fused_kernels
 
         u, m, n = _in_rows(u), _in_rows(m_up), n_down.T.contiguous()
@@ -103,19 +102,11 @@ class TritonFused:
                 )
         return v, ()
 
-    def backward(
-        self,
-        u: Tensor,
-        m_up: Tensor,
-        n_down: Tensor,
-        kept: Kept,
-        dv: Tensor,
-        options: Relu24Options,
-        needs: tuple[bool, bool, bool],
-    ) -> Gradients:
+    def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
         """du, dm_up, dn_down: one kernel over tokens, one over features."""
+        u, m_up, n_down = operands
         if not self._runs(u, n_down, options):
-            return self.wide.backward(u, m_up, n_down, kept, dv, options, needs)
+            return self.wide.backward(operands, kept, dv, options, needs)
         u, m, n, dv = _in_rows(u), _in_rows(m_up), n_down.T.contiguous(), _in_rows(dv)
         du = self._du(u, m, n, dv, options) if needs[0] else None
         return du, *self._weights(u, m, n, dv, options, needs[1:])
@@ -189,7 +180,10 @@ class TritonFused:
         if not self.said:
             self.said = True
             widths = u.shape[1], n_down.shape[0]
-            logger.info("relu2_24 triton: no tile for a core of widths %s, which runs in chunks of PyTorch", widths)
+            logger.warning(
+                "relu2_24 triton: no tile for a core of widths %s; it runs as chunks of PyTorch products instead",
+                widths,
+            )
         return False
 
 

@@ -1,5 +1,6 @@
 """Tiny Megatron token files for tests."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ def write_corpus(
     Returns:
         The prefix as text.
     """
-    from elas.data_prep.indexed_writer import write_documents
     from elas.files import write_json
 
     random = np.random.default_rng(seed)
@@ -58,3 +58,15 @@ SMALL = {
 def arguments(settings: dict) -> list[str]:
     """Settings by dotted key as command-line arguments."""
     return [f"--{key}={'null' if value is None else value}" for key, value in settings.items()]
+
+
+def write_documents(prefix: Path, documents: Iterable[np.ndarray], dtype: np.dtype) -> None:
+    """Write `PREFIX.bin` and `.idx` of documents that are at hand; for small corpora."""
+    from elas.data_prep.indexed_writer import write_index
+
+    lengths = []
+    with open(f"{prefix}.bin", "wb") as file:
+        for ids in documents:
+            file.write(ids.astype(dtype).tobytes())
+            lengths.append(len(ids))
+    write_index(Path(f"{prefix}.idx"), np.dtype(dtype), len(lengths), lambda: [np.array(lengths)])

@@ -7,10 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from corpora import arguments
-
 from elas.launch import pretrain
 from elas.launch.local import free_port
+from support.corpora import arguments
 
 
 def start(settings: dict, ranks: int = 2) -> list[subprocess.Popen]:

@@ -1,0 +1,56 @@
+"""Options and choices that the benchmarks share."""
+
+from difflib import get_close_matches
+
+import torch
+
+from elas.accelerator import processor
+from elas.errors import UserError
+from elas.model.transformer_config import DTYPES
+
+
+def choices(option: str, text: str, known: list[str]) -> list[str]:
+    """A comma-separated option as a list.
+
+    Args:
+        option: as typed, for the message.
+        text: `a,b`.
+        known: what may stand in it.
+
+    Raises:
+        UserError: an entry that is not known, an empty list, or a repeated entry.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else f"choose from {','.join(known)}"
+            raise UserError(f"{option} {text}: {name!r} is not known; {fix}")
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{option} {text!r}: needs different names; choose from {','.join(known)}")
+    return names
+
+
+def dtypes(text: str) -> list[str]:
+    """`--dtypes` as a list of names in `elas.model.transformer_config.DTYPES`."""
+    return choices("--dtypes", text, list(DTYPES))
+
+
+def at_least(option: str, value: int | None, least: int) -> None:
+    """Refuse a number that is too small; None is whatever the default is.
+
+    Raises:
+        UserError: when it is.
+    """
+    if value is not None and value < least:
+        raise UserError(f"{option} {value}: too small; give {least} or more")
+
+
+def environment() -> dict[str, object]:
+    """What a figure depends on: torch's version, threads and the processor or GPU."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": gpu or processor(),
+    }

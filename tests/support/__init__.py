@@ -1,0 +1,1 @@
+"""What tests of several folders share: small corpora, pools of ranks, training processes."""
