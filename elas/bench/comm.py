@@ -228,7 +228,7 @@ def measure_cases(t: int, rank: int, configs: dict[tuple[str, bool], Config], re
 def _layer(name: str, config: Config, t: int, rank: int, device: torch.device):
     """A layer with weights that do not depend on how it is split, its input on this rank, and rotary angles.
 
-    2:4 is off: what is pruned is none of communication's business, and near ties would fall differently.
+    2:4 is off: pruning does not change what is communicated, and near ties would be decided differently.
     """
     from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
     from megatron.core.transformer.spec_utils import build_module

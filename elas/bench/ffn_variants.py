@@ -190,7 +190,7 @@ def implementation(variant: Variant, layer: ElasFFN) -> str | None:
     """Name of the kernel implementation that this layer runs; None where no kernel does.
 
     Raises:
-        ConfigError: none can be had; the message says why.
+        ConfigError: no implementation is available; the message says why.
     """
     if variant.ffn_memory is None:
         return None

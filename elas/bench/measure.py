@@ -49,7 +49,7 @@ def in_turns(
         jobs: a call does the work once and returns its times.
         repeats: counted rounds.
         warmup: rounds before them.
-        progress: told what runs.
+        progress: called with the name of what runs.
 
     Returns:
         For each job, the median of each of its times.

@@ -18,7 +18,7 @@ def one_process(seed: int = 0) -> Iterator[parallel.Layout]:
     """The layout of one rank, inside which Megatron's and DeepSpeed's modules work.
 
     The launcher's variables stand while it is entered (DeepSpeed insists on them); the groups stay until the process
-    ends, since DeepSpeed cannot be told of new ones.
+    ends, since DeepSpeed cannot replace its process groups.
 
     Raises:
         UserError: a launcher started several processes.

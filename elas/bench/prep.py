@@ -55,8 +55,8 @@ def main(argv: list[str]) -> int:
             _print_memory(facts["memory"])
         if args.kills:
             facts["kills"] = _kills(args.input, tokenizers["sentencepiece"], args.workers, args.kills, folder)
-            told = "identical" if facts["kills"]["identical"] else "DIFFERENT"
-            print(f"\n{facts['kills']['killed']} kills at random moments: files {told}")
+            verdict = "identical" if facts["kills"]["identical"] else "DIFFERENT"
+            print(f"\n{facts['kills']['killed']} kills at random moments: files {verdict}")
     write_json(args.json, facts)
     return 0
 

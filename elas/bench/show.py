@@ -20,7 +20,7 @@ def ratio_table(ratios: list[dict], columns: tuple[str, ...]) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """A time in a cell; a dash where there is none."""
+    """A time in a cell, a dash for None."""
     return "–" if value is None else f"{value:,.2f}" if value < 10 else f"{value:,.1f}"
 
 

@@ -69,7 +69,7 @@ class HfLlama:
     def step(self, batch: Batch) -> tuple[float, float]:
         """Mean loss and gradient norm of one step on tokens and labels `[b, s]`.
 
-        Our CPU shim, a torch function mode, is none of this model's cost, so it is off here.
+        Our CPU shim, a torch function mode, would add to this model's time, so it is off here.
         """
         tokens, labels = batch
         with torch._C.DisableTorchFunction():

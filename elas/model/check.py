@@ -75,7 +75,7 @@ def _attention(config) -> None:
 
 def _norm(config) -> None:
     if config.normalization not in ("RMSNorm", "LayerNorm"):
-        raise ConfigError("normalization", config.normalization, "there is none such", "use RMSNorm or LayerNorm")
+        raise ConfigError("normalization", config.normalization, "unknown", "use RMSNorm or LayerNorm")
 
 
 def _rank(config) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 class NotTaken(ArithmeticError):
-    """A pair whose exact step cannot be taken: a factor without full rank, or an SVD that fails."""
+    """A pair for which the exact step fails: a factor without full rank, or an SVD that does not converge."""
 
 
 def exact_step(m: Tensor, n: Tensor, d_m: Tensor, d_n: Tensor, lr: float) -> tuple[Tensor, Tensor]:

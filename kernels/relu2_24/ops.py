@@ -59,7 +59,7 @@ def ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, im
 
     Raises:
         UserError: shapes or dtypes that do not fit; fp16, also of autocast.
-        ConfigError: f does not divide by 4, or the memory mode or implementation cannot be had.
+        ConfigError: f does not divide by 4, or the memory mode or implementation is not available.
     """
     dtype = autocast_dtype(u.device)
     if dtype is None:

@@ -4,7 +4,7 @@ Shapes: `f` features, `n` tokens, `r_in`, `r_out` widths of the two ends of the 
 
 An implementation of `fused` or `compressed` memory is a `Passes`: a forward that also gives what to keep, and a
 backward that takes it back. Both see tokens as rows and run without a graph. Here they get leading shapes, saving,
-skipping of gradients that nobody wants, and the refusal of second derivatives.
+skipping of gradients that are not needed, and the refusal of second derivatives.
 """
 
 from collections.abc import Callable

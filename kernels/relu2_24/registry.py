@@ -144,7 +144,7 @@ def _named(
             reason = obstacle(one, options, device, dtype)
             if reason is None:
                 return one
-            raise ConfigError("sparsity.implementation", name, f"cannot be had: {reason}", f"use {names}")
+            raise ConfigError("sparsity.implementation", name, f"not available: {reason}", f"use {names}")
     why = f"does not serve ffn_memory={options.ffn_memory}"
     raise ConfigError("sparsity.implementation", name, why, f"use {names}")
 

@@ -18,7 +18,7 @@ from elas.kernels.relu2_24.compiled import KEEP, kept_of, needed, options_of
 
 def is_sharded(*tensors: Tensor) -> bool:
     """Whether one of them is a DTensor; then the core's operators know about shards from here on."""
-    module = sys.modules.get("torch.distributed.tensor")  # importing it takes a second; nobody has a DTensor without it
+    module = sys.modules.get("torch.distributed.tensor")  # importing it takes a second, and no DTensor exists before
     if module is None or not any(isinstance(x, module.DTensor) for x in tensors):
         return False
     register()

@@ -10,7 +10,7 @@ what `compressed` keeps. Each thread works on tiles of its own, so there are two
 - core.cpp: the operators.
 
 Built once by the machine's C++ compiler into `elas.extensions.extensions_dir()`, half a minute; without a compiler
-`auto` takes plain PyTorch and says so.
+`auto` uses plain PyTorch and logs a warning.
 """
 
 import functools
@@ -92,7 +92,7 @@ def _obstacle() -> str | None:
     try:
         operators()
     except (UserError, OSError) as error:
-        logger.warning("relu2_24: the C++ kernel cannot be had, plain PyTorch takes its place: %s", error)
+        logger.warning("relu2_24: the C++ kernel is not available, plain PyTorch is used instead: %s", error)
         return str(error)
     return None
 

@@ -174,7 +174,7 @@ class TritonFused:
         return tile, constants(tile, u.shape[1], n.shape[1], precision_of(u.dtype), method_of(options))
 
     def _runs(self, u: Tensor, n_down: Tensor, options: Relu24Options) -> bool:
-        """Whether the kernels take these widths; that the chunked form takes others is said once."""
+        """Whether the kernels support these widths; a fallback to the chunked form is logged once."""
         if min(u.shape[1], n_down.shape[0]) > 0 and self._tile("forward", u, n_down.T, options) is not None:
             return True
         if not self.said:
