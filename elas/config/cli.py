@@ -1,4 +1,4 @@
-"""`elas config`: what each setting means, from the schema."""
+"""`elas config`: explain the settings."""
 
 import dataclasses
 import difflib
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     """
     parser = Parser(
         "elas config",
-        "Explain settings: a section, a key, or all. `elas train … --show-config` shows those of a run.",
+        "Explain settings: a section, a key, or all. `elas train … --show-config` prints those of a run.",
         "elas config sparsity.dense_steps",
     )
     parser.add_argument("what", nargs="*", metavar="SECTION or KEY", help="default: every key")
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 
 
 def _named(word: str) -> list[Key]:
-    """The keys of a section, the key itself, or those of that name in any section."""
+    """The keys of a section, a single key, or all keys of that name in any section."""
     known = catalogue()
     place = 0 if word in SECTIONS else 1
     found = [key for name, key in known.items() if word in (name, name.split(".")[place])]
