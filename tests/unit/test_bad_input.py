@@ -79,7 +79,7 @@ BAD = {
     "split, fused": ({"sparsity.backward": "split"}, 1, "set sparsity.ffn_memory to eager"),
     "split, ste": (
         {"sparsity.backward": "split", "sparsity.ffn_memory": "eager", "sparsity.gradient": "ste"}, 1,
-        "sparsity.backward='split': not with sparsity.gradient=ste",
+        "sparsity.backward='split': not supported with sparsity.gradient=ste",
     ),
     "loro at full rank": (
         {"optimizer.kind": "loro", "low_rank.kind": "none"}, 1, "steps on the manifold of low-rank",
@@ -207,7 +207,7 @@ def test_deepspeed_json_may_not_say_what_the_configuration_says(corpus, tmp_path
         ("{", "is not JSON"),
         ("[]", "does not hold an object"),
         ('{"zero_optimization": {"stage": 7}}', "ZeRO stage 7"),
-        ('{"zero_optimization": 5}', "zero_optimization is no object"),
+        ('{"zero_optimization": 5}', "zero_optimization is not an object"),
         ('{"zero_optimization": {"stage": "two"}}', "zero_optimization.stage is 'two'"),
         ('{"zero_optimization": {"stage": 1, "foo": 3}}', "zero_optimization.foo"),
         ('{"zero_optimization": {"stage": 1, "reduce_bucket_size": "big"}}', "zero_optimization.reduce_bucket_size"),
@@ -231,7 +231,7 @@ def test_deepspeed_json_may_not_say_what_the_configuration_says(corpus, tmp_path
         assert expected in error and len(error.splitlines()) == 1
     both = [*settings, "--deepspeed_config", zero_json(tmp_path), "--parallel.zero", "1"]
     assert exit_status(cli.run, ["train", *both]) == 2
-    assert "asks for ZeRO 2" in capsys.readouterr().err
+    assert "sets ZeRO 2" in capsys.readouterr().err
 
 
 def test_the_real_command_exits_2_without_a_traceback(tmp_path):

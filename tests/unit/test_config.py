@@ -122,7 +122,7 @@ def test_a_file_can_start_from_another(tmp_path):
         ("base: nowhere", "No such file"),
         ("base: [60m]", "names no file"),
         ("base: 60m\nmodel: 3", "is a section"),
-        ("model: {? [1, 2] : 3}", "is no text"),
+        ("model: {? [1, 2] : 3}", "is not text"),
         ("data: {split: 99,1,0}", "in quotes"),
     ):
         second.write_text(text)

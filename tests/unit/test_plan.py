@@ -54,7 +54,7 @@ def test_a_dry_run_counts_and_writes_nothing(dry, corpus):
     assert facts.keys() >= REQUIRED
     assert facts["tokens"] == config.train.steps * config.train.global_batch_size * config.model.seq_length
     assert facts["epochs"] == pytest.approx(facts["tokens"] / facts["corpus_tokens"])
-    assert f"{facts['parameters']:,}" in out and "memory a rank" in out
+    assert f"{facts['parameters']:,}" in out and "memory per rank" in out
     assert facts["memory_bytes"] == sum(facts["memory"].values())
     assert facts["schedule"]["saves"][-1] == config.train.steps
 
