@@ -81,7 +81,8 @@ class Encoder:
             data = document.text.encode()
             size += len(data)
             part.loss.add(self.tokenizer, document.text, data, tokens, int(found[UNKNOWN]), where)
-            side = self.sides > 1 and held_out(data, settings.valid_fraction, settings.valid_max_bytes)
+            is_valid = self.sides > 1 and held_out(data, settings.valid_fraction, settings.valid_max_bytes)
+            side = 1 if is_valid else 0
             digest = np.frombuffer(blake2b(data, digest_size=16).digest(), "<u8") if settings.deduplicate else (0, 0)
             rows[side].append((length, len(data), document.metadata["file"], digest))
             for piece in (begin, tokens, end):
@@ -177,7 +178,9 @@ def _kinds_of(tokenizer: Tokenizer, eod: int | None) -> np.ndarray:
     kinds = np.zeros(tokenizer.vocab_size, np.uint8)
     if tokenizer.unk is not None and tokenizer.unk >= 0:
         kinds[tokenizer.unk] = UNKNOWN
-    kinds[sorted(tokenizer.special_ids | ({eod} - {None}))] = SPECIAL
+    kinds[sorted(tokenizer.special_ids)] = SPECIAL
+    if eod is not None:  # may be an ordinary piece, with --eod-token
+        kinds[eod] = SPECIAL
     return kinds
 
 

@@ -41,8 +41,10 @@ def main(argv: list[str]) -> int:
     section = ""
     for key in keys:
         if key.key.split(".")[0] != section:
+            if section:
+                print()
             section = key.key.split(".")[0]
-            print(f"{'' if key is keys[0] else chr(10)}{section}: {section_help(section)}")
+            print(f"{section}: {section_help(section)}")
         print("\n".join(_lines(key)))
     write_json(options.json, {"keys": [dataclasses.asdict(key) for key in keys]})
     return 0

@@ -75,11 +75,7 @@ def _loro(config: Config, start: int) -> Iterator[Line]:
     optimizer, steps = config.optimizer, config.train.steps
     if optimizer.kind != "loro" or optimizer.exact_every is None:
         return
-    what = [
-        *(["exact step"] if optimizer.refresh != "only" else []),
-        *(["refresh"] if optimizer.refresh != "none" else []),
-    ]
-    what = " and no ".join(what)
+    what = {"with_exact": "exact step and no refresh", "only": "refresh", "none": "exact step"}[optimizer.refresh]
     if not _due(optimizer.exact_every, start, steps):
         where = _between(start, steps) if start else f"in {steps} steps"
         yield "optimizer.exact_every", f"no {what} {where}", _fewer(steps)
@@ -134,5 +130,8 @@ def _between(start: int, steps: int) -> str:
 
 
 def _fewer(steps: int, *, share: bool = False) -> str:
-    low = f"give less than {steps}" if steps > 1 else "give 0" if share else "give train.steps more"
-    return f"{low}, or a share such as 0.1, or more train.steps" if share else f"{low}, or more train.steps"
+    """The fix for a number of steps that must be below `steps`; `share` for keys that may also be a share."""
+    if share:
+        low = f"give less than {steps}" if steps > 1 else "give 0"
+        return f"{low}, or a share such as 0.1, or more train.steps"
+    return f"give less than {steps}, or more train.steps" if steps > 1 else "give more train.steps"

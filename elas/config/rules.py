@@ -88,7 +88,7 @@ def _optimizer(config: Config) -> None:
     if optimizer.kind != "loro":
         return
     if kind != "lowrank":
-        why = "requires linear low-rank pairs, " + (
+        why = "steps on the manifold of low-rank matrices, " + (
             "but the model is full rank" if kind == "none" else "but CoLA has a non-linearity between its factors"
         )
         raise ConfigError("optimizer.kind", "loro", why, "set low_rank.kind to lowrank, or optimizer.kind to adamw")

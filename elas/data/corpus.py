@@ -81,9 +81,8 @@ def check_corpus(config: Config) -> None:
             if vocabulary is None:
                 vocabulary = files.largest_sampled() + 1
             made_with = _tokenizer_of(prefix)
-            _check_vocabulary(
-                config, vocabulary, f"the corpus {prefix}" + (f", made with {made_with}" if made_with else "")
-            )
+            source = f"the corpus {prefix}, made with {made_with}" if made_with else f"the corpus {prefix}"
+            _check_vocabulary(config, vocabulary, source)
     if tokenizer is not None:
         _check_vocabulary(config, tokenizer.vocab_size, f"data.tokenizer={data.tokenizer}")
     _check_split(config)
@@ -147,16 +146,12 @@ def _tokenizer_of(prefix: str) -> str | None:
 
 def _check_tokenizer(given: str, tokenizer, prefix: str) -> None:
     """Raise `ConfigError` if a corpus was made with another tokenizer; skipped for a corpus without a manifest."""
-    made_with, own, size = (
-        read_manifest(prefix).get("tokenizer_sha256"),
-        _tokenizer_of(prefix),
-        manifest_vocabulary(prefix),
-    )
+    made_with = read_manifest(prefix).get("tokenizer_sha256")
     if made_with in (None, tokenizer.sha256):
         return
-    facts = ", ".join(
-        [*([own] if own else []), *([f"{size} tokens"] if size else []), f"sha256 {str(made_with)[:12]}…"]
-    )
+    own, size = _tokenizer_of(prefix), manifest_vocabulary(prefix)
+    known = [own, f"{size} tokens" if size else None, f"sha256 {str(made_with)[:12]}…"]
+    facts = ", ".join(fact for fact in known if fact)
     why = f"{prefix} was made with another tokenizer ({facts}; this one has {tokenizer.vocab_size} tokens)"
     fix = f"set data.tokenizer to {own}" if own is not None and os.path.exists(own) else "give the corpus's tokenizer"
     raise ConfigError("data.tokenizer", given, why, f"{fix}, or tokenise the corpus again with this one")
@@ -203,8 +198,10 @@ def _check_split(config: Config) -> None:
     for prefix in parse_blend("data.train", config.data.train)[0]:
         files = read_token_files("data.train", prefix)
         train, valid = divide(files.documents, shares)
-        for purpose, documents in (("train", train), ("validate", valid))[: 1 + wants_valid]:
-            this_fix = fix if purpose == "validate" else "give a larger training share, or a larger corpus"
+        parts = [("train", train, "give a larger training share, or a larger corpus")]
+        if wants_valid:
+            parts.append(("validate", valid, fix))
+        for purpose, documents, this_fix in parts:
             if not len(documents):
                 why = f"leaves no document of {prefix} ({files.documents} in all) to {purpose} on"
                 raise ConfigError("data.split", split, why, this_fix)

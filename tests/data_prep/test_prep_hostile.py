@@ -57,7 +57,7 @@ def test_every_bad_line_is_listed_with_file_line_and_reason(tokenizer_folder, tm
     assert "unreadable (No such file" in found["gone.jsonl", None]
     assert "Truncated" in found["cut.jsonl.zst", None]
     (line,) = [line for file, line in found if file == "cut.jsonl.gz"]
-    assert "cut short" in found["cut.jsonl.gz", line] and 5000 < line < 20000
+    assert "truncated" in found["cut.jsonl.gz", line] and 5000 < line < 20000
     assert facts["documents"] == 3 + line  # what came before the cut is there
     assert facts["skipped"] == len(skipped) == sum(facts["skip_reasons"].values())
 

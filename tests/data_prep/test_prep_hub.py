@@ -129,7 +129,7 @@ def test_broken_tokenizer_folders_are_named_by_file(tmp_path):
         (
             "tokenizer_config.json",
             '{"auto_map": {"AutoTokenizer": ["x.Y", null]}}',
-        ): "code of its own, which is not run",
+        ): "custom code, which is not run",
     }
     for number, ((name, text), why) in enumerate(cases.items()):
         folder = tmp_path / str(number)

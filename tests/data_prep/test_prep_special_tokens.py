@@ -148,7 +148,7 @@ def test_verify_counts_documents_that_hold_special_ids(folder_of, tmp_path, writ
         (starts[:3] + 2, tokenizer.eod, f"3 documents contain the end-of-document id {tokenizer.eod} before their end"),
         (starts[:2] + 2, tokenizer.bos, "2 documents contain the beginning-of-sequence id"),
         (starts[:4], 9, "4 documents do not begin with the beginning-of-sequence id"),
-        (np.array([starts[0] + 1, starts[0] + 2]), tokenizer.eod, "1 documents hold the end"),
+        (np.array([starts[0] + 1, starts[0] + 2]), tokenizer.eod, "1 documents contain the end"),
     ):
         changed = whole.copy()
         changed[at] = ids

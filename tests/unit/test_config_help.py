@@ -125,7 +125,7 @@ def test_every_range_is_enforced_at_its_edges():
         (["sparsity"], ["dense_steps", "implementation"], ["hidden_size"]),
         (["optimizer.lr"], ["lr", "Peak learning rate"], ["beta1"]),
         (["every_steps"], ["Steps between saves", "Steps between lines"], ["seed"]),
-        (["model", "--train.steps"], ["hidden_size", "Optimizer steps in all"], ["seed"]),
+        (["model", "--train.steps"], ["hidden_size", "Total optimizer steps"], ["seed"]),
     ],
 )
 def test_config_explains_what_is_asked_for(words, shown, hidden, capsys):

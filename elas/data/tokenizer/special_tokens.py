@@ -47,7 +47,10 @@ def named_tokens(folder: Path) -> NamedTokens:
         facts = _object(folder / name)
         for number, token in (facts.get("added_tokens_decoder") or {}).items():
             added[token["content"]] = int(number)
-            (special.add if token.get("special") else special.discard)(token["content"])
+            if token.get("special"):
+                special.add(token["content"])
+            else:  # overrides the other file
+                special.discard(token["content"])
         for role in _ROLES:
             if content := _content(facts.get(f"{role}_token")):
                 roles[role] = content
@@ -71,7 +74,9 @@ def _object(path: Path) -> dict:
 
 def _content(token: object) -> str | None:
     """The content of a token given as a string or as `{"content": text, …}`."""
-    return token.get("content") if isinstance(token, dict) else token if isinstance(token, str) else None
+    if isinstance(token, dict):
+        return token.get("content")
+    return token if isinstance(token, str) else None
 
 
 def hide_pieces(model: bytes, ids: Collection[int]) -> bytes:
