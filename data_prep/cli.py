@@ -1,4 +1,4 @@
-"""`elas prep`: train a tokenizer, and turn text into Megatron token files with it."""
+"""`elas prep`: train a tokenizer and convert text to Megatron token files."""
 
 import sys
 from pathlib import Path
@@ -11,11 +11,11 @@ from elas.errors import ConfigError, UserError
 from elas.files import write_json
 
 _NOTES = 5
-"""Notes about single files that are shown."""
+"""Notes about single files shown; the rest are counted."""
 
 
 def main(argv: list[str]) -> int:
-    """Run `elas prep ARGV…`; returns the exit status, raises `UserError` for mistakes."""
+    """Run `elas prep ARGV…`; returns the exit status, raises `UserError` for invalid input."""
     return run_command("elas prep", COMMANDS, argv, "example:", *(f"  {e}" for e in EXAMPLES.values()))
 
 
@@ -29,16 +29,16 @@ def tokenizer(argv: list[str]) -> int:
     _add_input(parser)
     parser.add_argument("--vocab-size", type=int, required=True, metavar="N", help="number of token ids")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for tokenizer.model")
-    parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="default: bpe, which is quick")
-    parser.add_argument("--sample-bytes", type=int, default=DEFAULT_SAMPLE_BYTES, metavar="N", help="text to train on")
+    parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="default: bpe, the faster one")
+    parser.add_argument("--sample-bytes", type=int, default=DEFAULT_SAMPLE_BYTES, metavar="N", help="bytes to train on")
     parser.add_argument(
-        "--valid-fraction", type=float, default=0.0, metavar="F", help="leave out what tokenize holds out for it"
+        "--valid-fraction", type=float, default=0.0, metavar="F", help="exclude the documents that tokenize holds out"
     )
     parser.add_argument("--valid-max-bytes", type=int, metavar="N", help="with --valid-fraction, as for tokenize")
-    parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing tokenizer")
     args = parser.parse_args(argv)
     if (args.output / MODEL_NAME).exists() and not args.overwrite:
-        why = "holds a tokenizer, which token files may have been made with"
+        why = "already holds a tokenizer, which existing token files may depend on"
         raise ConfigError("--output", str(args.output), why, "give another folder, or --overwrite")
     corpus = _corpus(args)
     check_columns(corpus, None)
@@ -58,7 +58,7 @@ def tokenizer(argv: list[str]) -> int:
 
 
 def tokenize(argv: list[str]) -> int:
-    """`elas prep tokenize`: write `.bin`, `.idx` and manifest."""
+    """`elas prep tokenize`: write `.bin`, `.idx` and the manifest."""
     from elas.data_prep.progress import Progress
     from elas.data_prep.quality import parse_filter
     from elas.data_prep.tokenize_corpus import Options, tokenize_corpus
@@ -66,7 +66,7 @@ def tokenize(argv: list[str]) -> int:
 
     args = _tokenize_parser().parse_args(argv)
     if args.executor == "slurm" and args.slurm_partition is None:
-        raise UserError("--executor slurm: no partition; add --slurm-partition NAME")
+        raise UserError("--executor slurm: requires a partition; add --slurm-partition NAME")
     options = Options(
         valid_output=args.valid_output,
         valid_fraction=args.valid_fraction,
@@ -97,69 +97,69 @@ def tokenize(argv: list[str]) -> int:
     corpus = _corpus(args)
     check_columns(corpus, args.max_skipped, ", or accept the loss with --max-skipped 1")
     with Progress(sum(file.size for file in corpus.files)) as progress:
-        facts = tokenize_corpus(corpus, args.tokenizer, args.output, options, tell=progress.show)
+        facts = tokenize_corpus(corpus, args.tokenizer, args.output, options, on_progress=progress.show)
     if facts.pop("already_done", False):
         files = " and ".join(f"{prefix}.bin" for prefix in (args.output, args.valid_output) if prefix)
-        print(f"already there: {files}; nothing to do (--overwrite starts afresh)")
+        print(f"already complete: {files}; nothing to do (--overwrite starts over)")
     write_json(args.json, facts)
     print(_table({"output": args.output} | facts))
     return 0
 
 
 def _tokenize_parser() -> Parser:
-    parser = Parser("elas prep tokenize", "Tokenise text to Megatron .bin/.idx files.", EXAMPLES["tokenize"])
+    parser = Parser("elas prep tokenize", "Tokenise text into Megatron .bin/.idx files.", EXAMPLES["tokenize"])
     _add_input(parser)
-    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="from elas prep tokenizer, or Hugging Face's")
+    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="an ELAS or Hugging Face tokenizer folder")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx, manifest"
     )
-    add = parser.add_argument_group("which documents").add_argument
+    add = parser.add_argument_group("selecting documents").add_argument
     add("--valid-output", type=Path, metavar="PREFIX", help="token files of held-out documents")
     add(
         "--valid-fraction",
         type=float,
         default=0.0,
         metavar="F",
-        help="share of documents to hold out, by hash of text",
+        help="share of documents to hold out, chosen by hash of their text",
     )
     add(
         "--valid-max-bytes",
         type=int,
         metavar="N",
-        help="hold out no longer one: few may be much of the text",
+        help="never hold out documents of more bytes: a few large ones may dominate the held-out text",
     )
     for key in ("min-chars", "max-chars", "min-tokens", "max-tokens"):
-        add(f"--{key}", type=int, metavar="N", help=f"leave out documents with {_than(key)} {key[4:]}")
-    what = "one of datatrove's filters, GopherQualityFilter:min_doc_words=10"
+        add(f"--{key}", type=int, metavar="N", help=f"leave out documents with {_fewer_or_more(key)} {key[4:]}")
+    what = "a datatrove filter, for example GopherQualityFilter:min_doc_words=10"
     add("--filter", nargs="+", action="extend", default=[], metavar="NAME[:KEY=VALUE,…]", help=what)
-    what = "share of the corpus that may be unreadable, 0 to 1; default: no bound on damage, 0.25 without the field"
+    what = "maximum unreadable share of the corpus, 0 to 1; default: 0.25 for records without the field, else unlimited"
     add("--max-skipped", type=float, metavar="F", help=what)
-    add("--deduplicate", action="store_true", help="keep the first of documents with exactly the same text")
+    add("--deduplicate", action="store_true", help="keep only the first of documents with identical text")
     eod = {"choices": ("yes", "no"), "default": "yes"}
-    add("--append-eod", **eod, help="end every document with the end-of-document id; default: yes")
-    add("--eod-token", metavar="TOKEN", help="the token that ends documents; default: the tokenizer's own")
-    add("--prepend-bos", action="store_true", help="begin every document with the beginning-of-sequence id")
-    add = parser.add_argument_group("how").add_argument
-    add("--workers", type=int, metavar="N", help="processes (slurm: jobs) at a time; default: one a usable core")
+    add("--append-eod", **eod, help="append the end-of-document id to every document; default: yes")
+    add("--eod-token", metavar="TOKEN", help="end-of-document token; default: the tokenizer's own")
+    add("--prepend-bos", action="store_true", help="prepend the beginning-of-sequence id to every document")
+    add = parser.add_argument_group("execution").add_argument
+    add("--workers", type=int, metavar="N", help="parallel processes (slurm: jobs); default: one per usable core")
     add("--executor", choices=("local", "slurm", "ray"), default="local", help="where the tasks run; default: local")
-    add("--task-bytes", type=int, metavar="N", help="size of a task; default: 1/64 of the corpus, within 2 and 64 MB")
-    add("--share", metavar="I/N", help="one of N machines, I from 0: only every N-th task, no merge")
-    add("--overwrite", action="store_true", help="start afresh and replace what is there")
+    add("--task-bytes", type=int, metavar="N", help="bytes per task; default: 1/64 of the corpus, between 2 and 64 MB")
+    add("--share", metavar="I/N", help="run only the tasks of machine I (from 0) of N, without merging")
+    add("--overwrite", action="store_true", help="start over and replace existing files")
     add = parser.add_argument_group("with --executor slurm").add_argument
     add("--slurm-partition", metavar="NAME", help="partition of the jobs")
     add("--slurm-time", default="20:00:00", metavar="T", help="time limit of a job; default: 20:00:00")
     add("--slurm-mem-gb", type=int, default=2, metavar="N", help="memory of a job; default: 2")
     add("--slurm-qos", default="", metavar="NAME", help="quality of service")
-    add("--sbatch", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="more options of sbatch")
+    add("--sbatch", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="further sbatch options")
     return parser
 
 
 def merge(argv: list[str]) -> int:
-    """`elas prep merge`: the last step of tokenize, where jobs did the rest."""
+    """`elas prep merge`: the last step of tokenize when its tasks ran as separate jobs."""
     from elas.data_prep.tokenize_corpus import merge_work
 
-    parser = Parser("elas prep merge", "Put the parts of finished tasks together.", EXAMPLES["merge"])
-    parser.add_argument("output", type=Path, metavar="PREFIX", help="what tokenize was given as --output")
+    parser = Parser("elas prep merge", "Merge the parts of finished tasks.", EXAMPLES["merge"])
+    parser.add_argument("output", type=Path, metavar="PREFIX", help="the --output of tokenize")
     args = parser.parse_args(argv)
     facts = merge_work(args.output)
     write_json(args.json, facts)
@@ -194,13 +194,13 @@ def verify(argv: list[str]) -> int:
 
 
 def info(argv: list[str]) -> int:
-    """`elas prep info`: what is in token files."""
+    """`elas prep info`: statistics and sample documents of token files."""
     from elas.data_prep.info import describe, show
 
-    parser = Parser("elas prep info", "Show what token files hold.", EXAMPLES["info"])
+    parser = Parser("elas prep info", "Show statistics and sample documents.", EXAMPLES["info"])
     parser.add_argument("prefix", metavar="PREFIX", help="path without .bin")
-    parser.add_argument("--tokenizer", metavar="DIR", help="to decode with; default: the one it was made with")
-    parser.add_argument("--documents", type=int, default=3, metavar="N", help="how many to decode; default: 3")
+    parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer for decoding; default: the corpus's own")
+    parser.add_argument("--documents", type=int, default=3, metavar="N", help="documents to decode; default: 3")
     args = parser.parse_args(argv)
     facts = describe(args.prefix, args.tokenizer, args.documents)
     write_json(args.json, facts)
@@ -210,10 +210,10 @@ def info(argv: list[str]) -> int:
 
 COMMANDS = {
     "tokenizer": (tokenizer, "train a SentencePiece tokenizer"),
-    "tokenize": (tokenize, "turn text into Megatron .bin/.idx token files"),
-    "merge": (merge, "put the parts of finished tasks together (after --executor slurm)"),
+    "tokenize": (tokenize, "convert text to Megatron .bin/.idx token files"),
+    "merge": (merge, "merge the parts of finished tasks (after --executor slurm)"),
     "verify": (verify, "check token files against their manifest"),
-    "info": (info, "show what token files hold"),
+    "info": (info, "show statistics and sample documents of token files"),
 }
 EXAMPLES = {
     "tokenizer": "elas prep tokenizer --input stdlib --vocab-size 8192 --output data/tokenizer",
@@ -224,7 +224,7 @@ EXAMPLES = {
 }
 
 
-def _than(key: str) -> str:
+def _fewer_or_more(key: str) -> str:
     return "fewer" if key.startswith("min") else "more"
 
 
@@ -233,7 +233,7 @@ def _share(text: str | None) -> tuple[int, int] | None:
         return None
     first, slash, step = text.partition("/")
     if not (slash and first.isdecimal() and step.isdecimal()):
-        raise UserError(f"--share {text}: not I/N; the shares of two are 0/2 and 1/2")
+        raise UserError(f"--share {text}: not of the form I/N; for two machines give 0/2 and 1/2")
     return int(first), int(step)
 
 
@@ -255,14 +255,14 @@ def _add_input(parser: Parser) -> None:
         action="extend",
         required=True,
         metavar="PATH[:FIELD]",
-        help=f"{what}; each may name its field",
+        help=f"{what}; each may name its own field",
     )
-    what = "key or column of the text, meta.text for a nested one; default: text"
+    what = "key or column that holds the text, meta.text for a nested one; default: text"
     parser.add_argument("--field", default="text", metavar="KEY", help=what)
-    what = "how to read every file, whatever its name; default: by name and content"
+    what = "read every file in this format; default: by name and content"
     parser.add_argument("--format", choices=FORMATS, help=what)
     parser.add_argument(
-        "--suffix", nargs="+", action="extend", default=[], metavar=".EXT", help="read these as text too"
+        "--suffix", nargs="+", action="extend", default=[], metavar=".EXT", help="also read these as text"
     )
 
 
@@ -270,17 +270,17 @@ def _corpus(args) -> Corpus:
     corpus = Corpus(args.input, field=args.field, suffixes=args.suffix, form=args.format)
     if corpus.ignored:
         kinds = ", ".join(f"{n} {kind}" for kind, n in corpus.ignored.most_common(4))
-        print(f"note: passed over {corpus.ignored.total()} in the inputs ({kinds})", file=sys.stderr)
+        print(f"note: ignored {corpus.ignored.total()} files and folders in the inputs ({kinds})", file=sys.stderr)
     notes = corpus.notes + corpus.large_pages()
     for note in notes[:_NOTES]:
         print(note, file=sys.stderr)
     if len(notes) > _NOTES:
-        print(f"note: and {len(notes) - _NOTES} more of these", file=sys.stderr)
+        print(f"note: and {len(notes) - _NOTES} more notes like these", file=sys.stderr)
     return corpus
 
 
 def _table(facts: dict) -> str:
-    """Aligned `key  value` lines; numbers with thousands separators, nested facts in a row."""
+    """Aligned `key  value` lines; numbers with thousands separators, nested facts in one row."""
     rows = []
     for key, value in facts.items():
         if value is None:

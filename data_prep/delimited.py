@@ -1,11 +1,11 @@
-"""CSV and TSV as their users write them.
+"""Readers for CSV and TSV that recover after malformed rows.
 
-CSV goes by RFC 4180: a field in quotes may hold line ends. Where a row is malformed, or its quote is never closed, the
-row is named by its first line, and reading goes on at the next line that begins a row: one that parses to the right
-number of columns and is followed by a line that may. Lines of a broken record seldom do. TSV goes by IANA's
-text/tab-separated-values: a row is a line, and quotes are text.
+CSV follows RFC 4180: a quoted field may contain line breaks. A malformed row, or one whose quote is never closed, is
+reported by its first line; reading resumes at the next line that parses to the right number of columns and is followed
+by a line that may start another row. Lines within a broken record rarely do. TSV follows IANA's
+text/tab-separated-values: a row is one line, and quotes are ordinary text.
 
-A table is read by one task from end to end, so no piece begins within a record.
+A single task reads a whole table, so no piece starts within a record.
 """
 
 import csv
@@ -17,16 +17,16 @@ from elas.data_prep import fields
 from elas.data_prep.formats import open_data
 
 _UNCLOSED = "a quote that is never closed"
-_LOOKED_AT = 100
-"""Lines that a row may have to be recognised as one after a malformed row."""
+_LOOKAHEAD_LINES = 100
+"""Maximum lines of a row that is recognised as the next one after a malformed row."""
 
 
 class TooLarge(Exception):
-    """A record is larger than a document may be."""
+    """A record exceeds the maximum document size."""
 
 
 def columns(path: str, kind: str) -> list[str] | None:
-    """The header of a table; None where there is none that can be read."""
+    """The column names in a table's header; None if it cannot be read."""
     try:
         with _text(path, kind) as file:
             rows = _Rows(file, kind, 1 << 20)
@@ -36,14 +36,14 @@ def columns(path: str, kind: str) -> list[str] | None:
 
 
 def read_table(path: str, kind: str, field: str, skip, largest: int) -> Iterator[tuple[int, str]]:
-    """The texts of a `csv`, `tsv` or `tsv-quoted` file, each with the first line of its row, from 1.
+    """Yield the texts of a table, each with the number of its row's first line, from 1.
 
     Args:
         path: the file.
-        kind: see above.
+        kind: `csv`, `tsv` or `tsv-quoted`.
         field: the column that holds the text.
-        skip: called with a reason and a row's first line for every row that is no document.
-        largest: bytes that a row may have.
+        skip: called with a reason and the row's first line for every row that yields no document.
+        largest: maximum bytes of a row.
     """
     csv.field_size_limit(largest)
     with _text(path, kind) as file:
@@ -67,7 +67,7 @@ def read_table(path: str, kind: str, field: str, skip, largest: int) -> Iterator
 
 
 class _Rows:
-    """Rows of a table, with their first lines; malformed ones are skipped, and reading goes on after them."""
+    """Rows of a table with the numbers of their first lines; skips malformed rows and resumes after them."""
 
     def __init__(self, file: io.TextIOBase, kind: str, largest: int):
         self.delimiter = "," if kind == "csv" else "\t"
@@ -75,10 +75,10 @@ class _Rows:
         self.largest = largest
         self.width: int | None = None
         self._file = file
-        self._back: deque[str] = deque()  # lines that were taken and given back
-        self._taken: list[str] = []  # lines of the record that is being parsed
-        self._held = 0
-        self._number = 0  # of the last line taken
+        self._pushed_back: deque[str] = deque()  # lines to read again
+        self._record: list[str] = []  # lines of the record being parsed
+        self._record_chars = 0
+        self._number = 0  # of the last line read
 
     def __iter__(self):
         return self
@@ -89,19 +89,19 @@ class _Rows:
         if not line:
             raise StopIteration
         self._number += 1
-        self._taken.append(line)
-        self._held += len(line)
-        if self._held >= self.largest:
+        self._record.append(line)
+        self._record_chars += len(line)
+        if self._record_chars >= self.largest:
             if not line.endswith(("\n", "\r")):
-                self._taken[-1] = self._pass_over_rest()
+                self._record[-1] = self._skip_rest_of_line()
             raise TooLarge
         return line
 
     def parsed(self, skip=None) -> Iterator[tuple[int, list[str]]]:
-        """Numbers of first lines, and rows; without `skip` the first mistake is raised."""
+        """Yield first line numbers and rows; without `skip`, raises at the first malformed row."""
         reader = self._reader(self)
         while True:
-            self._taken, self._held = [], 0
+            self._record, self._record_chars = [], 0
             first = self._number + 1
             try:
                 row = next(reader)
@@ -110,13 +110,13 @@ class _Rows:
             except (csv.Error, TooLarge) as error:
                 if skip is None:
                     raise
-                if isinstance(error, TooLarge) and len(self._taken) == 1:
+                if isinstance(error, TooLarge) and len(self._record) == 1:
                     skip(f"larger than {self.largest:,} bytes", first)
                 else:
                     skip(self._recover(error, first), first)
                 if self.width is None:
-                    return  # without a header rows mean nothing
-                reader = self._reader(self)
+                    return  # without a header the columns are unknown
+                reader = self._reader(self)  # csv.reader is unusable after an error
                 continue
             if row and (self.quoted or row != [""]):
                 yield first, row
@@ -127,50 +127,50 @@ class _Rows:
         return csv.reader(lines, strict=True, delimiter=self.delimiter)
 
     def _recover(self, error: Exception, first: int) -> str:
-        """Give back all lines from the next that begins a row; returns the reason."""
+        """Push back all lines from the next one that starts a row; returns the reason for the skip."""
         why = str(error)
         if isinstance(error, TooLarge):
             why = f"{_UNCLOSED}, or a row larger than {self.largest:,} bytes"
         elif "unexpected end" in why:
             why = _UNCLOSED
-        lines = self._taken
+        lines = self._record
         start = 1
-        while self._is_there(lines, start) and not self._begins_row(lines, start):
+        while self._has_line(lines, start) and not self._starts_row(lines, start):
             start += 1
-        self._back.extendleft(reversed(lines[start:]))
+        self._pushed_back.extendleft(reversed(lines[start:]))
         self._number = first + start - 1
         return f"malformed CSV ({why}{f', lines {first} to {self._number}' if start > 1 else ''})"
 
-    def _begins_row(self, lines: list[str], start: int) -> bool:
-        """Whether a row of the right width begins at a line, and after it a line that may begin another."""
+    def _starts_row(self, lines: list[str], start: int) -> bool:
+        """Whether a row of the right width starts at a line and is followed by a line that may start another."""
         width = self.width or 1
         used = start
 
-        def some() -> Iterator[str]:
+        def lookahead() -> Iterator[str]:
             nonlocal used
-            while used < start + _LOOKED_AT and self._is_there(lines, used):
+            while used < start + _LOOKAHEAD_LINES and self._has_line(lines, used):
                 used += 1
                 yield lines[used - 1]
 
         try:
-            row = next(csv.reader(some(), strict=True, delimiter=self.delimiter), [])
+            row = next(csv.reader(lookahead(), strict=True, delimiter=self.delimiter), [])
         except (csv.Error, TooLarge):
             return False
         if len(row) != width:
             return False
-        return not self._is_there(lines, used) or lines[used].count(self.delimiter) >= width - 1
+        return not self._has_line(lines, used) or lines[used].count(self.delimiter) >= width - 1
 
-    def _is_there(self, lines: list[str], index: int) -> bool:
-        """Whether there is a line, read into `lines` where it has not been yet."""
+    def _has_line(self, lines: list[str], index: int) -> bool:
+        """Whether line `index` exists; reads it into `lines` if it is the next one."""
         if index == len(lines) and (line := self._next_line()):
             lines.append(line)
         return index < len(lines)
 
     def _next_line(self) -> str:
-        return self._back.popleft() if self._back else self._file.readline(self.largest)
+        return self._pushed_back.popleft() if self._pushed_back else self._file.readline(self.largest)
 
-    def _pass_over_rest(self) -> str:
-        """Read to the end of a line that is too long; returns a blank line in its place."""
+    def _skip_rest_of_line(self) -> str:
+        """Read to the end of an overlong line; returns a blank line to replace it."""
         while (part := self._file.readline(1 << 20)) and not part.endswith("\n"):
             pass
         return "\n"

@@ -1,6 +1,6 @@
-"""Documents with the same text: all but the first, in the order of the input, are found by a digest of the text.
+"""Exact deduplication: finds all but the first of the documents with identical text, by a digest of the text.
 
-Digests are looked at a range of their values at a time, so memory stays bounded however many documents there are.
+Digests are compared one range of values at a time, so memory is bounded for any number of documents.
 """
 
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from elas.data_prep.plan import Plan
 from elas.data_prep.shards import DOCUMENT, part_path
 
 ROWS_AT_ONCE = 4_000_000
-"""Digests held in memory together: about 250 MB with what sorting them takes."""
+"""Digests held in memory at a time: about 250 MB including the sort."""
 
 
 def find_duplicates(plan: Plan, side: str) -> tuple[np.ndarray, int]:
-    """Find the copies on one side; they never straddle, as the side goes by the text too.
+    """Find the duplicates on one side; copies are always on the same side, which depends on the text alone.
 
     Returns:
-        bool `[documents]`, False for copies, in a file of the work folder; and how many there are.
+        bool `[documents]`, False for duplicates, memory-mapped from the work folder; and the number of duplicates.
     """
     total = sum(part_path(plan.work, task, f"{side}.docs").stat().st_size for task in range(len(plan.tasks)))
     total //= DOCUMENT.itemsize

@@ -1,7 +1,7 @@
-"""Where the tasks run: datatrove's executors, each with what it needs here.
+"""Run the tasks on datatrove's executors: local processes, SLURM or Ray.
 
-A task that is done has a file in `PREFIX.work/datatrove/completions`, whoever ran it: work begun on one machine can be
-finished under SLURM, and the other way round.
+Every executor marks a finished task with a file in `PREFIX.work/datatrove/completions`, so work started with one can be
+finished with another.
 """
 
 import ctypes
@@ -33,18 +33,18 @@ _PR_SET_PDEATHSIG = 1
 
 
 def logging_folder(work: Path) -> Path:
-    """datatrove's own folder: completions, statistics and logs of the tasks."""
+    """datatrove's folder: completions, statistics and logs of the tasks."""
     return work / "datatrove"
 
 
 def finished_tasks(work: Path) -> set[int]:
-    """Numbers of the tasks that are done."""
+    """Numbers of the finished tasks."""
     folder = logging_folder(work) / "completions"
     return {int(path.name) for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def check_executor(kind: str, partition: str | None = None) -> None:
-    """Raise `UserError` unless what the executor needs is here."""
+    """Raise `UserError` unless the executor is available here."""
     if kind == "slurm":
         check_slurm("--executor slurm", "local", partition=partition, partition_option="--slurm-partition")
     if kind == "ray" and importlib.util.find_spec("ray") is None:
@@ -54,27 +54,27 @@ def check_executor(kind: str, partition: str | None = None) -> None:
 
 
 def _check_ray_address(address: str | None) -> None:
-    """Raise `UserError` unless something listens where `RAY_ADDRESS` says; Ray itself tries for minutes."""
+    """Raise `UserError` unless something listens at `RAY_ADDRESS`; Ray itself retries for minutes."""
     if address in (None, "auto", "local"):
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not (host and colon and port.isdecimal()):
-        raise UserError(f"RAY_ADDRESS={address}: no address; give HOST:PORT, ray://HOST:PORT or auto")
+        raise UserError(f"RAY_ADDRESS={address}: not an address; give HOST:PORT, ray://HOST:PORT or auto")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
-        raise UserError(f"RAY_ADDRESS={address}: nothing answers there ({error}); start Ray, or unset it") from None
+        raise UserError(f"RAY_ADDRESS={address}: no connection ({error}); start Ray, or unset it") from None
 
 
 class LocalExecutor(LocalPipelineExecutor):
-    """datatrove's, with processes that are forked (nothing to import again), and end when this one does.
+    """datatrove's local executor with forked workers, which import nothing again and die with this process.
 
-    Its own pool waits for ever when a worker is killed; this one says so.
+    datatrove's own pool waits forever when a worker is killed; this one raises `Failure`.
 
     Args:
         work: the work folder.
-        workers: processes; 1 for none but this one.
-        share: `(i, n)` for every n-th task only, beginning with task i.
+        workers: processes; with 1, tasks run in this process.
+        share: `(i, n)` runs only every n-th task, starting with task i.
     """
 
     def __init__(self, work: Path, workers: int, share: tuple[int, int] = (0, 1)):
@@ -82,46 +82,46 @@ class LocalExecutor(LocalPipelineExecutor):
         super().__init__(steps.pipeline(work), tasks=tasks, workers=workers, logging_dir=str(logging_folder(work)))
         self.share = share
         self.peaks: dict[int, float] = {}
-        """Peak resident memory in 10⁶ bytes of every process that worked."""
+        """Peak resident memory in 10⁶ bytes of every worker, by process id."""
 
-    def run(self, tell: Callable[[int, int], None] = lambda size, documents: None) -> None:
-        """Run what is not done.
+    def run(self, on_progress: Callable[[int, int], None] = lambda size, documents: None) -> None:
+        """Run the unfinished tasks.
 
         Args:
-            tell: called twice a second with bytes of text and documents so far.
+            on_progress: called twice a second with bytes of text and documents so far.
 
         Raises:
-            Failure: a worker was killed; what is done stays done.
+            Failure: a worker was killed; finished tasks stay finished.
         """
         logger.disable("datatrove")
         first, step = self.share
         tasks = [task for task in self.get_incomplete_ranks() if task % step == first]
         try:
             if self.workers == 1 or len(tasks) < 2:
-                self._run_here(tasks, tell)
+                self._run_here(tasks, on_progress)
             else:
-                self._run_in_pool(tasks, tell)
+                self._run_in_pool(tasks, on_progress)
         finally:
             logger.enable("datatrove")
             encoder.progress = None
 
     def run_task(self, task: int) -> tuple[int, float]:
-        """Run one task on a copy of the pipeline; returns this process's id and its peak memory."""
+        """Run one task on a copy of the pipeline; returns this process's id and peak memory in 10⁶ bytes."""
         executor = deepcopy(self)
         executor._run_for_rank(task, local_rank=1)
         return os.getpid(), peak_rss_mb()
 
-    def _run_here(self, tasks: list[int], tell: Callable[[int, int], None]) -> None:
+    def _run_here(self, tasks: list[int], on_progress: Callable[[int, int], None]) -> None:
         encoder.progress = multiprocessing.get_context("fork").Array("q", 2)
         for task in tasks:
             pid, peak = self.run_task(task)
             self.peaks[pid] = peak
-            tell(*encoder.progress)
+            on_progress(*encoder.progress)
 
-    def _run_in_pool(self, tasks: list[int], tell: Callable[[int, int], None]) -> None:
+    def _run_in_pool(self, tasks: list[int], on_progress: Callable[[int, int], None]) -> None:
         context = multiprocessing.get_context("fork")
         encoder.progress = context.Array("q", 2)
-        steps.prepare(load_plan(self.pipeline[0].work))  # before forking: one tokenizer in memory, shared
+        steps.prepare(load_plan(self.pipeline[0].work))  # before forking, so the workers share one tokenizer in memory
         pool = ProcessPoolExecutor(min(self.workers, len(tasks)), context, initializer=_start_worker)
         _Job.executor = self
         try:
@@ -131,23 +131,24 @@ class LocalExecutor(LocalPipelineExecutor):
                 for future in done:
                     pid, peak = future.result()
                     self.peaks[pid] = max(peak, self.peaks.get(pid, 0.0))
-                tell(*encoder.progress)
+                on_progress(*encoder.progress)
         except BrokenProcessPool as error:
             done = len(finished_tasks(Path(self.pipeline[0].work)))
-            why = f"a worker was killed, for want of memory perhaps; {done} of {self.tasks} tasks are done"
+            why = f"a worker was killed, possibly out of memory; {done} of {self.tasks} tasks are done"
             raise Failure(f"{why}; run the same command again, with fewer --workers if memory is short") from error
         finally:
             _Job.executor = None
-            processes = list((pool._processes or {}).values())  # public only from Python 3.14 on: kill_workers
+            processes = list((pool._processes or {}).values())  # kill_workers() is public only from Python 3.14 on
             failed = sys.exc_info()[0] is not None
             pool.shutdown(wait=not failed, cancel_futures=True)
-            for process in processes if failed else ():  # in the middle of tasks that nobody waits for
-                process.kill()
-                process.join()
+            if failed:  # the workers may be in the middle of tasks
+                for process in processes:
+                    process.kill()
+                    process.join()
 
 
 class _Job:
-    """What workers inherit by being forked."""
+    """State that forked workers inherit."""
 
     executor: LocalExecutor | None = None
 
@@ -157,17 +158,17 @@ class _Job:
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the calling process ends the pool
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C and ends the pool
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def slurm_executor(plan: Plan, options: dict) -> PipelineExecutor:
-    """datatrove's for SLURM: an array job of the tasks that are not done.
+    """datatrove's SLURM executor: an array job of the unfinished tasks.
 
     Args:
-        plan: the plan, saved in a folder that all nodes see.
-        options: `workers`, `partition`, `time`, `mem_gb`, `qos`, and `sbatch`: further options of sbatch, by name.
+        plan: the plan, saved in a folder on a file system shared by all nodes.
+        options: `workers`, `partition`, `time`, `mem_gb`, `qos`, and `sbatch`: further sbatch options by name.
     """
     from datatrove.executor.slurm import SlurmPipelineExecutor
 
@@ -188,16 +189,16 @@ def slurm_executor(plan: Plan, options: dict) -> PipelineExecutor:
 
 
 def run_slurm(plan: Plan, options: dict) -> list[str]:
-    """Submit the tasks, and a job after them that puts the results together.
+    """Submit the tasks and a dependent job that merges their results.
 
     Returns:
-        The ids of the two jobs, or of the last alone where all tasks are done.
+        The ids of both jobs, or only of the merge job if all tasks are done.
     """
     from datatrove.executor.slurm import launch_slurm_job
 
     logger.disable("datatrove")
     executor = slurm_executor(plan, options)
-    executor.launch_merge_stats = lambda: None  # a job of its own for a table nobody reads
+    executor.launch_merge_stats = lambda: None  # datatrove's extra job for a statistics table
     executor.launch_job()
     tasks = [] if executor.job_id in (None, -1) else [str(executor.job_id)]
     arguments = {
@@ -216,16 +217,16 @@ def run_slurm(plan: Plan, options: dict) -> list[str]:
     return [*tasks, str(launch_slurm_job(script, executor.job_id_retriever, *after))]
 
 
-def run_ray(plan: Plan, workers: int, tell: Callable[[int], None]) -> None:
-    """Run what is not done with Ray: on the cluster that `RAY_ADDRESS` names, else on this machine.
+def run_ray(plan: Plan, workers: int, on_progress: Callable[[int], None]) -> None:
+    """Run the unfinished tasks with Ray: on the cluster at `RAY_ADDRESS`, else on this machine.
 
     Args:
-        plan: the plan, saved in a folder that all nodes see.
-        workers: tasks at a time.
-        tell: called twice a second with the number of tasks that are done.
+        plan: the plan, saved in a folder on a file system shared by all nodes.
+        workers: parallel tasks.
+        on_progress: called twice a second with the number of finished tasks.
 
     Raises:
-        Failure: tasks failed; their logs say why.
+        Failure: tasks failed; the message names a log.
     """
     import ray
     from datatrove.executor.ray import RayPipelineExecutor
@@ -246,7 +247,7 @@ def run_ray(plan: Plan, workers: int, tell: Callable[[int], None]) -> None:
         thread.start()
         while thread.is_alive():
             thread.join(0.5)
-            tell(len(finished_tasks(plan.work)))
+            on_progress(len(finished_tasks(plan.work)))
     finally:
         logger.enable("datatrove")
         ray.shutdown()

@@ -1,4 +1,4 @@
-"""Folders of results: made before work begins, so that a wrong path costs seconds, and gone again if it fails."""
+"""Create result folders before the work starts, so a wrong path fails in seconds; remove them again on failure."""
 
 import contextlib
 import os
@@ -10,13 +10,13 @@ from elas.errors import UserError
 
 @contextlib.contextmanager
 def folders_for(folders: dict[str, Path]) -> Iterator[None]:
-    """Make folders that can be written to; an exception removes those it made, where nothing lies in them.
+    """Create writable folders; on an exception, those created here are removed again if they are empty.
 
     Args:
-        folders: path by the option that gave it, for messages.
+        folders: path by the option that named it, for messages.
 
     Raises:
-        UserError: one cannot be made, or not be written to.
+        UserError: a folder cannot be created or is not writable.
     """
     made: list[Path] = []
     try:
@@ -25,7 +25,7 @@ def folders_for(folders: dict[str, Path]) -> Iterator[None]:
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                why = f"cannot be made a folder ({error.strerror})"
+                why = f"cannot create the folder ({error.strerror})"
                 raise UserError(f"{key} {path}: {why}; choose another place") from error
             finally:
                 made += missing

@@ -1,7 +1,7 @@
-"""What a file is: its format and its compression, by its name, and by its first bytes where the name does not say.
+"""Detect a file's format and compression by its name, and by its first bytes if the name does not determine them.
 
-Names are read without regard to case: `A.JSONL.GZ` is JSON lines. A `.json` file may hold JSON lines (as C4's do), an
-array of records or one object, and a `.tsv` may be quoted as CSV is or not at all: their content decides.
+Names are case-insensitive: `A.JSONL.GZ` is JSON lines. Content decides between the layouts of a `.json` file (JSON
+lines, as in C4; an array of records; one object) and whether a `.tsv` file is quoted like CSV.
 """
 
 import bz2
@@ -24,7 +24,7 @@ KINDS = {
     ".py": "text",
 }
 FORMATS = ("jsonl", "json", "csv", "tsv", "tsv-quoted", "parquet", "text")
-"""What `--format` may say; `tsv-quoted` is tab-separated with CSV's quotes, as Excel and pandas write it."""
+"""Values of `--format`; `tsv-quoted` is tab-separated with CSV quoting, as written by Excel and pandas."""
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".br", ".z", ".lzma")
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
@@ -34,7 +34,7 @@ _TSV_SAMPLE = 1 << 20
 
 
 def strip_compression(name: str) -> str:
-    """A file's name in lower case, without the suffix of a compression."""
+    """A file name in lower case, without its compression suffix."""
     name = name.lower()
     return name.removesuffix(next((suffix for suffix in COMPRESSED if name.endswith(suffix)), ""))
 
@@ -54,7 +54,7 @@ def compression(path: str) -> str | None:
 
 
 def open_data(path: str) -> io.BufferedIOBase:
-    """Open a file to read what is in it, decompressed, as a stream."""
+    """Open a file as a stream of its decompressed bytes."""
     kind = compression(path)
     if kind == "gzip":
         return gzip.open(path, "rb")
@@ -65,33 +65,33 @@ def open_data(path: str) -> io.BufferedIOBase:
     if kind == "zstd":
         import pyarrow
 
-        # It says when a file ends within a frame, and goes on after one; read by a thread of its own it is no faster.
+        # PyArrow raises when a file ends within a frame and reads on after one; a separate thread makes it no faster.
         return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"), 1 << 20)
     return open(path, "rb", buffering=1 << 20)
 
 
 def unknown_kind(path: Path) -> str:
-    """Why a file cannot be read by its name, and what to do: `why; fix`, for a message."""
+    """Why a file's name determines no format, and what to do: `why; fix`, for a message."""
     bare = strip_compression(path.name)
     if bare.endswith(_ARCHIVES):
-        return f"{Path(bare).suffix} is an archive or a compression that cannot be read; unpack it first"
+        return f"{Path(bare).suffix} is an unsupported archive or compression; unpack it first"
     if ".parquet" in path.name.lower() and bare != path.name.lower():
-        return f"Parquet cannot be read through {path.suffix}; decompress it first"
+        return f"Parquet compressed with {path.suffix} is not supported; decompress it first"
     fix = {
         "jsonl": "looks like JSON lines; add --format jsonl",
         "json": "looks like JSON; add --format json",
         "parquet": "looks like Parquet; add --format parquet",
-    }.get(_guess(path), "to read every input as text add --format text")
+    }.get(_guess(path), "add --format text to read every input as text")
     suffix = Path(bare).suffix
-    more = f", or to read {suffix} as text --suffix {suffix}" if suffix and fix.startswith("to read") else ""
-    return f"unknown kind of file; {fix}{more}"
+    more = f", or --suffix {suffix} to read only {suffix} files as text" if suffix and fix.startswith("add") else ""
+    return f"unknown file type; {fix}{more}"
 
 
 def json_layout(path: str) -> str:
-    """How JSON lies in a file: `lines`, `array`, `object` (one, or several over many lines), or `other`.
+    """The layout of a JSON file: `lines`, `array`, `object` (one, or several over many lines), or `other`.
 
     Raises:
-        OSError, EOFError, zlib.error, lzma.LZMAError: it cannot be read.
+        OSError, EOFError, zlib.error, lzma.LZMAError: the file cannot be read.
     """
     complete = found = 0
     start = b""
@@ -111,15 +111,15 @@ def json_layout(path: str) -> str:
 
 
 def tsv_kind(path: str) -> str:
-    """`tsv`, unless its first megabyte makes rows only with CSV's quotes: then `tsv-quoted`.
+    """`tsv-quoted` if the first megabyte forms equally long rows only with CSV quoting, else `tsv`.
 
-    IANA's text/tab-separated-values has no quotes. Excel and pandas write them all the same, around line ends and tabs.
+    IANA's text/tab-separated-values has no quotes, but Excel and pandas write them around line ends and tabs.
     """
     try:
         with open_data(path) as file:
             data = file.read(_TSV_SAMPLE)
     except (OSError, EOFError, lzma.LZMAError, ValueError):
-        return "tsv"  # reading it will say why
+        return "tsv"  # the reader will report the error
     text = data.decode("utf-8-sig", "replace")
     lines = text.splitlines(keepends=True)[: -1 if len(data) == _TSV_SAMPLE else None]
     plain = [line.rstrip("\r\n").split("\t") for line in lines if line.strip("\r\n")]
@@ -136,7 +136,7 @@ def tsv_kind(path: str) -> str:
 
 
 def _is_doubled(cell: str) -> bool:
-    """Whether a cell begins with a quote and has more in it, each of them doubled: what only CSV's rules write."""
+    """Whether a cell starts with a quote and contains more quotes, all doubled: only CSV quoting writes that."""
     inside = cell[1:].removesuffix('"')
     return cell.startswith('"') and '""' in inside and '"' not in inside.replace('""', "")
 
@@ -150,7 +150,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def _guess(path: Path) -> str | None:
-    """The format that a file's first bytes show."""
+    """The format suggested by a file's first bytes; None if unknown."""
     try:
         with open_data(str(path)) as file:
             if file.read(4) == b"PAR1":

@@ -1,18 +1,18 @@
-"""How much of a corpus was held out. Documents are drawn by a hash, so a few large ones may be much of the text."""
+"""The share of a corpus that was held out. Documents are chosen by hash, so a few large ones may dominate the text."""
 
-FAR = 2
-"""Times the share that was asked for, from which on it is a warning."""
+WARNING_FACTOR = 2
+"""A held-out share above this multiple of the requested share gives a warning."""
 
 
 def held_out_share(facts: dict, asked: float) -> dict:
-    """What was held out, as shares of all that came out.
+    """Held-out documents as shares of all written documents.
 
     Args:
-        facts: `documents`, `tokens`, `bytes_in`, and the same of what is held out with `valid_` before them.
+        facts: `documents`, `tokens`, `bytes_in` of the training side, and with prefix `valid_` of the held-out side.
         asked: `--valid-fraction`.
 
     Returns:
-        `held_out` {`asked`, `documents`, `tokens`, `bytes`}, each from 0 to 1; empty where nothing was to be held out.
+        `held_out` {`asked`, `documents`, `tokens`, `bytes`}, each from 0 to 1; empty without a held-out side.
     """
     if "valid_documents" not in facts:
         return {}
@@ -29,11 +29,11 @@ def held_out_in_words(shares: dict) -> str:
 
 
 def held_out_warning(facts: dict) -> str:
-    """A line where far more text was held out than was asked for; else empty."""
+    """A warning line if far more text was held out than requested; else empty."""
     shares = facts.get("held_out")
-    if not shares or max(shares["bytes"], shares["tokens"]) <= FAR * shares["asked"]:
+    if not shares or max(shares["bytes"], shares["tokens"]) <= WARNING_FACTOR * shares["asked"]:
         return ""
     mean = (facts["bytes_in"] + facts["valid_bytes_in"]) / (facts["documents"] + facts["valid_documents"])
     what = f"held out {held_out_in_words(shares)}"
-    fix = f"give --valid-max-bytes N to hold out no document of more bytes (they have {mean:,.0f} on average)"
+    fix = f"give --valid-max-bytes N to keep larger documents in training (the mean is {mean:,.0f} bytes)"
     return f"--valid-fraction {shares['asked']:g}: {what}; {fix}, and --overwrite"

@@ -1,7 +1,7 @@
-"""Datasets of the Hugging Face hub, streamed: `hf://NAME[@REVISION][#CONFIG][:SPLIT[:FIELD]]`.
+"""Stream datasets of the Hugging Face hub: `hf://NAME[@REVISION][#CONFIG][:SPLIT[:FIELD]]`.
 
-All that the libraries say in tracebacks after minutes of retries is said here in a line, soon: the hub is asked once,
-with a bound on the time, before they begin. NAME may also be a folder on this machine.
+The libraries retry for minutes and then raise long tracebacks. Here a single request with a timeout first checks that
+the hub has the dataset, and every error becomes one line. NAME may also be a local folder.
 """
 
 import os
@@ -15,13 +15,13 @@ from elas.errors import Failure, UserError
 
 HUB = "hf://"
 TIMEOUT = 10.0
-"""Seconds that the hub may take to answer whether it has a dataset."""
+"""Seconds for the hub to answer whether it has a dataset."""
 _COLON = re.compile(r":(?![^\[]*\])")  # a split may be train[10:20]
 _FORM = "hf://NAME[@REVISION][#CONFIG][:SPLIT[:FIELD]]"
 
 
 def parse(given: str) -> tuple[str, str | None]:
-    """An input as `(NAME[@REVISION][#CONFIG]:SPLIT, FIELD)`, with the split that is meant when none is given.
+    """An input as `(NAME[@REVISION][#CONFIG]:SPLIT, FIELD)`; the default split is `train`.
 
     Raises:
         UserError: not of that form.
@@ -37,7 +37,7 @@ def parse(given: str) -> tuple[str, str | None]:
 
 @lru_cache(maxsize=8)
 def open_dataset(name: str):
-    """A streaming `datasets.IterableDataset` for `NAME[@REVISION][#CONFIG]:SPLIT`; opened once a process.
+    """A streaming `datasets.IterableDataset` for `NAME[@REVISION][#CONFIG]:SPLIT`; opened once per process.
 
     Raises:
         UserError: no such dataset, configuration or split, or the hub does not answer.
@@ -47,9 +47,9 @@ def open_dataset(name: str):
     name, _, config = name.partition("#")
     name, _, revision = name.partition("@")
     if name.startswith(("/", ".", "~")) and not os.path.exists(name):
-        raise UserError(f"--input {given}: no such folder; give one that is there, or {_FORM}")
+        raise UserError(f"--input {given}: no such folder; give an existing folder, or {_FORM}")
     if not os.path.exists(name):
-        _ask(given, name, revision)
+        _check_exists(given, name, revision)
     print(f"note: opening {given}", file=sys.stderr, flush=True)  # importing the library alone takes seconds
     import datasets
 
@@ -57,19 +57,19 @@ def open_dataset(name: str):
     try:
         return datasets.load_dataset(name, config or None, split=split, streaming=True, revision=revision or None)
     except Exception as error:  # ValueError, KeyError, NotImplementedError and classes of four libraries
-        raise UserError(f"--input {given}: {_first_words(error)}; {_fix(error)}") from error
+        raise UserError(f"--input {given}: {_one_line(error)}; {_fix(error)}") from error
 
 
 def columns(name: str) -> list[str] | None:
-    """The fields of a dataset; None where it does not say them."""
+    """The fields of a dataset; None if it does not declare them."""
     return open_dataset(name).column_names
 
 
 def read(name: str, field: str, piece: tuple[int, int], skip) -> Iterator[tuple[int, str]]:
-    """The texts in some shards of a dataset, numbered from 1; see `readers.read_piece`.
+    """Yield the texts in some shards of a dataset, numbered from 1; see `readers.read_piece`.
 
     Raises:
-        Failure: the connection was lost; nothing of the piece counts then, and the next run reads it again.
+        Failure: the connection was lost; the piece is discarded, and the next run reads it again.
     """
     dataset = open_dataset(name)
     begin, end = piece
@@ -81,25 +81,25 @@ def read(name: str, field: str, piece: tuple[int, int], skip) -> Iterator[tuple[
                 record = next(rows)
             except StopIteration:
                 break
-            except Exception as error:  # whatever the libraries raise: rows are missing, so the piece is not done
-                why = f"hf://{name}: reading stopped ({_first_words(error)})"
-                raise Failure(f"{why}; run the same command again to go on") from error
+            except Exception as error:  # whatever the libraries raise, rows are missing: the piece must not count
+                why = f"hf://{name}: reading stopped ({_one_line(error)})"
+                raise Failure(f"{why}; run the same command again to resume") from error
             number += 1
-            there, text = fields.find(record, field)
-            if not there:
+            has_field, text = fields.find(record, field)
+            if not has_field:
                 skip(fields.missing("field", field, fields.names(record)), number)
             elif not isinstance(text, str):
-                skip(f"field {field!r} is no text", number)
+                skip(f"field {field!r} is not text", number)
             elif not fields.encodable(text):
-                skip("half a surrogate pair", number)
+                skip("lone surrogate", number)
             else:
                 yield number, text
 
 
-def _ask(given: str, name: str, revision: str) -> None:
+def _check_exists(given: str, name: str, revision: str) -> None:
     """Raise `UserError` unless the hub has a dataset; one request, no retries.
 
-    Offline (`HF_HUB_OFFLINE=1`) the libraries look into their own caches, and say at once what is not there.
+    Offline (`HF_HUB_OFFLINE=1`) nothing is checked: the libraries use their own caches and fail at once.
     """
     from huggingface_hub import HfApi, constants, errors
 
@@ -114,18 +114,18 @@ def _ask(given: str, name: str, revision: str) -> None:
     except errors.RevisionNotFoundError as error:
         cause, why, fix = error, f"has no revision {revision!r} of it", "check the part after @"
     except errors.HFValidationError as error:
-        raise UserError(f"--input {given}: {_first_words(error)}; write {_FORM}") from error
+        raise UserError(f"--input {given}: {_one_line(error)}; write {_FORM}") from error
     except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
         cause, why = error, "has no such dataset, or it is private or gated"
         fix = "check the name, or log in with `hf auth login`"
     except errors.HfHubHTTPError as error:
-        cause, why, fix = error, f"answers {_first_words(error)}", "try again later"
-    except Exception as error:  # of the HTTP library, which differs between versions of the hub's
-        cause, why = error, f"does not answer ({_first_words(error) or type(error).__name__})"
+        cause, why, fix = error, f"answers {_one_line(error)}", "try again later"
+    except Exception as error:  # errors of the HTTP library, which differs between versions of huggingface_hub
+        cause, why = error, f"does not answer ({_one_line(error) or type(error).__name__})"
     raise UserError(f"--input {given}: {api.endpoint} {why}; {fix}") from cause
 
 
-def _first_words(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300].rstrip(".")
 
 

@@ -1,6 +1,6 @@
-"""Megatron's `.bin/.idx` token files, written as a stream: memory does not grow with the number of documents.
+"""Write Megatron's `.bin/.idx` token files as a stream: memory does not grow with the number of documents.
 
-The `.idx` is a header and three tables, of which `elas.data.token_files` says more. One document is one sequence.
+`elas.data.token_files` describes the format. Each document is one sequence.
 """
 
 import os
@@ -20,9 +20,9 @@ def write_index(path: Path, dtype: np.dtype, documents: int, lengths: Callable[[
 
     Args:
         path: the file; written in place.
-        dtype: of a token in the `.bin`.
-        documents: how many there are.
-        lengths: called twice: the tokens of every document, in arrays of any size.
+        dtype: dtype of a token in the `.bin`.
+        documents: number of documents.
+        lengths: called twice; returns the tokens of every document in order, as integer arrays of any size.
     """
     code = next(code for code, kind in TOKEN_TYPES.items() if np.dtype(kind) == dtype)
     with open(path, "wb") as file:

@@ -1,4 +1,4 @@
-"""What token files hold, for people: counts, lengths, sources, and a few documents as text."""
+"""Describe token files: counts, document lengths, sources, and a few decoded documents."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from elas.data.tokenizer import load_tokenizer
 from elas.errors import UserError
 
 _CHUNK = 1 << 20
-_SHOWN = 300
-_BAR = 40
+_SAMPLE_SIZE = 300  # tokens decoded of a sample, and characters shown of it
+_BAR_WIDTH = 40
 
 
 def describe(prefix: str, tokenizer: str | None = None, documents: int = 3) -> dict:
@@ -18,16 +18,16 @@ def describe(prefix: str, tokenizer: str | None = None, documents: int = 3) -> d
 
     Args:
         prefix: path without `.bin`.
-        tokenizer: to decode with; None for the one that the manifest names, when it still lies there.
-        documents: how many to decode, evenly spread.
+        tokenizer: path of the tokenizer for decoding; None for the manifest's, if it still exists.
+        documents: how many to decode, evenly spread over the corpus.
 
     Returns:
-        `documents`, `tokens`, `dtype`, `lengths` (tokens a document: `min`, `median` to a factor of two, `mean`,
-        `max`), `histogram` (documents by length: `[from, to, documents]`, bounds doubling), `sources` (counts by
-        input) and `samples`: `[number, tokens, text]`.
+        `documents`, `tokens`, `dtype`, `lengths` (tokens per document: `min`, `median` as a range that spans a factor
+        of two, `mean`, `max`), `histogram` (documents by length: `[from, to, documents]`, bounds doubling), `sources`
+        (counts by input) and `samples`: `[number, tokens, text]`.
 
     Raises:
-        UserError: no whole token files there.
+        UserError: missing or damaged token files, or a tokenizer that the corpus was not made with.
     """
     files = read_token_files("prefix", prefix)
     manifest = read_manifest(prefix)
@@ -58,22 +58,22 @@ def describe(prefix: str, tokenizer: str | None = None, documents: int = 3) -> d
 
 
 def show(facts: dict) -> str:
-    """The facts as a page of text."""
+    """Format the facts of `describe` as text."""
     lengths = facts["lengths"]
     lines = [
         f"{facts['prefix']}: {facts['documents']:,} documents, {facts['tokens']:,} tokens ({facts['dtype']})",
-        f"tokens a document: {lengths['min']:,} to {lengths['max']:,}, "
+        f"tokens per document: {lengths['min']:,} to {lengths['max']:,}, "
         f"mean {lengths['mean']:,}, median {lengths['median']}",
         "",
     ]
     highest = max(count for *_, count in facts["histogram"])
     for begin, end, count in facts["histogram"]:
-        lines.append(f"{begin:>12,} – {end:<12,} {count:>12,}  {'█' * -(-count * _BAR // highest)}")
+        lines.append(f"{begin:>12,} – {end:<12,} {count:>12,}  {'█' * -(-count * _BAR_WIDTH // highest)}")
     if facts["sources"]:
         lines.append("")
         for source, counts in facts["sources"].items():
-            told = ", ".join(f"{counts[key]:,} {key}" for key in ("files", "documents", "tokens"))
-            lines.append(f"{source}: {told}")
+            shown = ", ".join(f"{counts[key]:,} {key}" for key in ("files", "documents", "tokens"))
+            lines.append(f"{source}: {shown}")
     for number, tokens, text in facts["samples"]:
         lines += ["", f"── document {number:,}, {tokens:,} tokens " + "─" * 20, text]
     return "\n".join(lines)
@@ -85,12 +85,13 @@ def _samples(files, manifest: dict, given: str | None, documents: int) -> list[l
         return []
     tokenizer = load_tokenizer(path)
     if manifest and manifest.get("tokenizer_sha256") != tokenizer.sha256:
-        raise UserError(f"--tokenizer {path}: not the one that {files.prefix} was made with; give that one")
+        raise UserError(f"--tokenizer {path}: {files.prefix} was made with another tokenizer; give that one")
     samples = []
     tokens = np.memmap(f"{files.prefix}.bin", files.dtype, "r")
     count = min(documents, files.documents)
     for number in sorted({n * files.documents // count for n in range(count)}):
         begin, length = files.tokens_of(0, number), files.tokens_of(number, number + 1)
-        text = tokenizer.decode(tokens[begin : begin + min(length, _SHOWN)].tolist())
-        samples.append([number, length, text[:_SHOWN] + ("…" if length > _SHOWN or len(text) > _SHOWN else "")])
+        text = tokenizer.decode(tokens[begin : begin + min(length, _SAMPLE_SIZE)].tolist())
+        is_cut = length > _SAMPLE_SIZE or len(text) > _SAMPLE_SIZE
+        samples.append([number, length, text[:_SAMPLE_SIZE] + ("…" if is_cut else "")])
     return samples

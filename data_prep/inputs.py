@@ -1,7 +1,7 @@
-"""Inputs as the user names them, to files: folders, globs, names with a field behind them, without what elas wrote.
+"""Expand the user's inputs to files: paths, folders and globs, each optionally with a field (`PATH:FIELD`).
 
-What `elas prep` itself writes below an input (work folders, token files, their lists and reports, tokenizers) is never
-input: the second run of a command sees the files that the first one saw.
+Output of `elas prep` below an input (work folders, token files, their lists and reports, tokenizers) is never read as
+input, so running a command twice reads the same files.
 """
 
 import contextlib
@@ -30,17 +30,17 @@ _CANNOT_READ = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, Recur
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file to read.
+    """A file or hub dataset to read.
 
     Args:
-        name: its path relative to the input it was found under, longer where that is no other file's too; or the
+        name: path relative to the input it was found under, with more leading folders if needed to be unique; or the
             dataset's name.
-        path: where it lies; for a dataset, what `hub.open_dataset` takes.
-        kind: how it is read: one of `formats.FORMATS`, or `hf`.
-        source: the input that it belongs to, as the user gave it.
+        path: absolute path; for a dataset, the argument of `hub.open_dataset`.
+        kind: one of `formats.FORMATS`, or `hf`.
+        source: the input it belongs to, as given by the user.
         size: bytes on disk; 0 for a dataset.
-        mtime_ns: when it last changed; 0 for a dataset.
-        field: key or column of its text.
+        mtime_ns: modification time; 0 for a dataset.
+        field: key or column of the text.
     """
 
     name: str
@@ -52,7 +52,7 @@ class SourceFile:
     field: str = "text"
 
     def check_unchanged(self) -> None:
-        """Raise `UserError` if the file is not the one that was looked at when the work was planned."""
+        """Raise `UserError` if the file's size or modification time has changed since the work was planned."""
         if not self.mtime_ns:
             return
         try:
@@ -61,35 +61,35 @@ class SourceFile:
         except OSError:
             same = False
         if not same:
-            fix = "put it back as it was (size and time of change), or start afresh with --overwrite"
-            raise UserError(f"--input {self.path}: changed while it was being read; {fix}")
+            fix = "restore it (size and modification time), or start over with --overwrite"
+            raise UserError(f"--input {self.path}: changed since the work was planned; {fix}")
 
 
 class Finder:
-    """Expands inputs.
+    """Expands inputs to files.
 
     Args:
-        field: key or column of the text where an input does not name its own.
+        field: key or column of the text for inputs that do not name their own.
         kinds: kind by suffix.
-        form: the format of every file whatever its name, None to go by names.
+        form: format of every file; None to decide by name.
 
     Attributes:
-        ignored: how many files were passed over, by suffix or reason, and hidden and cache folders, by name.
-        notes: lines about what was decided by content.
+        ignored: number of ignored files by suffix or reason, and of hidden and cache folders by name.
+        notes: messages about formats that were decided by content.
     """
 
     def __init__(self, field: str, kinds: dict[str, str] | None = None, form: str | None = None):
         self.field, self.kinds, self.form = field, kinds or KINDS, form
         self.ignored: Counter[str] = Counter()
         self.notes: list[str] = []
-        self._work: dict[Path, bool] = {}
-        self._looked_at: Counter[str] = Counter()
+        self._is_work_folder: dict[Path, bool] = {}
+        self._sniffed: Counter[str] = Counter()
 
     def files(self, given: str) -> Iterator[SourceFile]:
-        """The files of one input, in order.
+        """Yield the files of one input in order.
 
         Raises:
-            UserError: it does not exist, matches nothing or has a suffix that cannot be read.
+            UserError: the input does not exist, matches nothing or has an unknown suffix.
         """
         if given.startswith(hub.HUB):
             name, field = hub.parse(given)
@@ -102,7 +102,7 @@ class Finder:
                 yield file
 
     def _expand(self, given: str, where: str) -> list[tuple[str, Path]]:
-        """The `(name, path)` pairs behind one input."""
+        """The `(name, path)` pairs of one input."""
         if where == STDLIB:
             root = Path(sysconfig.get_paths()["stdlib"])
             return self._walk(root, left_out={"site-packages", "dist-packages"}, only=".py", ignored=Counter())
@@ -115,7 +115,7 @@ class Finder:
             found = self._walk(path)
             if not found and self.ignored[OURS] == before:
                 kinds = " ".join(self.kinds)
-                fix = "name others with --suffix or --format"
+                fix = "give other suffixes with --suffix, or a --format"
                 raise UserError(f"--input {given}: no file ends in any of {kinds}; {fix}")
             return found
         if path.is_file():
@@ -123,13 +123,13 @@ class Finder:
                 raise UserError(f"--input {given}: {unknown_kind(path)}")
             return [(path.name, path)]
         if path.exists():
-            raise UserError(f"--input {given}: is no regular file, and may be read only once; copy it to one")
+            raise UserError(f"--input {given}: not a regular file, and must be readable twice; copy it to a file")
         if glob.has_magic(where):
             return self._expand_glob(given, where)
         raise UserError(f"--input {given}: no such file or folder; give a path, a glob, `stdlib` or hf://DATASET")
 
     def _expand_glob(self, given: str, pattern: str) -> list[tuple[str, Path]]:
-        """What the shell would make of a pattern: folders that match are entered too."""
+        """The `(name, path)` pairs that a pattern matches; matching folders are read recursively."""
         fixed = Path(pattern)
         while glob.has_magic(str(fixed)):
             fixed = fixed.parent
@@ -145,12 +145,12 @@ class Finder:
             elif path.is_file():
                 self.ignored[path.suffix or path.name] += 1
         if not found and self.ignored[OURS] == before:
-            fix = "check the pattern or add --suffix or --format"
-            raise UserError(f"--input {given}: matches no file that can be read; {fix}")
+            fix = "check the pattern, or add --suffix or --format"
+            raise UserError(f"--input {given}: matches no readable file; {fix}")
         return found
 
     def _walk(self, root: Path, left_out=frozenset(), only: str = "", ignored=None) -> list[tuple[str, Path]]:
-        """Files below `root` that can be read, by relative path, but not in hidden, cache and `left_out` folders."""
+        """Readable files below `root` by relative path, except in hidden, cache and `left_out` folders."""
         ignored = self.ignored if ignored is None else ignored
 
         def stop(error: OSError):
@@ -158,17 +158,17 @@ class Finder:
 
         found, seen = [], {os.path.realpath(root)}
         for folder, subfolders, names in os.walk(root, onerror=stop, followlinks=not left_out):
-            passed = {s for s in subfolders if s.startswith(".") or s == "__pycache__" or s in left_out}
-            ignored.update(f"{s}/" for s in passed)
-            ours = {s for s in subfolders if s not in passed and self._is_ours(Path(folder, s))}
+            skipped = {s for s in subfolders if s.startswith(".") or s == "__pycache__" or s in left_out}
+            ignored.update(f"{s}/" for s in skipped)
+            ours = {s for s in subfolders if s not in skipped and self._is_ours(Path(folder, s))}
             ignored[OURS] += len(ours)
-            real = {s: os.path.realpath(Path(folder, s)) for s in sorted(subfolders) if s not in passed | ours}
-            subfolders[:] = [s for s, target in real.items() if target not in seen]  # a link may lead back here
+            real = {s: os.path.realpath(Path(folder, s)) for s in sorted(subfolders) if s not in skipped | ours}
+            subfolders[:] = [s for s, target in real.items() if target not in seen]  # links may form a cycle
             seen.update(real.values())
             for name in names:
                 path = Path(folder, name)
                 if path.exists() and not path.is_file():
-                    ignored["no regular file"] += 1
+                    ignored["not a regular file"] += 1
                 elif self._is_ours(path):
                     ignored[OURS] += 1
                 elif self._kind(path) and name.endswith(only) and not name.startswith("."):
@@ -185,13 +185,13 @@ class Finder:
         return None if kind == "parquet" and name != path.name.lower() else kind
 
     def _file(self, name: str, path: Path, given: str, field: str | None, named: bool) -> SourceFile | None:
-        """A file with its kind, decided by content where the name leaves it open; None for one to pass over."""
+        """A file with its kind, decided by content if the name is ambiguous; None if it is to be ignored."""
         size = mtime = 0
-        with contextlib.suppress(OSError):  # a link to nowhere: reading it will say so
+        with contextlib.suppress(OSError):  # a dangling link: the reader will report it
             size, mtime = path.stat().st_size, path.stat().st_mtime_ns
         kind = self._kind(path)
         if field is not None and kind == "text":
-            raise UserError(f"--input {given}: text files have no fields; leave out :{field}, or add --format")
+            raise UserError(f"--input {given}: text files have no fields; remove :{field}, or add --format")
         wanted = field or self.field
         if kind == "json":
             kind = self._json(path, wanted, named, given)
@@ -201,45 +201,45 @@ class Finder:
             kind = tsv_kind(str(path))
             if kind == "tsv-quoted":
                 self.notes.append(
-                    f"note: {path}: read with CSV's quotes, as it has them; --format tsv keeps them as text"
+                    f"note: {path}: contains CSV quotes and is read with them; --format tsv keeps them as text"
                 )
         elif kind == "text":
-            self._look_for_json(path)
+            self._warn_of_json_lines(path)
         return SourceFile(name, os.path.abspath(path), kind, given, size, mtime, wanted)
 
     def _json(self, path: Path, field: str, named: bool, given: str) -> str | None:
-        """Kind of a `.json` file; None for one that only holds something else than text, in a folder or a glob."""
+        """Kind of a `.json` file; None for a single object without the field, unless the user named the file."""
         try:
             layout = json_layout(str(path))
             if layout == "lines":
                 return "jsonl"
             if layout != "object" or os.path.getsize(path) > _LARGEST_OBJECT:
-                return "json"  # an array; what is wrong with others reading them will say
+                return "json"  # an array; the reader reports whatever else is wrong
             record = _load(path)
         except _CANNOT_READ:
             return "json"
-        there, text = fields.find(record, field)
-        if isinstance(text, str) or (there and named):
+        has_field, text = fields.find(record, field)
+        if isinstance(text, str) or (has_field and named):
             return "json"
         if named:
-            why = f"is one JSON object, with {fields.missing('field', field, fields.names(record))}"
+            why = f"a single JSON object with {fields.missing('field', field, fields.names(record))}"
             raise UserError(f"--input {given}: {why}; name its text with --field, or give records as lines or an array")
         self.ignored[f".json without {field!r}"] += 1
         return None
 
-    def _look_for_json(self, path: Path) -> None:
-        """Warn of JSON lines that would be read as text; of every suffix only the first few files are looked at."""
+    def _warn_of_json_lines(self, path: Path) -> None:
+        """Warn of JSON lines that would be read as text; checks only the first few files of each suffix."""
         suffix = Path(strip_compression(path.name)).suffix
-        self._looked_at[suffix] += 1
-        if suffix == ".py" or self._looked_at[suffix] > 3:
+        self._sniffed[suffix] += 1
+        if suffix == ".py" or self._sniffed[suffix] > 3:
             return
         with contextlib.suppress(*_CANNOT_READ):
             if json_layout(str(path)) == "lines":
-                fix = "to read its records add --format jsonl"
-                self.notes.append(f"warning: {path}: is read as text, and looks like JSON lines; {fix}")
+                fix = "add --format jsonl to read its records"
+                self.notes.append(f"warning: {path}: is read as text but looks like JSON lines; {fix}")
 
     def _is_ours(self, path: Path) -> bool:
-        """Whether `elas prep` wrote it, by what lies there, not by a name alone."""
+        """Whether `elas prep` wrote the file or folder, judged by content and not by name alone."""
         if any(self._is_work(parent) for parent in path.parents):
             return True
         if path.is_dir():
@@ -258,13 +258,13 @@ class Finder:
     def _is_work(self, folder: Path) -> bool:
         if not folder.name.endswith(".work"):
             return False
-        if folder not in self._work:
-            self._work[folder] = any((folder / name).is_file() for name in ("plan.json", "lock"))
-        return self._work[folder]
+        if folder not in self._is_work_folder:
+            self._is_work_folder[folder] = any((folder / name).is_file() for name in ("plan.json", "lock"))
+        return self._is_work_folder[folder]
 
 
 def unique_names(files: list[SourceFile]) -> list[str]:
-    """Names of files of which no two are the same: with folders before them where they were, and fields behind them."""
+    """Unique names for files: duplicates get their leading folders, then their field, then the full path."""
     by_name: dict[str, list[int]] = {}
     for index, file in enumerate(files):
         by_name.setdefault(file.name, []).append(index)
@@ -282,7 +282,7 @@ def unique_names(files: list[SourceFile]) -> list[str]:
 
 
 def _split_field(given: str) -> tuple[str, str | None]:
-    """`PATH:FIELD` as path and field; what is there by its whole name, colons and all, has no field."""
+    """`PATH:FIELD` as path and field; a path that exists under its whole name, colons included, has no field."""
     where, colon, field = given.rpartition(":")
     if not colon or not field or given == STDLIB or os.path.lexists(given):
         return given, None
@@ -302,7 +302,7 @@ def _load(path: Path) -> dict:
 
 
 def _report_of(path: Path, form: str) -> bool:
-    """Whether a file is a manifest of a format that begins so, or a report of a command (`--json`)."""
+    """Whether a file is a manifest whose format starts with `form`, or a command's `--json` report."""
     try:
         if not 0 < path.stat().st_size < _LARGEST_OBJECT:
             return False

@@ -1,8 +1,8 @@
-"""What a tokenizer loses of the text: ids that stand for anything unknown, and text that comes back changed.
+"""Count what a tokenizer loses: unknown ids, and documents that decode to a different text.
 
-Unknown ids are counted in every document. Decoding everything would cost a good part of the time, so it is done for
-the first `CHECKED_CHARS` characters of a task, for one document in `ONE_IN` after them, chosen by its text, and for
-every document with a literal U+2581, which SentencePiece takes for a space. Nothing here depends on workers or batches.
+Unknown ids are counted in every document. Decoding every document would be slow, so only these are decoded: the first
+`CHECKED_CHARS` characters of a task, then one document in `ONE_IN`, chosen by its text, and every document with a
+literal U+2581, which SentencePiece decodes as a space. The counts do not depend on workers or batches.
 """
 
 import sys
@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECKED_CHARS, ONE_IN, HEAD_CHARS = 100_000, 64, 100_000
-_SHOWN = 24
+_EXAMPLE_CHARS = 24
 _COUNTS = ("checked", "changed", "unknown_documents", "unknown_ids", "respelled")
 
 
 @dataclass
 class Loss:
-    """What was lost of some documents.
+    """Counts over the documents of a task or a corpus.
 
     Args:
-        checked: documents that were decoded again (of longer ones their first `HEAD_CHARS` characters).
-        changed: of these, how many came back as another text.
-        unknown_documents, unknown_ids: documents with ids of the unknown token, and how many of those.
-        respelled: documents whose text spells a special token, which ordinary pieces now stand for.
-        example: of the first loss `file`, `begin` and `line` as in `elas.data_prep.shards`, `text` and `decoded`.
+        checked: documents that were decoded (of longer ones the first `HEAD_CHARS` characters).
+        changed: checked documents that decoded to a different text.
+        unknown_documents, unknown_ids: documents with unknown ids, and the number of those ids.
+        respelled: documents that spell a special token, encoded with ordinary pieces instead.
+        example: the first loss: `file`, `begin` and `line` as in `elas.data_prep.shards`, `text` and `decoded`.
     """
 
     checked: int = 0
@@ -39,11 +39,11 @@ class Loss:
         """Count a document.
 
         Args:
-            tokenizer: what it was encoded with.
+            tokenizer: the tokenizer that encoded it.
             text: the document.
-            data: its UTF-8.
-            ids: its ids, without beginning and end.
-            unknown: how many of them are the unknown token's.
+            data: `text` as UTF-8.
+            ids: its ids, without those of beginning and end.
+            unknown: how many of `ids` are the unknown id.
             where: `file`, `begin` and `line`, for the example.
         """
         self.unknown_ids += unknown
@@ -56,7 +56,7 @@ class Loss:
             text = text[:HEAD_CHARS]
             ids = tokenizer.encode(text)
         decoded = tokenizer.decode(ids)
-        changed = decoded not in (text, f" {text}")  # a space before every text is a tokenizer's own business
+        changed = decoded not in (text, f" {text}")  # some tokenizers prepend a space to every text
         if sampled:
             self.checked += 1
             self.changed += changed
@@ -64,13 +64,13 @@ class Loss:
             self.example = where | _difference(text, decoded)
 
     def merge(self, facts: dict) -> None:
-        """Add the counts of a later task, `facts` being its `to_json`."""
+        """Add the counts of a later task; `facts` is its `to_json`."""
         for key in _COUNTS:
             setattr(self, key, getattr(self, key) + facts[key])
         self.example = self.example or facts["example"]
 
     def counts(self) -> dict[str, int]:
-        """All but the example."""
+        """The counts without the example."""
         return {key: getattr(self, key) for key in _COUNTS}
 
     def to_json(self) -> dict:
@@ -78,36 +78,36 @@ class Loss:
         return self.counts() | {"example": self.example}
 
     def warn(self, documents: int, manifest: Path) -> None:
-        """Say on stderr, in one line, what was lost, if anything was; the example has got its `place` by then.
+        """Warn on stderr in one line if anything was lost; the example must have its `place` by now.
 
         Args:
-            documents: how many were tokenised.
-            manifest: where the counts are.
+            documents: documents tokenised.
+            manifest: path of the manifest that holds the counts.
         """
         if not (self.changed or self.unknown_ids):
             return
         parts = []
         if self.unknown_ids:
             found = f"{self.unknown_ids:,} unknown ids in {self.unknown_documents:,} of {documents:,} documents"
-            parts.append(f"{found} (text without a piece)")
+            parts.append(f"{found} (characters outside the vocabulary)")
         if self.changed:
             every = "all" if self.checked == documents else "a sample"
-            parts.append(f"{self.changed:,} of {self.checked:,} documents decoded again ({every}) come back changed")
+            parts.append(f"{self.changed:,} of {self.checked:,} decoded documents ({every}) differ from their text")
         example = ""
         if self.example is not None:
-            example = f"; {self.example['place']}: {self.example['text']!r} comes back as {self.example['decoded']!r}"
+            example = f"; {self.example['place']}: {self.example['text']!r} decodes to {self.example['decoded']!r}"
         print(
             f"warning: the tokenizer loses text: {', '.join(parts)}{example}; see loss in {manifest}", file=sys.stderr
         )
 
 
 def _difference(text: str, decoded: str) -> dict[str, str]:
-    """The surroundings of the first difference."""
+    """Up to `_EXAMPLE_CHARS` characters around the first difference."""
     offset = int(decoded.startswith(" ") and not text.startswith(" "))
     shorter = min(len(text), len(decoded) - offset)
     at = next((i for i in range(shorter) if text[i] != decoded[i + offset]), shorter)
-    begin = max(at - _SHOWN // 2, 0)
+    begin = max(at - _EXAMPLE_CHARS // 2, 0)
     return {
-        "text": text[begin : begin + _SHOWN],
-        "decoded": decoded[begin + offset : begin + offset + _SHOWN],
+        "text": text[begin : begin + _EXAMPLE_CHARS],
+        "decoded": decoded[begin + offset : begin + offset + _EXAMPLE_CHARS],
     }

@@ -1,4 +1,4 @@
-"""How much memory a process has taken."""
+"""Peak memory of this process."""
 
 import resource
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 def peak_rss_mb() -> float:
     """This process's peak resident memory in 10⁶ bytes."""
     try:
-        # Not ru_maxrss first: a process starts out with its parent's.
+        # ru_maxrss is only the fallback: a forked process inherits its parent's value.
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
     except (OSError, StopIteration):

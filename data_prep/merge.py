@@ -1,8 +1,8 @@
-"""The parts of all tasks, put together: `.bin`, `.idx`, manifest and the list of what was skipped, as a stream.
+"""Merge the parts of all tasks as a stream into `.bin`, `.idx`, the manifest and the list of skipped inputs.
 
-Parts follow each other in the order of their tasks, so the result does not depend on who did them or when. Files are
-written under temporary names and put in place when all are whole, the manifests last: where there is a manifest, the
-files beside it belong to it.
+Parts are concatenated in task order, so the result does not depend on which worker ran a task or when. Files are
+written under temporary names and renamed when all are complete, manifests last: an existing manifest always matches the
+files beside it.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ _ROWS = 1 << 16
 
 
 def merge(plan: Plan) -> dict:
-    """Write the results of a plan whose tasks are all done.
+    """Write the results of a plan whose tasks are all finished.
 
     Returns:
-        `documents`, `tokens` and `bytes_in` (UTF-8), those held out with `valid_` before them, `held_out`
-        (their shares), `skipped`, `skip_reasons` and what the manifests say of the settings.
+        `documents`, `tokens` and `bytes_in` (UTF-8) of the training side, and with prefix `valid_` of the held-out
+        side; `held_out` (its shares), `skipped`, `skip_reasons`, and the settings stored in the manifests.
 
     Raises:
-        Failure: a part is missing.
-        UserError: no document is left on one of the sides.
-        TooMuchUnread: more was left out than may be.
+        Failure: a part is missing or damaged.
+        UserError: one of the sides has no documents.
+        TooMuchUnread: too much of the corpus could not be read.
     """
     reasons, loss = _counts(plan)
     kept = [None] * len(plan.outputs)
@@ -65,7 +65,7 @@ def merge(plan: Plan) -> dict:
     common |= {k: settings[k] for k in ("dtype", "vocab_size", "tokenizer_sha256", "eod", "bos")}
     partial = [side.write() for side in sides]
     skipped = _write_skipped(plan)
-    for side in sides:
+    for side in sides:  # an old manifest must not describe the new files
         Path(f"{side.prefix}.manifest.json").unlink(missing_ok=True)
     for paths in partial:
         for path, target in paths:
@@ -88,7 +88,7 @@ def merge(plan: Plan) -> dict:
 
 
 class _Side:
-    """The trained-on or the held-out documents of a plan."""
+    """The training or the held-out documents of a plan."""
 
     def __init__(self, plan: Plan, side: int, kept: np.ndarray | None):
         self.plan, self.name, self.kept = plan, SIDES[side], kept
@@ -106,7 +106,7 @@ class _Side:
         )
 
     def write(self) -> list[tuple[Path, Path]]:
-        """Write under temporary names; returns them with the names they are to get."""
+        """Write `.bin` and `.idx` under temporary names; returns `(temporary, final)` paths."""
         ends = (".bin", ".idx")
         mine = {end: self.plan.work / f"{self.name}{end}.{os.getpid()}" for end in ends}
         with open(mine[".bin"], "wb") as file:
@@ -119,7 +119,7 @@ class _Side:
         self._sums[".bin"] = {"bytes": mine[".bin"].stat().st_size, "sha256": digest.hexdigest()}
         expected = self.counts["tokens"] * self.dtype.itemsize
         if self._sums[".bin"]["bytes"] != expected:
-            raise Failure(f"{self.plan.work}: parts are damaged; start again with --overwrite")
+            raise Failure(f"{self.plan.work}: parts are damaged; start over with --overwrite")
         write_index(mine[".idx"], self.dtype, self.counts["documents"], lambda: (r["tokens"] for r in self._rows()))
         with open(mine[".idx"], "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -131,7 +131,7 @@ class _Side:
         return dict(self.counts) | {"files": {self.prefix.name + end: facts for end, facts in self._sums.items()}}
 
     def sources(self) -> dict[str, dict]:
-        """Counts by input."""
+        """`files`, `documents`, `tokens` and `bytes_in` by input."""
         found: dict[str, Counter] = {}
         for file, counts in zip(self.plan.files, self._by_file.tolist()):
             found.setdefault(file.source, Counter(files=0)).update(
@@ -145,7 +145,7 @@ class _Side:
         return [[file.name, file.size, counts[0], counts[1]] for file, counts in rows]
 
     def _rows(self) -> Iterator[np.ndarray]:
-        """`DOCUMENT` rows of what is kept, some at a time."""
+        """Yield the `DOCUMENT` rows of kept documents in chunks."""
         for rows, keep in self._chunks():
             yield rows if keep is None else rows[keep]
 
@@ -178,7 +178,7 @@ class _Side:
 
 
 def _selected(file, sizes: np.ndarray, keep: np.ndarray) -> Iterator[bytes]:
-    """The bytes of the documents to keep, run by run, from where the file stands."""
+    """Yield the bytes of the kept documents from the file's current position, one run of equal `keep` at a time."""
     edges = np.flatnonzero(np.diff(keep.astype(np.int8))) + 1
     for run in np.split(np.arange(len(keep)), edges):
         left = int(sizes[run].sum())
@@ -192,16 +192,16 @@ def _selected(file, sizes: np.ndarray, keep: np.ndarray) -> Iterator[bytes]:
 
 
 def _counts(plan: Plan) -> tuple[Counter, Loss]:
-    """How much every task left out, and why, and what the tokenizer lost of the rest."""
+    """Documents left out by reason, and what the tokenizer lost of the others, summed over all tasks."""
     reasons, loss = Counter(), Loss()
     for task in range(len(plan.tasks)):
         try:
             facts = json.loads(part_path(plan.work, task, "json").read_text())
         except FileNotFoundError:
-            raise Failure(f"task {task} of {len(plan.tasks)} is not done; start the same command again") from None
+            raise Failure(f"task {task} of {len(plan.tasks)} is not done; run the same command again") from None
         if facts["tokenizer_sha256"] != plan.settings.tokenizer_sha256:
-            why = f"task {task} of {len(plan.tasks)} was done with another tokenizer than the plan's"
-            raise Failure(f"{plan.work}: {why}; start again with --overwrite")
+            why = f"task {task} of {len(plan.tasks)} used another tokenizer than the plan's"
+            raise Failure(f"{plan.work}: {why}; start over with --overwrite")
         reasons.update(facts["reasons"])
         loss.merge(facts["loss"])
     if loss.example is not None:
@@ -213,7 +213,7 @@ def _counts(plan: Plan) -> tuple[Counter, Loss]:
 
 
 def _write_skipped(plan: Plan) -> Path:
-    """The list of what could not be read, with lines counted from the beginning of the files; names the first few."""
+    """Write the list of skipped inputs, with line numbers from the start of each file; prints the first few."""
     path = plan.work / f"skipped.jsonl.{os.getpid()}"
     log, lines = SkipLog(), _Lines(plan)
     with open(path, "w", encoding="utf-8") as out:
@@ -231,14 +231,14 @@ def _write_skipped(plan: Plan) -> Path:
 
 
 class _Lines:
-    """Lines or rows of a file before a piece of it; a file is read again only for a piece with something amiss."""
+    """Counts the lines or rows before a piece of a file; reads a file again only for pieces with skipped inputs."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
         self._known = (-1, 0, 0)  # file, byte or row group, lines before it
 
     def before(self, index: int, begin: int) -> int:
-        """Lines of file `index` before the first that begins at or after byte (or row group, or shard) `begin`."""
+        """Lines of file `index` before the first that starts at or after byte (or row group, or shard) `begin`."""
         file = self.plan.files[index]
         if begin == 0 or file.kind == "hf":
             return 0
@@ -261,17 +261,17 @@ class _Lines:
 
 
 def _check_not_empty(plan: Plan, sides: list[_Side], reasons: Counter) -> None:
-    told = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "none"
+    skipped = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "none"
     if not any(side.counts["documents"] for side in sides):
         _write_skipped(plan).unlink()
         fix = "check the inputs and --field"
         if any(reason.startswith("not UTF-8") for reason in reasons):
-            fix += "; text in another encoding: iconv -f LATIN1 -t UTF-8 OLD > NEW"
-        raise UserError(f"--input: no document with text in it (skipped: {told}); {fix}")
+            fix += "; convert text in another encoding: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+        raise UserError(f"--input: no document contains text (skipped: {skipped}); {fix}")
     for side in sides:
         if not side.counts["documents"]:
-            why = f"no document fell to {side.prefix}"
+            why = f"leaves no documents for {side.prefix}"
             fix = "give another fraction or more documents"
             raise ConfigError("--valid-fraction", plan.settings.valid_fraction, why, fix)
     if sys.byteorder != "little":
-        raise Failure("token files are little-endian, and this machine is not")
+        raise Failure("token files are little-endian, but this machine is big-endian")

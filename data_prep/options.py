@@ -1,4 +1,4 @@
-"""What a tokenisation is asked to do, and whether that can be done."""
+"""Options of a tokenisation, and the checks on them."""
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -11,29 +11,29 @@ from elas.data_prep.plan import Settings
 from elas.data_prep.sources import Corpus, check_fraction
 from elas.errors import ConfigError
 
-UINT16_VOCAB = 65500  # Megatron's own bound for two-byte tokens
+UINT16_VOCAB = 65500  # Megatron's limit for two-byte tokens
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to do with a corpus, beside reading it.
+    """How to tokenise a corpus.
 
     Args:
-        valid_output: prefix for held-out documents; needs `valid_fraction` above 0, and the other way round.
-        valid_fraction: fraction of documents to hold out, by hash of their text.
-        valid_max_bytes: never hold out a longer document; None for no bound.
-        append_eod: end every document with the end-of-document id.
-        eod_token: the token that ends documents; None for the tokenizer's own.
-        prepend_bos: begin every document with the tokenizer's beginning-of-sequence id.
-        filters: of `elas.data_prep.quality.parse_filter`.
-        min_chars, max_chars, min_tokens, max_tokens: leave other documents out.
-        deduplicate: keep only the first of documents with the same text.
+        valid_output: prefix for held-out documents; required if and only if `valid_fraction` is above 0.
+        valid_fraction: fraction of documents to hold out, chosen by hash of their text.
+        valid_max_bytes: never hold out documents of more bytes; None for no limit.
+        append_eod: append the end-of-document id to every document.
+        eod_token: end-of-document token; None for the tokenizer's own.
+        prepend_bos: prepend the tokenizer's beginning-of-sequence id to every document.
+        filters: from `elas.data_prep.quality.parse_filter`.
+        min_chars, max_chars, min_tokens, max_tokens: leave out documents outside these bounds.
+        deduplicate: keep only the first of documents with identical text.
         executor: `local`, `slurm` or `ray`.
-        workers: processes; None for one a usable core. With slurm, jobs at a time; None for no bound.
-        task_bytes: size of a task; None for what `make_plan` finds fit.
-        overwrite: start afresh, whatever is there.
-        share: `(i, n)`: do every n-th task only, beginning with task i, and leave the rest and the merge to others.
-        max_skipped: share of the corpus that may be left out as unreadable; None for what `unread` finds too much.
+        workers: processes; None for one per usable core. With slurm, parallel jobs; None for no limit.
+        task_bytes: bytes per task; None for the default of `make_plan`.
+        overwrite: start over and replace existing files.
+        share: `(i, n)`: run only every n-th task, starting with task i, and do not merge.
+        max_skipped: maximum unreadable share of the corpus, 0 to 1; None for the default of `unread`.
         slurm: see `elas.data_prep.executors.slurm_executor`.
     """
 
@@ -59,36 +59,38 @@ class Options:
 
 
 def check_options(output_prefix: str | Path, options: Options) -> list[Path]:
-    """The prefixes to write.
+    """Check the options; returns the prefixes to write, training first.
 
     Raises:
-        ConfigError: options that contradict each other, or that nothing can come of.
+        ConfigError: an option is out of range or contradicts another.
     """
     check_fraction("--valid-fraction", options.valid_fraction)
     if options.max_skipped is not None and not 0 <= options.max_skipped <= 1:
-        raise ConfigError("--max-skipped", options.max_skipped, "is no share of the corpus", "give 0 to 1, 0.25")
+        raise ConfigError("--max-skipped", options.max_skipped, "is not a share of the corpus", "give 0 to 1")
     if options.workers is not None and options.workers < 1:
-        raise ConfigError("--workers", options.workers, "nobody would tokenise", "give 1 or more")
+        raise ConfigError("--workers", options.workers, "too few", "give 1 or more")
     for key in ("min_chars", "max_chars", "min_tokens", "max_tokens", "task_bytes", "valid_max_bytes"):
         value = getattr(options, key)
         if value is not None and value < 1:
-            raise ConfigError(f"--{key.replace('_', '-')}", value, "is out of range", "give 1 or more")
+            raise ConfigError(f"--{key.replace('_', '-')}", value, "out of range", "give 1 or more")
     for what in ("chars", "tokens"):
         least, most = getattr(options, f"min_{what}"), getattr(options, f"max_{what}")
         if least is not None and most is not None and least > most:
-            raise ConfigError(f"--min-{what}", least, f"above --max-{what}={most}", "no document would be left")
+            why = f"above --max-{what}={most}, so no document would be left"
+            raise ConfigError(f"--min-{what}", least, why, f"give {most} or less")
     _check_share(options)
     if options.eod_token is not None and not options.append_eod:
-        raise ConfigError("--eod-token", options.eod_token, "with --append-eod no", "give one of the two")
+        raise ConfigError("--eod-token", options.eod_token, "has no effect with --append-eod no", "remove one of them")
     valid = options.valid_output
     if valid is None and options.valid_fraction > 0:
-        fraction = options.valid_fraction
-        raise ConfigError("--valid-fraction", fraction, "nowhere to put them", "add --valid-output PREFIX")
+        why = "requires an output for the held-out documents"
+        raise ConfigError("--valid-fraction", options.valid_fraction, why, "add --valid-output PREFIX")
     if valid is not None and options.valid_fraction == 0:
-        raise ConfigError("--valid-output", str(valid), "nothing would go there", "add --valid-fraction 0.02")
+        why = "no documents are held out"
+        raise ConfigError("--valid-output", str(valid), why, "add --valid-fraction F, for example 0.02")
     prefixes = [Path(p) for p in (output_prefix, valid) if p is not None]
     if len({p.resolve() for p in prefixes}) < len(prefixes):
-        raise ConfigError("--valid-output", str(valid), "is --output as well", "give another prefix")
+        raise ConfigError("--valid-output", str(valid), "is the same as --output", "give another prefix")
     for key, prefix in zip(("--output", "--valid-output"), prefixes):
         if not prefix.name or str(prefix).endswith(("/", ".bin", ".idx")) or prefix.is_dir():
             raise ConfigError(key, str(prefix), "is not a file prefix", "give a path such as data/train")
@@ -99,20 +101,22 @@ def _check_share(options: Options) -> None:
     if options.share is None:
         return
     first, step = options.share
-    told = f"{first}/{step}"
+    label = f"{first}/{step}"
     if not 0 <= first < step:
-        raise ConfigError("--share", told, "is no share", "count from 0: the shares of two are 0/2 and 1/2")
+        raise ConfigError("--share", label, "is not a share", "count from 0: for two machines give 0/2 and 1/2")
     if options.overwrite:
-        raise ConfigError("--share", told, "with --overwrite", "remove what is there before the shares start")
+        why = "not supported with --overwrite, which would remove the work of other shares"
+        raise ConfigError("--share", label, why, "remove existing files before the shares start")
     if options.executor != "local":
-        raise ConfigError("--share", told, f"with --executor {options.executor}", "give one of the two")
+        why = f"not supported with --executor {options.executor}"
+        raise ConfigError("--share", label, why, "remove one of them")
 
 
 def make_settings(corpus: Corpus, tokenizer_path: str | Path, options: Options) -> Settings:
-    """What decides which tokens come out, for the plan.
+    """The settings of a plan.
 
     Raises:
-        UserError: a tokenizer that cannot be read, or lacks a token that is asked for.
+        UserError: the tokenizer cannot be read or lacks a requested token.
     """
     tokenizer = load_tokenizer(tokenizer_path)
     return Settings(
@@ -135,7 +139,7 @@ def make_settings(corpus: Corpus, tokenizer_path: str | Path, options: Options) 
 
 
 def _eod(tokenizer: Tokenizer, options: Options) -> int | None:
-    """Id that ends every document."""
+    """The end-of-document id; None without one."""
     if not options.append_eod:
         return None
     if options.eod_token is None:
@@ -143,7 +147,7 @@ def _eod(tokenizer: Tokenizer, options: Options) -> int | None:
     eod = tokenizer.id_of(options.eod_token)
     if eod is None:
         special = sorted(tokenizer.token_of(i) for i in tokenizer.special_ids)
-        ids = tokenizer.encode(options.eod_token)  # a newline is written Ċ in byte-level vocabularies
+        ids = tokenizer.encode(options.eod_token)  # byte-level vocabularies spell a newline as Ċ
         near = [tokenizer.token_of(ids[0])] if len(ids) == 1 else get_close_matches(options.eod_token, special, n=1)
         fix = f"did you mean {near[0]!r}?" if near else f"its special tokens are {', '.join(special[:5]) or 'none'}"
         raise ConfigError("--eod-token", options.eod_token, "the tokenizer has no such token", fix)
@@ -151,11 +155,11 @@ def _eod(tokenizer: Tokenizer, options: Options) -> int | None:
 
 
 def _bos(tokenizer: Tokenizer, path: str | Path) -> int:
-    """Id that begins every document."""
+    """The beginning-of-sequence id; raises `ConfigError` if the tokenizer has none."""
     try:
         return tokenizer.bos
     except NotImplementedError:
         why = f"the tokenizer {path} has no beginning-of-sequence token"
         raise ConfigError(
-            "--prepend-bos", True, why, "name one in its tokenizer_config.json, or leave this out"
+            "--prepend-bos", True, why, "name one in its tokenizer_config.json, or remove this option"
         ) from None

@@ -1,7 +1,7 @@
-"""Parquet, with memory that goes by bytes: row groups one by one, in batches of at most `BATCH_BYTES`, page by page.
+"""Read Parquet with bounded memory: one row group at a time, in batches of at most `BATCH_BYTES`.
 
-A page is the smallest thing that can be decompressed, and writers put about a thousand rows in one, so rows of
-megabytes make pages of gigabytes: `needs` estimates what reading a file takes, so that it can be said beforehand.
+A page must be decompressed as a whole, and writers put about a thousand rows into one, so rows of megabytes make pages
+of gigabytes. `required_memory` estimates the memory for a file, so that a warning can precede the work.
 """
 
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from elas.data_prep import fields
 
 BATCH_BYTES, BATCH_ROWS = 8_000_000, 8
-_STREAM = 1 << 16  # without it, PyArrow holds all of a row group's column compressed
+_STREAM = 1 << 16  # without a buffer size, PyArrow holds a row group's whole compressed column
 _PAGE_ROWS, _PAGE_BYTES = 1024, 1_000_000
-"""PyArrow and parquet-mr look whether a page is full after so many rows, against so many bytes."""
+"""PyArrow and parquet-mr check every this many rows whether a page has reached this many bytes."""
 
 
 LARGE = 300_000_000
-"""Bytes that a file may take of a worker's memory without a warning."""
+"""Bytes of worker memory for a file above which there is a warning."""
 
 
 def row_groups(path: str) -> list[tuple[int, int]] | None:
-    """Bytes and rows of every row group, None when it cannot be opened."""
+    """`(bytes, rows)` of every row group, uncompressed; None if the file cannot be opened."""
     import pyarrow
     import pyarrow.parquet
 
@@ -32,7 +32,7 @@ def row_groups(path: str) -> list[tuple[int, int]] | None:
 
 
 def columns(path: str) -> list[str] | None:
-    """The columns of a file as `--field` takes them, nested ones with dots; None when it cannot be opened."""
+    """The columns of a file in the form `--field` accepts, nested ones with dots; None if it cannot be opened."""
     import pyarrow
     import pyarrow.parquet
 
@@ -42,8 +42,8 @@ def columns(path: str) -> list[str] | None:
         return None
 
 
-def needs(path: str, field: str) -> int:
-    """About how many bytes reading takes at once: twice the largest page of the column, and a batch."""
+def required_memory(path: str, field: str) -> int:
+    """Estimated bytes of memory to read a file: twice the largest page of the column, plus a batch."""
     import pyarrow
     import pyarrow.parquet
 
@@ -60,29 +60,28 @@ def needs(path: str, field: str) -> int:
 
 
 def read(path: str, field: str, piece: tuple[int, int], skip) -> Iterator[tuple[int, str]]:
-    """The texts in some row groups, each with the number of its row in the piece, from 1; see `readers.read_piece`."""
+    """Yield the texts in some row groups with their row numbers in the piece, from 1; see `readers.read_piece`."""
     import pyarrow
     import pyarrow.parquet
 
     begin, end = piece
     try:
         with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_STREAM) as file:
-            there = _names(file.schema_arrow)
             path_in = _path(file.schema_arrow, field)
             if path_in is None:
-                if begin == 0:  # said once a file, not once a piece
-                    skip(fields.missing("column", field, there), None)
+                if begin == 0:  # report once per file, not once per piece
+                    skip(fields.missing("column", field, _names(file.schema_arrow)), None)
                 return
             number = 0
             for group in range(begin, file.metadata.num_row_groups if end < 0 else end):
                 chunk, rows = _chunk(file.metadata.row_group(group), field)
                 size = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(chunk, 1)))
-                # Threads would decode ahead; there is a worker a core.
+                # No threads: they would decode ahead, and there already is one worker per core.
                 batches = file.iter_batches(size, row_groups=[group], columns=[field], use_threads=False)
                 for batch in batches:
                     for value in _values(batch, path_in):
                         number += 1
-                        # PyArrow decodes on demand, so that one bad value does not cost its neighbours.
+                        # PyArrow decodes each value on demand, so one bad value does not lose its neighbours.
                         text = _text(value, number, skip)
                         if text is not None:
                             yield number, text
@@ -103,9 +102,9 @@ def _names(schema) -> list[str]:
 
 
 def _path(schema, field: str) -> list[str] | None:
-    """A column's place in the schema: its name, or the names of the structs around it and its own; None if not there.
+    """A column's path in the schema: the names of its enclosing structs, then its own; None if it does not exist.
 
-    Raises nothing: a struct itself is a place too, whose values are then no text.
+    The path may lead to a struct, whose values are then skipped as not text.
     """
     import pyarrow
 
@@ -123,7 +122,7 @@ def _path(schema, field: str) -> list[str] | None:
 
 
 def _chunk(group, field: str) -> tuple[int, int]:
-    """Bytes of a column in a row group, decompressed, and rows."""
+    """Uncompressed bytes of a column in a row group, and its rows."""
     parts = [group.column(n) for n in range(group.num_columns)]
     mine = [p for p in parts if p.path_in_schema == field or p.path_in_schema.startswith(f"{field}.")]
     return sum(part.total_uncompressed_size for part in mine), group.num_rows
@@ -144,5 +143,5 @@ def _text(value, number: int, skip) -> str | None:
     except UnicodeDecodeError:
         return skip("not UTF-8", number)
     if not isinstance(text, str):
-        return skip("no text in the column", number)
+        return skip("the column holds no text", number)
     return text

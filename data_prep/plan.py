@@ -1,8 +1,8 @@
-"""What a tokenisation is to do, cut into tasks: the same on every machine and for any number of workers.
+"""The plan of a tokenisation: settings and tasks, identical on every machine and for any number of workers.
 
-A task is a run of neighbouring pieces of the input; its number says where its tokens belong. The plan lies in the work
-folder, `PREFIX.work/plan.json`, where workers on any machine read it, and where a later start finds out whether it is
-still the same work.
+A task is a run of neighbouring pieces of the input; tokens are written in the order of task numbers. The plan is stored
+in the work folder, `PREFIX.work/plan.json`: workers on any machine read it, and a later run compares it with its own to
+decide whether it can resume.
 """
 
 import hashlib
@@ -19,26 +19,26 @@ from elas.files import write_json
 FORMAT = 3
 SMALLEST_TASK, LARGEST_TASK = 2_000_000, 64_000_000
 TASKS = 64
-"""How many tasks a corpus of middling size is cut into; smaller and larger ones keep to the bounds above."""
+"""Tasks of a medium-sized corpus; for smaller and larger ones the bounds above decide."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides which tokens come out; all of it is part of the plan.
+    """Everything that determines the tokens, apart from the inputs.
 
     Args:
         field: key or column of the text.
-        tokenizer: path of the tokenizer, absolute.
-        tokenizer_sha256: of all of it that decides ids.
+        tokenizer: absolute path of the tokenizer.
+        tokenizer_sha256: digest of everything in it that determines ids.
         vocab_size: number of token ids.
         dtype: `uint16` or `int32`.
-        eod: id that ends every document, None for none.
-        bos: id that begins every document, None for none.
+        eod: id appended to every document; None for none.
+        bos: id prepended to every document; None for none.
         valid_fraction: fraction of documents to hold out, by hash of their text.
-        valid_max_bytes: longer documents are never held out; None for no bound.
-        filters: names of datatrove's filters, and their arguments.
-        min_chars, max_chars, min_tokens, max_tokens: documents outside are left out; None for no bound.
-        deduplicate: keep only the first of documents with the same text.
+        valid_max_bytes: documents of more bytes are never held out; None for no limit.
+        filters: `[name, arguments]` of datatrove filters.
+        min_chars, max_chars, min_tokens, max_tokens: documents outside these bounds are left out; None for no limit.
+        deduplicate: keep only the first of documents with identical text.
     """
 
     field: str
@@ -60,16 +60,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Plan:
-    """Files, how they are cut into tasks, and what is done with them.
+    """Files, how they are cut into tasks, and how they are tokenised.
 
     Args:
-        settings: see there.
-        files: what is read, in order.
-        tasks: for each task its pieces: index of the file, begin and end (see `elas.data_prep.readers`).
-        outputs: prefixes of the results, absolute: trained on, and held out if there are two.
-        source: facts for the manifest.
-        max_skipped: share of the corpus that may be left out as unreadable; None for what `unread` finds too much.
-            No part of the identity: it decides whether there is a result, not what it is.
+        settings: how to tokenise.
+        files: inputs in order.
+        tasks: the pieces of each task, `(file index, begin, end)`; see `elas.data_prep.readers`.
+        outputs: absolute prefixes of the results: training and, if there are two, held-out.
+        source: description of the inputs, for the manifest.
+        max_skipped: maximum unreadable share of the corpus; None for the default of `unread`. Not part of the
+            identity: it decides whether there is a result, not what the result is.
     """
 
     settings: Settings
@@ -81,12 +81,12 @@ class Plan:
 
     @property
     def work(self) -> Path:
-        """Folder of everything that is temporary."""
+        """Folder of all temporary files."""
         return work_folder(self.outputs[0])
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """Digests of what must be the same for finished tasks to count, by what it is."""
+        """Digests of everything that must be unchanged for finished tasks to be reused, by category."""
         settings = {k: v for k, v in asdict(self.settings).items() if not k.startswith("tokenizer")}
         files = [(f.name, f.kind, f.size, f.mtime_ns, f.field) for f in self.files]
         parts = {"settings": settings, "files": files, "tasks": self.tasks, "format": FORMAT}
@@ -95,13 +95,13 @@ class Plan:
         return {key: hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] for key, value in parts.items()}
 
     def save(self) -> None:
-        """Write it to the work folder."""
+        """Write `plan.json` to the work folder."""
         facts = asdict(self) | {"identity": self.identity}
         write_json(self.work / "plan.json", facts)
 
 
 def work_folder(prefix: str | Path) -> Path:
-    """Where the work for an output prefix lies."""
+    """The work folder of an output prefix."""
     return Path(f"{prefix}.work")
 
 
@@ -111,10 +111,10 @@ def make_plan(
     """Cut a corpus into tasks.
 
     Args:
-        corpus: what to read.
-        settings: what to do with it.
+        corpus: the inputs.
+        settings: how to tokenise.
         outputs: prefixes of the results.
-        task_bytes: size of a task on disk; None for a 64th of the corpus, within 2 MB and 64 MB.
+        task_bytes: bytes per task on disk; None for 1/64 of the corpus, between 2 MB and 64 MB.
         max_skipped: see `Plan`.
     """
     total = sum(file.size for file in corpus.files)
@@ -124,30 +124,30 @@ def make_plan(
 
 
 def _grouped(pieces: Iterator[tuple[int, tuple[int, int], int]], size: int) -> Iterator[list]:
-    group, held = [], 0
-    for index, piece, held_by_piece in pieces:
-        if group and held + held_by_piece > size:
+    group, group_bytes = [], 0
+    for index, piece, piece_bytes in pieces:
+        if group and group_bytes + piece_bytes > size:
             yield group
-            group, held = [], 0
+            group, group_bytes = [], 0
         group.append((index, piece))
-        held += held_by_piece
+        group_bytes += piece_bytes
     if group:
         yield group
 
 
 def load_plan(work: str | Path) -> Plan:
-    """The plan in a work folder; read once a process.
+    """The plan in a work folder; read once per process.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: the plan is missing or damaged.
     """
     path = Path(work) / "plan.json"
     try:
         return _read_plan(path, path.stat().st_mtime_ns)
     except FileNotFoundError:
-        raise UserError(f"{path}: not there; start the work with elas prep tokenize") from None
+        raise UserError(f"{path}: missing; start the work with elas prep tokenize") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove the folder and start again") from error
+        raise UserError(f"{path}: cannot be read ({error}); remove the folder and start over") from error
 
 
 @lru_cache(maxsize=1)
@@ -159,7 +159,7 @@ def _read_plan(path: Path, _changed: int) -> Plan:
 
 
 def saved_identity(work: Path) -> dict[str, str] | None:
-    """`Plan.identity` of the work begun in a folder; None where none was."""
+    """`Plan.identity` of the work started in a folder; None if there is none."""
     try:
         return json.loads((work / "plan.json").read_text(encoding="utf-8"))["identity"]
     except (OSError, ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""How far a tokenisation has come: one line on stderr, rewritten; nothing when that is not a terminal."""
+"""Progress of a tokenisation: one line on stderr, rewritten in place; nothing if stderr is not a terminal."""
 
 import time
 
@@ -6,10 +6,10 @@ from elas.console import Console, clock
 
 
 class Progress:
-    """A context whose `show` says where things stand, and which wipes its line at the end.
+    """A context whose `show` updates the progress line, and which clears the line on exit.
 
     Args:
-        total: bytes of the inputs on disk; compressed ones are read as more, so the time left is then a guess.
+        total: bytes of the inputs on disk; for compressed inputs the remaining time is therefore underestimated.
     """
 
     def __init__(self, total: int):
@@ -24,7 +24,7 @@ class Progress:
         self._console.live("")
 
     def show(self, size: int, documents: int, tasks: int) -> None:
-        """Bytes of text, documents and finished tasks so far."""
+        """Show the bytes of text, documents and finished tasks so far."""
         seconds = time.perf_counter() - self.start
         line = f"{tasks:,} tasks done  {clock(seconds)}"
         if size:

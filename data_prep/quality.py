@@ -1,7 +1,7 @@
-"""datatrove's quality filters, by name, with arguments or without: `GopherQualityFilter:min_doc_words=10`.
+"""datatrove's quality filters by name, optionally with arguments: `GopherQualityFilter:min_doc_words=10`.
 
-Any class of `datatrove.pipeline.filters` whose arguments can be written down will do; it decides on a document as it
-would in datatrove's own pipeline.
+Any class of `datatrove.pipeline.filters` with arguments that can be written as text is supported; it decides on a
+document as in datatrove's own pipeline.
 """
 
 import inspect
@@ -16,10 +16,10 @@ _NOT_BY_NAME = {"LambdaFilter"}
 
 
 def parse_filter(text: str) -> list:
-    """`NAME[:key=value,…]` to `[name, arguments]`; the filter is tried once, to find mistakes.
+    """Parse `NAME[:key=value,…]` to `[name, arguments]`; runs the filter once to find errors early.
 
     Raises:
-        UserError: no such filter or argument, a package that it needs is missing, or its choice is random.
+        UserError: unknown filter or argument, a missing package, or a random filter without a seed.
     """
     name, _, given = text.partition(":")
     known = _classes()
@@ -30,34 +30,35 @@ def parse_filter(text: str) -> list:
     for pair in _pairs(given):
         key, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"--filter {text}: {pair!r} is no argument; write NAME:key=value,key=value")
+            raise UserError(f"--filter {text}: {pair!r} is not an argument; write NAME:key=value,key=value")
         try:
             arguments[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise UserError(f"--filter {text}: {value!r} is no value; put text in quotes, {key}='\"…\"'") from None
+            raise UserError(f"--filter {text}: {value!r} is not YAML; put text in quotes, {key}='\"…\"'") from None
     takes = [key for key in inspect.signature(known[name]).parameters if key != "exclusion_writer"]
     for key in arguments:
         if key not in takes:
             raise UserError(f"--filter {text}: {name} has no argument {key!r}; it has {', '.join(takes)}")
     if "seed" in takes and arguments.get("seed") is None:
-        raise UserError(f"--filter {text}: would keep others every time; give {name}:seed=1")
+        raise UserError(f"--filter {text}: would keep different documents in every run; give {name}:seed=1")
+    # A trial run: a missing package shows up only when a filter sees its first document.
     rejection(make_filters([[name, arguments]]), Document("A few words, to see that all it needs is here.", "sample"))
     return [name, arguments]
 
 
 def make_filters(filters: list[list]) -> list:
-    """The filters of `[name, arguments]`."""
+    """Create datatrove filters from `[name, arguments]` pairs; raises `UserError` if one cannot be created."""
     made = []
     for name, arguments in filters:
         try:
             made.append(_classes()[name](**arguments))
         except (ImportError, OSError, TypeError, ValueError) as error:
-            raise UserError(f"--filter {name}: cannot be made: {' '.join(str(error).split())}") from error
+            raise UserError(f"--filter {name}: cannot be created: {' '.join(str(error).split())}") from error
     return made
 
 
 def rejection(filters: list, document: Document) -> str | None:
-    """Why the first filter that does leaves a document out; None when all keep it. A filter may change its text."""
+    """The reason of the first filter that drops a document; None if all keep it. A filter may change its text."""
     for each in filters:
         try:
             result = each.filter_batch([document])[0]

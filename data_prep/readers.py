@@ -1,8 +1,8 @@
-"""How each kind of file becomes documents: as a stream, a piece at a time, with every input that is no document named.
+"""Read documents from each kind of file as a stream, one piece at a time; every input without a document is reported.
 
-A piece `(begin, end)` of a file is what one task reads of it: a byte range of plain JSONL (a line belongs to the piece
-it begins in), row groups of Parquet, a shard of a Hugging Face dataset. All else cannot be cut and is read whole.
-Documents larger than `MAX_DOCUMENT` bytes are left out, so that a file without line ends cannot fill the memory.
+A piece `(begin, end)` is the part of a file that one task reads: a byte range of plain JSONL (a line belongs to the
+piece it starts in), row groups of Parquet, a shard of a Hugging Face dataset. Other files are read whole. Documents
+larger than `MAX_DOCUMENT` bytes are skipped, so a file without line ends does not fill the memory.
 """
 
 import gzip
@@ -19,50 +19,50 @@ from elas.data_prep.formats import open_data
 
 MAX_DOCUMENT = 512_000_000
 WHOLE = (0, -1)
-"""The piece that is all of a file."""
-# UTF-8 itself cannot hold half a surrogate pair; only a JSON escape, or a decoder told to pass bytes on, brings one in.
+"""The piece that covers a whole file."""
+# UTF-8 cannot encode a lone surrogate; it can only come from a JSON escape, or from decoding with `surrogateescape`.
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 _SEPARATORS = re.compile(r"[ \t\r\n,]*")
 _CHUNK = 1 << 16
 
 Skip = Callable[[str, int | None], None]
-"""Called with a reason and the number of the line or row in the piece, from 1; None where the whole file is meant."""
+"""Called with a reason and the number of the line or row in the piece, from 1; None for the whole file."""
 Row = tuple[int, str]
 """Number of a line or row within the piece, from 1, and the document's text."""
 
 
 def read_piece(path: str, kind: str, field: str, piece: tuple[int, int], skip: Skip) -> Iterator[Row]:
-    """The documents of a piece of a file.
+    """Yield the documents of a piece of a file.
 
     Args:
         path: the file, or `NAME[@REVISION][#CONFIG]:SPLIT` of a Hugging Face dataset.
         kind: one of `formats.FORMATS`, or `hf`.
-        field: the key or column that holds the text, `meta.text` for a nested one; text files have none.
-        piece: which part of it, see above; `WHOLE` for all.
-        skip: told of every input that is no document; what follows it is still read where that is possible.
+        field: key or column of the text, `meta.text` if nested; ignored for text files.
+        piece: the part to read; `WHOLE` for all of it.
+        skip: called for every input that yields no document; reading continues after it where possible.
     """
-    last, told = None, 0
+    last, skipped = None, 0
 
-    def tell(reason: str, number: int | None) -> None:
-        nonlocal told
-        told += 1
+    def count_and_skip(reason: str, number: int | None) -> None:
+        nonlocal skipped
+        skipped += 1
         skip(reason, number)
 
     try:
-        for row in _READERS[kind](path, field, piece, tell):
+        for row in _READERS[kind](path, field, piece, count_and_skip):
             last = row[0]
             yield row
-        if piece == WHOLE and last is None and not told:
+        if piece == WHOLE and last is None and not skipped:
             skip("holds no document", None)
     except _DAMAGED as error:
-        skip(f"damaged or cut short from here on ({error or type(error).__name__})", last)
+        skip(f"damaged or truncated from here on ({error or type(error).__name__})", last)
     except OSError as error:
         skip(f"unreadable{' from here on' if last else ''} ({error.strerror or error})", last)
 
 
 def columns(path: str, kind: str) -> list[str] | None:
-    """The columns of a table or dataset; None where it is none, or they are not known before it is read."""
+    """The columns of a table or dataset; None for other kinds, or if unknown before reading."""
     if kind in ("csv", "tsv", "tsv-quoted"):
         return delimited.columns(path, kind)
     if kind == "parquet":
@@ -88,29 +88,29 @@ def _read_jsonl(path: str, field: str, piece: tuple[int, int], skip: Skip) -> It
         if text is None:
             continue
         if _SURROGATE_ESCAPE.search(line) and not fields.encodable(text):
-            skip("half a surrogate pair", number)
+            skip("lone surrogate", number)
         else:
             yield number, text
 
 
 def _text_of(record: object, field: str, number: int, skip: Skip) -> str | None:
-    """The text of a record; None, and told to `skip`, when it has none."""
+    """The text of a record; calls `skip` and returns None if it has none."""
     if not isinstance(record, dict):
         return skip("not a record", number)
-    there, text = fields.find(record, field)
-    if not there:
+    has_field, text = fields.find(record, field)
+    if not has_field:
         return skip(fields.missing("field", field, fields.names(record)), number)
     if not isinstance(text, str):
-        return skip(f"field {field!r} is no text", number)
+        return skip(f"field {field!r} is not text", number)
     return text
 
 
 def _lines(path: str, piece: tuple[int, int], skip: Skip) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that begin in the piece; one that is too long is passed over, and told to `skip`."""
+    """Yield the numbered lines that start in the piece; calls `skip` for lines that are too long."""
     begin, end = piece
     with open_data(path) as file:
         position = begin
-        if begin:
+        if begin:  # one byte earlier: if that is a line end, the piece starts with a whole line
             file.seek(begin - 1)
             position += sum(len(part) for part in _rest_of_line(file)) - 1
         number = 0
@@ -135,7 +135,7 @@ def _rest_of_line(file) -> Iterator[bytes]:
 
 
 def _read_json(path: str, field: str, piece: tuple[int, int], skip: Skip) -> Iterator[Row]:
-    """The records of an array, or one or several objects laid out over many lines, numbered from 1."""
+    """Yield the records of an array, or of objects that span many lines, numbered from 1."""
     for number, record in enumerate(_values(path), 1):
         if isinstance(record, ValueError):
             return skip(f"malformed JSON from here on ({record})", number)
@@ -143,39 +143,39 @@ def _read_json(path: str, field: str, piece: tuple[int, int], skip: Skip) -> Ite
         if text is not None and fields.encodable(text):
             yield number, text
         elif text is not None:
-            skip("not UTF-8, or half a surrogate pair", number)
+            skip("not UTF-8, or a lone surrogate", number)
 
 
 def _values(path: str) -> Iterator[object]:
-    """The elements of a JSON array, or values one after another, as a stream; a `ValueError` where it goes wrong."""
+    """Yield the elements of a JSON array, or consecutive values, as a stream; a final `ValueError` on bad syntax."""
     decoder = json.JSONDecoder()
     with io.TextIOWrapper(open_data(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        held = file.read(_CHUNK).lstrip()
-        is_array = held.startswith("[")
+        buffer = file.read(_CHUNK).lstrip()
+        is_array = buffer.startswith("[")
         position, step, ended = int(is_array), _CHUNK, False
         while True:
-            position = _SEPARATORS.match(held, position).end()
-            if is_array and held.startswith("]", position):
+            position = _SEPARATORS.match(buffer, position).end()
+            if is_array and buffer.startswith("]", position):
                 return
-            if ended and position == len(held):
+            if ended and position == len(buffer):
                 if is_array:
-                    yield ValueError("the array has no end")
+                    yield ValueError("the array is not closed")
                 return
-            value, end, why, is_final = _value(decoder, held, position)
-            if not why and (ended or end < len(held)):  # at the end of what is held a number may go on
+            value, end, why, is_final = _value(decoder, buffer, position)
+            if not why and (ended or end < len(buffer)):  # a number at the buffer's end may continue after it
                 yield value
                 position, step = end, _CHUNK
                 continue
-            if ended or is_final or len(held) - position > MAX_DOCUMENT:
+            if ended or is_final or len(buffer) - position > MAX_DOCUMENT:
                 yield ValueError(why)
                 return
             more = file.read(step)
             ended = not more
-            held, position, step = held[position:] + more, 0, 2 * step  # twice, or long records take square time
+            buffer, position, step = buffer[position:] + more, 0, 2 * step  # doubled, or long records take O(n²)
 
 
 def _value(decoder: json.JSONDecoder, text: str, begin: int) -> tuple[object, int, str, bool]:
-    """The value at a place, its end, else why there is none, and whether more text could not change that."""
+    """The value at `begin`, its end, why there is none, and whether more text cannot change that."""
     try:
         return *decoder.raw_decode(text, begin), "", False
     except json.JSONDecodeError as error:
@@ -190,7 +190,7 @@ def _read_text(path: str, field: str, piece: tuple[int, int], skip: Skip) -> Ite
     if len(data) > MAX_DOCUMENT:
         return skip(f"larger than {MAX_DOCUMENT:,} bytes", None)
     if b"\0" in data[:8192]:
-        return skip("not UTF-8 text (it has NUL bytes)", None)
+        return skip("not UTF-8 text (it contains NUL bytes)", None)
     try:
         text = data.removeprefix(b"\xef\xbb\xbf").decode(_encoding(path, data))
     except (UnicodeDecodeError, SyntaxError, LookupError):
@@ -216,7 +216,7 @@ _READERS = {
 
 
 def _encoding(path: str, data: bytes) -> str:
-    """UTF-8, or what a Python source file declares for itself (PEP 263) when it is not UTF-8."""
+    """UTF-8, or the declared encoding (PEP 263) of a Python source file that is not UTF-8."""
     try:
         data.decode()
         return "utf-8"

@@ -1,12 +1,12 @@
-"""What a task leaves in the work folder: its tokens, a row a document, and what it left out.
+"""Files that a task writes to the work folder: its tokens, one row per document, and its skipped inputs.
 
-    parts/00012.train.bin    token ids, as they will lie in the final file
-    parts/00012.train.docs   a `DOCUMENT` a document, in order
-    parts/00012.valid.…      the same of held-out documents, where there are any to hold out
-    parts/00012.skipped.jsonl  what could not be read: index of the file, begin of the piece, line within it, reason
-    parts/00012.json         counts, and what tokenizer it was; put in place last, so that where it is the rest is whole
+    parts/00012.train.bin      token ids, as in the final file
+    parts/00012.train.docs     one `DOCUMENT` per document, in order
+    parts/00012.valid.…        the same for held-out documents, if any are held out
+    parts/00012.skipped.jsonl  skipped inputs: file index, begin of the piece, line within the piece, reason
+    parts/00012.json           counts and the tokenizer's digest; renamed last, so its presence means a complete part
 
-All are written under names of their own and renamed, so two processes at the same task do no harm.
+All files are written under process-specific names and renamed, so two processes may safely run the same task.
 """
 
 import contextlib
@@ -22,28 +22,28 @@ from elas.data_prep.sources import kind_of
 
 SIDES = ("train", "valid")
 DOCUMENT = np.dtype([("tokens", "<u4"), ("bytes", "<u4"), ("file", "<u4"), ("digest", "<u8", 2)])
-"""Of a document: its tokens, UTF-8 bytes, index of its file, and a digest of its text (0 unless duplicates matter)."""
+"""Per document: tokens, UTF-8 bytes, file index, and a 128-bit digest of its text (0 without `deduplicate`)."""
 
 
 def part_path(work: Path, task: int, end: str) -> Path:
-    """One of a task's files."""
+    """Path of one of a task's files, for example with `end` `train.bin`."""
     return work / "parts" / f"{task:05d}.{end}"
 
 
 class PartWriter:
-    """The files of a task in the making.
+    """Writes the files of a task.
 
     Args:
         work: the work folder.
         task: number of the task.
-        sides: how many of `SIDES` there are.
-        dtype: of a token.
-        tokenizer_sha256: what the ids are of; `merge` puts no others together.
+        sides: 1 for training only, 2 with held-out documents.
+        dtype: dtype of a token.
+        tokenizer_sha256: digest of the tokenizer; `merge` refuses parts of another one.
 
     Attributes:
-        reasons: how many documents were left out, by reason.
+        reasons: documents left out, by reason.
         loss: what the tokenizer loses of the others.
-        read: how many documents were read, by index of their file.
+        read: documents read, by file index.
     """
 
     def __init__(self, work: Path, task: int, sides: int, dtype: str, tokenizer_sha256: str):
@@ -52,39 +52,39 @@ class PartWriter:
         self.loss = Loss()
         self.read: Counter[int] = Counter()
         self.reasons: Counter[str] = Counter()
-        self._mine = f".{os.getpid()}"
+        self._suffix = f".{os.getpid()}"
         (work / "parts").mkdir(parents=True, exist_ok=True)
         ends = [f"{side}.{kind}" for side in SIDES[:sides] for kind in ("bin", "docs")] + ["skipped.jsonl"]
-        paths = {end: Path(f"{part_path(work, task, end)}{self._mine}") for end in ends}
+        paths = {end: Path(f"{part_path(work, task, end)}{self._suffix}") for end in ends}
         self._files = {end: path.open("wb", 1 << 18) for end, path in paths.items()}
 
     def add(self, side: int, ids: np.ndarray, documents: np.ndarray) -> None:
-        """Append documents: their ids end to end, and their `DOCUMENT` rows."""
+        """Append documents: their concatenated ids, and their `DOCUMENT` rows."""
         self._files[f"{SIDES[side]}.bin"].write(ids.astype(self.dtype, copy=False).tobytes())
         self._files[f"{SIDES[side]}.docs"].write(documents.tobytes())
 
     def skip(self, file: int, begin: int, number: int | None, reason: str) -> None:
-        """Note an input that is no document."""
+        """Record a skipped input; `number` is its line within the piece, None for the whole file."""
         self.reasons[kind_of(reason)] += 1
         row = {"file": file, "begin": begin, "line": number, "reason": reason}
         self._files["skipped.jsonl"].write(json.dumps(row).encode() + b"\n")
 
     def commit(self) -> None:
-        """Put everything in place."""
+        """Flush all files and rename them to their final names."""
         for end, file in self._files.items():
             file.flush()
             os.fsync(file.fileno())
             file.close()
             os.replace(file.name, part_path(self.work, self.task, end))
         counts = part_path(self.work, self.task, "json")
-        partial = Path(f"{counts}{self._mine}")
+        partial = Path(f"{counts}{self._suffix}")
         facts = {"reasons": dict(sorted(self.reasons.items())), "loss": self.loss.to_json(), "read": self.read}
         partial.write_text(json.dumps(facts | {"tokenizer_sha256": self._tokenizer}))
-        partial.replace(counts)
+        partial.replace(counts)  # last: its presence marks the part as complete
 
     def discard(self) -> None:
-        """Remove what is not in place; harmless after `commit`."""
+        """Remove the temporary files; has no effect after `commit`."""
         for file in self._files.values():
-            with contextlib.suppress(OSError):  # a full disk, said again on closing
+            with contextlib.suppress(OSError):  # on a full disk, closing raises the error again
                 file.close()
             Path(file.name).unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""The steps of a task, as datatrove's pipeline runs them: read → filter → tokenise and write.
+"""The steps of a task in datatrove's pipeline: read → filter → tokenise and write.
 
-Each looks up the plan by its work folder, so that a step that is sent to another process or machine is a few words.
+Each step loads the plan from the work folder, so a step pickled for another process or machine stays small.
 """
 
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ BATCH_CHARS, BATCH_DOCUMENTS = 1_000_000, 1000
 
 
 class ReadTask(PipelineStep):
-    """Reads the pieces of one task; `run` yields `Document`s whose metadata hold the index of their file.
+    """Reads the pieces of one task.
 
     Args:
-        work: the work folder, where the plan lies.
+        work: the work folder with the plan.
     """
 
     type, name = "reader", "pieces of the plan"
@@ -34,7 +34,7 @@ class ReadTask(PipelineStep):
         self.part: PartWriter | None = None
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Documents of task `rank`."""
+        """Yield the documents of task `rank`; their metadata hold `file` (index), `begin` of the piece, and `line`."""
         plan = load_plan(self.work)
         for index, begin, end in plan.tasks[rank]:
             file = plan.files[index]
@@ -56,7 +56,7 @@ class WriteTask(PipelineStep):
     """Filters, tokenises and writes the documents of one task.
 
     Args:
-        reader: the step before it, which tells the same part what it skipped.
+        reader: the preceding step, which records its skipped inputs in the same part.
     """
 
     type, name = "tokenizer", "Megatron part"
@@ -80,7 +80,7 @@ class WriteTask(PipelineStep):
             part.discard()
 
     def _kept(self, plan: Plan, data: Iterator[Document], part: PartWriter) -> Iterator[Document]:
-        """The documents that are wanted; the others are counted."""
+        """Yield the documents to keep; counts the others by reason."""
         settings = plan.settings
         filters = make_filters(settings.filters)
         for document in data:
@@ -110,11 +110,11 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 def prepare(plan: Plan) -> None:
-    """Load the tokenizer, for processes that will be forked from this one."""
+    """Load the tokenizer before forking, so that the workers share it."""
     Encoder.of(plan)
 
 
 def pipeline(work: Path) -> list[PipelineStep]:
-    """All steps of a task."""
+    """The steps of a task, in order."""
     reader = ReadTask(str(work))
     return [reader, WriteTask(reader)]

@@ -1,7 +1,7 @@
-"""Text to Megatron token files: plan → tasks, on an executor → merge.
+"""Tokenise text into Megatron token files: plan → tasks on an executor → merge.
 
-Everything that is temporary lies in `PREFIX.work`. Whatever ends a run, the tasks that are done stay done: the same
-command goes on from there, with any number of workers and any executor, and its files are the same to the last byte.
+Temporary files are in `PREFIX.work`. However a run ends, finished tasks are kept: the same command resumes with any
+number of workers and any executor, and produces byte-identical files.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from elas.data_prep.plan import Plan, load_plan, make_plan, saved_identity, work
 from elas.data_prep.sources import Corpus
 from elas.errors import ConfigError, Failure, UserError
 
-Tell = Callable[[int, int, int], None]
+OnProgress = Callable[[int, int, int], None]
 _DEFAULTS = Options()
 
 
@@ -33,29 +33,29 @@ def tokenize_corpus(
     output_prefix: str | Path,
     options: Options = _DEFAULTS,
     *,
-    tell: Tell = lambda size, documents, tasks: None,
+    on_progress: OnProgress = lambda size, documents, tasks: None,
 ) -> dict:
     """Write `output_prefix.{bin,idx,manifest.json,skipped.jsonl}`, and token files of the held-out documents.
 
     Args:
-        corpus: what to read.
-        tokenizer_path: what `load_tokenizer` reads.
-        output_prefix: path without ending; its folder is made when missing.
-        options: see there.
-        tell: called twice a second with bytes of text, documents and finished tasks so far; see `Progress`.
+        corpus: the inputs.
+        tokenizer_path: argument of `load_tokenizer`.
+        output_prefix: path without extension; its folder is created if missing.
+        options: how to tokenise.
+        on_progress: called twice a second with bytes of text, documents and finished tasks so far; see `Progress`.
 
     Returns:
-        `documents`, `tokens` and `bytes_in` (UTF-8) of `output_prefix`, the same with `valid_` before them, `skipped`
-        and `skip_reasons`, `seconds`, `mb_per_s` (10⁶ bytes of text that came out, over the whole time of this call),
+        `documents`, `tokens` and `bytes_in` (UTF-8) of `output_prefix`, and with prefix `valid_` of the held-out side;
+        `skipped`, `skip_reasons`, `seconds`, `mb_per_s` (10⁶ bytes of written text per second of this call),
         `peak_rss_mb` and `peak_rss_worker_mb` (10⁶ bytes, sum and maximum of the peaks of all processes), `dtype`,
-        `vocab_size`, `tokenizer_sha256`, `workers`, `tasks` and `tasks_done_before`; with a held-out side
-        `held_out`, see `held_out_share`. Of results that are there already `already_done`, and nothing measured. With
-        slurm `jobs` instead, with a share `tasks` and `tasks_done`.
+        `vocab_size`, `tokenizer_sha256`, `workers`, `tasks`, `tasks_done_before`, and with a held-out side `held_out`
+        (see `held_out_share`). If the results are already complete: `already_done`, and no measurements. With slurm
+        only `jobs` and `work`; with a share only `tasks` and `tasks_done`.
 
     Raises:
-        UserError: no document at all on one of the two sides, bad arguments, a tokenizer that cannot be read, inputs
-            that changed since the work began, or another corpus at `output_prefix`.
-        Failure: the disk is full, a worker was killed, or somebody else is at it.
+        UserError: no documents on one of the two sides, bad arguments, an unreadable tokenizer, inputs that changed
+            since the work began, or another corpus at `output_prefix`.
+        Failure: the disk is full, a worker was killed, or another process holds the lock.
     """
     start = time.perf_counter()
     from elas.data_prep.executors import check_executor
@@ -69,12 +69,12 @@ def tokenize_corpus(
         return done
     folders = {key: prefix.parent for key, prefix in zip(("--output", "--valid-output"), prefixes)}
     if options.share is not None:
-        with folders_for(folders), _telling_of_full_disks(plan):
-            return _do_share(plan, options, tell)
-    with folders_for(folders), _work(plan, options.overwrite), _telling_of_full_disks(plan):
+        with folders_for(folders), _report_full_disk(plan):
+            return _do_share(plan, options, on_progress)
+    with folders_for(folders), _work(plan, options.overwrite), _report_full_disk(plan):
         for path in plan.work.glob("share-*.lock"):
-            with _held(path):
-                pass  # nobody is at that share
+            with _lock(path):
+                pass  # fails if a process is still working on that share
         from elas.data_prep.executors import finished_tasks
 
         before = len(finished_tasks(plan.work))
@@ -82,7 +82,7 @@ def tokenize_corpus(
             from elas.data_prep.executors import run_slurm
 
             return {"jobs": run_slurm(plan, options.slurm | {"workers": options.workers or -1}), "work": str(plan.work)}
-        peaks = _run(plan, options, tell)
+        peaks = _run(plan, options, on_progress)
         facts = finish(plan)
     seconds = time.perf_counter() - start
     size = facts["bytes_in"] + facts.get("valid_bytes_in", 0)
@@ -98,14 +98,15 @@ def tokenize_corpus(
 
 
 def finish(plan: Plan) -> dict:
-    """Merge the parts of a plan whose tasks are all done, and remove the work folder.
+    """Merge the parts of a plan whose tasks are all finished, and remove the work folder.
 
     Returns:
-        What `merge` says.
+        The facts of `merge`.
 
     Raises:
         Failure: tasks are missing.
-        UserError: there is nothing to write; the work folder goes too.
+        UserError: there is nothing to write; the work folder is removed.
+        TooMuchUnread: too much could not be read; the work folder is kept.
     """
     from elas.data_prep.merge import merge
     from elas.data_prep.unread import TooMuchUnread
@@ -113,7 +114,7 @@ def finish(plan: Plan) -> dict:
     try:
         facts = merge(plan)
     except TooMuchUnread:
-        raise  # the same command with another bound goes on with what is done
+        raise  # keep the work folder: the same command with a higher --max-skipped reuses it
     except UserError:
         shutil.rmtree(plan.work, ignore_errors=True)
         raise
@@ -122,58 +123,58 @@ def finish(plan: Plan) -> dict:
 
 
 def merge_work(output_prefix: str | Path) -> dict:
-    """`finish` what lies in `output_prefix.work`: the last job of a tokenisation under SLURM."""
+    """`finish` the work in `output_prefix.work`: the last job of a tokenisation under SLURM."""
     work = work_folder(Path(output_prefix).absolute())
     if not work.exists() and read_manifest(str(output_prefix)):
-        raise UserError(f"{output_prefix}: already there and complete; nothing to do")
+        raise UserError(f"{output_prefix}: already complete; nothing to do")
     plan = load_plan(work)
-    with _telling_of_full_disks(plan):
+    with _report_full_disk(plan):
         return finish(plan)
 
 
-def _do_share(plan: Plan, options: Options, tell: Tell) -> dict:
-    """Do the tasks of `options.share`, beside others that do the other shares."""
+def _do_share(plan: Plan, options: Options, on_progress: OnProgress) -> dict:
+    """Run the tasks of `options.share`; other processes may run other shares at the same time."""
     from elas.data_prep.executors import LocalExecutor, finished_tasks
 
     first, step = options.share
-    with _work(plan, overwrite=False, patience=60):
-        pass  # the plan is there now
-    with _held(plan.work / f"share-{first}-of-{step}.lock"):
+    with _work(plan, overwrite=False, timeout=60):
+        pass  # writes the plan; the other shares need the lock for the same
+    with _lock(plan.work / f"share-{first}-of-{step}.lock"):
         executor = LocalExecutor(plan.work, options.workers or _cores(), options.share)
-        executor.run(lambda size, documents: tell(size, documents, len(finished_tasks(plan.work))))
+        executor.run(lambda size, documents: on_progress(size, documents, len(finished_tasks(plan.work))))
     return {"tasks": len(range(first, len(plan.tasks), step)), "tasks_done": len(finished_tasks(plan.work))}
 
 
-def _run(plan: Plan, options: Options, tell: Tell) -> dict[int, float]:
-    """Run what is not done; returns the peak memory of every process in 10⁶ bytes."""
+def _run(plan: Plan, options: Options, on_progress: OnProgress) -> dict[int, float]:
+    """Run the unfinished tasks; returns the peak memory of every process in 10⁶ bytes, by process id."""
     from elas.data_prep.executors import LocalExecutor, finished_tasks, run_ray
 
     workers = options.workers or _cores()
     if options.executor == "ray":
-        run_ray(plan, workers, lambda tasks: tell(0, 0, tasks))
+        run_ray(plan, workers, lambda tasks: on_progress(0, 0, tasks))
         return {os.getpid(): peak_rss_mb()}
     executor = LocalExecutor(plan.work, workers)
-    executor.run(lambda size, documents: tell(size, documents, len(finished_tasks(plan.work))))
+    executor.run(lambda size, documents: on_progress(size, documents, len(finished_tasks(plan.work))))
     return executor.peaks | {os.getpid(): peak_rss_mb()}
 
 
 def _finished(plan: Plan) -> dict | None:
-    """Facts of the same plan's results, where they lie already; an error where another's do."""
+    """Facts of complete results of the same plan, else None; raises `ConfigError` for results of another plan."""
     manifests = [read_manifest(prefix) for prefix in plan.outputs]
-    there = [prefix for prefix in plan.outputs if Path(f"{prefix}.bin").exists() or Path(f"{prefix}.idx").exists()]
+    existing = [prefix for prefix in plan.outputs if Path(f"{prefix}.bin").exists() or Path(f"{prefix}.idx").exists()]
     begun = saved_identity(plan.work)
-    if begun is not None or not there:
+    if begun is not None or not existing:
         return None
     if not all(manifest.get("plan") == plan.identity for manifest in manifests):
         why = "holds another corpus, or one from other inputs or settings"
-        raise ConfigError("--output", there[0], why, "give --overwrite to replace it, or another prefix")
+        raise ConfigError("--output", existing[0], why, "give --overwrite to replace it, or another prefix")
     for manifest, prefix in zip(manifests, plan.outputs):
-        for name, said in manifest.get("files", {}).items():
-            file = Path(f"{prefix}{Path(name).suffix}")  # a corpus that was renamed keeps the old names inside
-            if not file.is_file() or file.stat().st_size != said["bytes"]:
-                why = f"{file.name} is missing or cut short"
-                raise ConfigError("--output", prefix, why, "give --overwrite to make it again, or another prefix")
-    shutil.rmtree(plan.work, ignore_errors=True)  # ended in the middle of removing it
+        for name, recorded in manifest.get("files", {}).items():
+            file = Path(f"{prefix}{Path(name).suffix}")  # the manifest of a renamed corpus keeps the old names
+            if not file.is_file() or file.stat().st_size != recorded["bytes"]:
+                why = f"{file.name} is missing or truncated"
+                raise ConfigError("--output", prefix, why, "give --overwrite to write it again, or another prefix")
+    shutil.rmtree(plan.work, ignore_errors=True)  # an earlier run may have died while removing it
     facts = {key: manifests[0][key] for key in ("skipped", "skip_reasons", "dtype", "vocab_size", "tokenizer_sha256")}
     for manifest, prefix in zip(manifests, ("", "valid_")):
         facts |= {prefix + key: manifest[key] for key in ("documents", "tokens", "bytes_in")}
@@ -182,34 +183,34 @@ def _finished(plan: Plan) -> dict | None:
 
 
 @contextlib.contextmanager
-def _work(plan: Plan, overwrite: bool, patience: float = 0) -> Iterator[None]:
-    """The work folder with the plan in it, held by this process alone; shares of it may be in the hands of others."""
+def _work(plan: Plan, overwrite: bool, timeout: float = 0) -> Iterator[None]:
+    """Lock the work folder and write the plan into it; other processes may still hold the locks of shares."""
     plan.work.mkdir(parents=True, exist_ok=True)
-    with _held(plan.work / "lock", patience):
+    with _lock(plan.work / "lock", timeout):
         begun = saved_identity(plan.work)
         if overwrite:
             _clear(plan)
         elif begun is not None and begun != plan.identity:
             changed = ", ".join(key for key in plan.identity if begun.get(key) != plan.identity[key])
-            why = f"work was begun here with other {changed}"
-            raise ConfigError("--output", plan.outputs[0], why, "give --overwrite to start afresh, or another prefix")
+            why = f"unfinished work here has other {changed}"
+            raise ConfigError("--output", plan.outputs[0], why, "give --overwrite to start over, or another prefix")
         plan.save()
         yield
 
 
 @contextlib.contextmanager
-def _held(path: Path, patience: float = 0) -> Iterator[None]:
-    """A lock file, held by this process alone."""
+def _lock(path: Path, timeout: float = 0) -> Iterator[None]:
+    """Hold an exclusive lock file; raises `Failure` after `timeout` seconds."""
     try:
-        lock = FileLock(path).acquire(timeout=patience)
+        lock = FileLock(path).acquire(timeout=timeout)
     except Timeout:
-        raise Failure(f"{path.parent}: another process is at this work; wait for it") from None
+        raise Failure(f"{path.parent}: another process is working here; wait for it to finish") from None
     with lock:
         yield
 
 
 def _clear(plan: Plan) -> None:
-    """Forget what was done; finished files stay until they are replaced."""
+    """Remove all earlier work; finished token files stay until they are replaced."""
     for path in plan.work.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -218,14 +219,14 @@ def _clear(plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _telling_of_full_disks(plan: Plan) -> Iterator[None]:
+def _report_full_disk(plan: Plan) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        why = f"no space left on the disk ({plan.work}); what is done so far is kept"
-        raise Failure(f"{why}: make room and run the same command again") from error
+        why = f"no space left on the disk ({plan.work}), finished tasks are kept"
+        raise Failure(f"{why}; free some space and run the same command again") from error
 
 
 def _cores() -> int:

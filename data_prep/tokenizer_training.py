@@ -1,8 +1,8 @@
-"""Trains a SentencePiece tokenizer whose round trip is exact on source code.
+"""Train a SentencePiece tokenizer that decodes source code exactly.
 
-Nothing is normalised, runs of spaces may be pieces, newline and tab are pieces of their own, and what is not in the
-vocabulary falls back to bytes. BPE is the default because it is quick here: 8192 pieces from 8 MB of Python source in
-1.5 s on two cores, 3.29 bytes a token, where unigram took 17.8 s for 3.03. All 31 MB give 3.31 (5.6 s): a sample does.
+No normalisation; runs of spaces may be pieces; newline and tab are pieces of their own; other characters fall back to
+bytes. BPE is the default because it is faster: 8192 pieces from 8 MB of Python source took 1.5 s on two cores at 3.29
+bytes per token, unigram 17.8 s at 3.03. Training on all 31 MB gives 3.31 (5.6 s), so a sample is enough.
 """
 
 import heapq
@@ -24,7 +24,7 @@ CHUNK_CHARS = 2000
 SMALLEST_VOCAB = 300
 DEFAULT_SAMPLE_BYTES = 16_000_000
 READ_AT_MOST = 8
-"""Of a corpus of more than so many samples, only so many samples' bytes are read, from all over it."""
+"""Of a large corpus, at most this many times the sample's bytes are read, from pieces all over it."""
 
 
 def train_tokenizer(
@@ -41,27 +41,27 @@ def train_tokenizer(
 
     Args:
         documents: read once, as a stream; a `Corpus` adds its inputs and skips to the manifest.
-        output: folder, made when missing; files in it are replaced whole.
-        vocab_size: number of ids, with 4 special ones, 256 bytes, newline and tab among them.
+        output: folder, created if missing; existing files are replaced atomically.
+        vocab_size: number of ids, including 4 special ones, 256 bytes, newline and tab.
         model_type: `bpe` or `unigram`.
-        sample_bytes: train on about this many bytes, spread evenly over all documents; of a corpus of more than
-            `READ_AT_MOST` times as many bytes, over what is read of it.
-        valid_fraction, valid_max_bytes: leave out the documents that `tokenize_corpus` holds out for the same two.
+        sample_bytes: train on about this many bytes, spread evenly over the documents that are read; of a corpus
+            larger than `READ_AT_MOST` times as many bytes, only a part is read.
+        valid_fraction, valid_max_bytes: exclude the documents that `tokenize_corpus` holds out with the same values.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: nothing to train on, too little of it for `vocab_size`, or an `output` that cannot be a folder.
+        UserError: no text, too little text for `vocab_size`, or `output` cannot be created.
     """
     output = Path(output)
     if model_type not in ("bpe", "unigram"):
         raise ConfigError("--model-type", model_type, "unknown", "choose bpe or unigram")
     if vocab_size < SMALLEST_VOCAB:
-        why = "bytes and special ids alone take 262"
+        why = "too small: bytes and special ids alone take 262"
         raise ConfigError("--vocab-size", vocab_size, why, f"give {SMALLEST_VOCAB} or more")
     if sample_bytes < 10_000:
-        raise ConfigError("--sample-bytes", sample_bytes, "too small to learn from", "give 10000 or more")
+        raise ConfigError("--sample-bytes", sample_bytes, "too small to train on", "give 10000 or more")
     check_fraction("--valid-fraction", valid_fraction)
     with folders_for({"--output": output}):
         return _train_and_write(
@@ -112,12 +112,12 @@ def _train_and_write(
 
 
 def sample_chunks(documents: Iterable[Document], sample_bytes: int) -> list[str]:
-    """Whole lines in chunks of about 2000 characters: those with the smallest hashes that fit in `sample_bytes`.
+    """Sample chunks of whole lines, about 2000 characters each: those with the smallest hashes, up to `sample_bytes`.
 
-    Which chunks are kept depends on their text, not on the order of documents or on files; memory stays near
-    `sample_bytes` however large the corpus.
+    The choice depends on the chunks' text alone, not on files or the order of documents; memory is about
+    `sample_bytes` for any size of corpus.
     """
-    heap: list[tuple[int, str, int]] = []  # largest hash first
+    heap: list[tuple[int, str, int]] = []  # (-hash, chunk, bytes): the largest hash is at the top
     limit, held = 2**64, 0
     for document in documents:
         for chunk in _chunks(document.text):
@@ -142,8 +142,8 @@ def _train(sample: list[str], vocab_size: int, model_type: str) -> bytes:
         raise nothing
     model = io.BytesIO()
     try:
-        # num_threads stays at SentencePiece's default: it is stored in the model, so taking the number of cores would
-        # give every machine another checksum for the same pieces.
+        # num_threads must stay at its default: it is stored in the model, so setting it to the number of cores would
+        # give the same pieces a different checksum on every machine.
         SentencePieceTrainer.train(
             sentence_iterator=iter(sample),
             model_writer=model,
@@ -163,15 +163,15 @@ def _train(sample: list[str], vocab_size: int, model_type: str) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        # What is left when NULs, spaces and its own signs are taken away: no sentence, or none with a character.
+        # Without NULs, spaces and SentencePiece's own symbols, the text has no sentence or no characters left.
         if any(sign in str(error) for sign in ("!sentences_.empty()", "all_chars_count", "desired_vocab_size_ >")):
             raise nothing from error
         bound = re.search(r"value <= (\d+)", str(error))
         if bound and int(bound[1]) < SMALLEST_VOCAB:
-            why = f"the text has only {bound[1]} different pieces, and a tokenizer needs {SMALLEST_VOCAB}"
+            why = f"the text has only {bound[1]} different pieces, and a tokenizer requires {SMALLEST_VOCAB}"
             raise ConfigError("--vocab-size", vocab_size, why, "give more text") from error
         if bound:
-            fix = f"give at most {bound[1]} or more text"
+            fix = f"give at most {bound[1]}, or more text"
             raise ConfigError("--vocab-size", vocab_size, "more pieces than the text has", fix) from error
         if "required_chars" in str(error) or "smaller than" in str(error):
             raise ConfigError(
@@ -188,7 +188,7 @@ def _write(output: Path, model: bytes, manifest: dict) -> None:
     ids = {name: getattr(tokenizer, name) for name in ("bos", "eos", "eod", "pad")}
     vocab = output / f".tokenizer.vocab.{os.getpid()}"
     vocab.write_text("".join(f"{piece!r}\t{i}\n" for i, piece in tokenizer.inv_vocab.items()), encoding="utf-8")
-    (output / "manifest.json").unlink(missing_ok=True)  # a manifest means: what lies beside it belongs to it
+    (output / "manifest.json").unlink(missing_ok=True)  # a manifest must always match the files beside it
     vocab.replace(output / "tokenizer.vocab")
     partial.replace(output / MODEL_NAME)
     write_json(output / "manifest.json", manifest | {"ids": ids})
@@ -206,7 +206,7 @@ def _counted(documents: Iterable[Document], counts: dict) -> Iterator[Document]:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Cut at line ends, and within lines longer than a chunk."""
+    """Cut a text at line ends, and within lines longer than a chunk."""
     start = 0
     while start < len(text):
         end = start + CHUNK_CHARS

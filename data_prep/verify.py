@@ -1,4 +1,4 @@
-"""Whether token files are what their manifest says: sizes, checksums, counts, ids in range, ends of documents."""
+"""Verify token files against their manifest: sizes, checksums, counts, id range, document boundaries."""
 
 import hashlib
 from collections import Counter
@@ -14,25 +14,25 @@ _CHUNK = 1 << 22
 
 
 def verify(prefix: str) -> dict:
-    """Check one corpus, reading all of it; memory does not grow with its size.
+    """Check one corpus by reading all of it; memory does not grow with its size.
 
     Args:
         prefix: path without `.bin`.
 
     Returns:
-        `files` that were looked at, always those at `prefix`, however they were named when written; `documents`,
-        `tokens` (0 where that is unknown), `bad`: a line for everything that is wrong, and `notes`: what is not, but
-        is worth knowing.
+        `files`: number of files checked; `documents` and `tokens` (0 if unknown); `bad`: a line for every defect;
+        `notes`: lines about other things worth knowing.
     """
     bad: list[str] = []
     report = {"files": 0, "documents": 0, "tokens": 0, "bad": bad, "notes": []}
     manifest = read_manifest(prefix)
     if not manifest:
-        bad.append(f"{prefix}.manifest.json: missing or cannot be read; the files were not finished, or not made here")
+        why = "missing or unreadable; the files are incomplete or were not written by elas prep"
+        bad.append(f"{prefix}.manifest.json: {why}")
     listed = manifest.get("files")
     for name, facts in listed.items() if isinstance(listed, dict) else ():
         report["files"] += 1
-        # By its ending: the manifest keeps the name that the files had when written, and a copy may have another.
+        # By suffix only: the manifest keeps the original names, and a copy may have another prefix.
         bad += _check_file(Path(f"{prefix}{Path(name).suffix}"), facts)
     try:
         files = read_token_files("prefix", prefix)
@@ -48,7 +48,7 @@ def verify(prefix: str) -> dict:
 
 
 def _changed_tokenizer(manifest: dict) -> list[str]:
-    """Whether another tokenizer lies where the manifest says that this corpus's did; the tokens are not the worse."""
+    """A note if the tokenizer at the manifest's path has changed; the tokens themselves are still valid."""
     source = manifest.get("source")
     settings = source.get("settings") if isinstance(source, dict) else None
     path = settings.get("tokenizer") if isinstance(settings, dict) else None
@@ -59,7 +59,7 @@ def _changed_tokenizer(manifest: dict) -> list[str]:
             return []
     except UserError as error:
         return [str(error)]
-    return [f"tokenizer {path}: has changed since; decoding and training need the one that this corpus was made with"]
+    return [f"tokenizer {path}: has changed since; decoding and training require the one this corpus was made with"]
 
 
 def _check_file(path: Path, facts: dict) -> list[str]:
@@ -72,8 +72,8 @@ def _check_file(path: Path, facts: dict) -> list[str]:
     except OSError as error:
         return [f"{path}: cannot be read ({error.strerror})"]
     except (KeyError, TypeError):
-        return [f"{path}: the manifest does not say its size and checksum"]
-    return [] if digest == facts.get("sha256") else [f"{path}: another content than the manifest says (SHA-256)"]
+        return [f"{path}: the manifest lacks its size or checksum"]
+    return [] if digest == facts.get("sha256") else [f"{path}: SHA-256 does not match the manifest"]
 
 
 def _check_tokens(files: TokenFiles, manifest: dict) -> list[str]:
@@ -88,31 +88,33 @@ def _check_tokens(files: TokenFiles, manifest: dict) -> list[str]:
 
 
 def _check_ends(files: TokenFiles, tokens: np.ndarray, eod: object, bos: object) -> list[str]:
-    """Whether documents begin and end as the manifest says, and the ids that say so are nowhere else."""
+    """Check that documents begin and end with the manifest's ids, and contain them nowhere else."""
     eod, bos = (i if type(i) is int else None for i in (eod, bos))
     wrong: Counter[str] = Counter()
     for begin, lengths in files.document_lengths(_CHUNK):
         ends = begin + np.cumsum(lengths) - 1
         starts = ends - lengths + 1
-        some = lengths > 0
-        wrong["hold nothing"] += int((~some).sum())
+        nonempty = lengths > 0
+        wrong["are empty"] += int((~nonempty).sum())
         if eod is not None:
-            wrong[f"do not end in the end-of-document id {eod}"] += int((tokens[ends[some]] != eod).sum())
+            wrong[f"do not end with the end-of-document id {eod}"] += int((tokens[ends[nonempty]] != eod).sum())
             edges = (ends, starts) if bos == eod else (ends,)
-            wrong[f"hold the end-of-document id {eod} before their end"] += _holding(tokens, eod, starts, ends, edges)
+            inside = _count_containing(tokens, eod, starts, ends, edges)
+            wrong[f"contain the end-of-document id {eod} before their end"] += inside
         if bos is not None:
-            wrong[f"do not begin with the beginning-of-sequence id {bos}"] += int((tokens[starts[some]] != bos).sum())
+            wrong_starts = int((tokens[starts[nonempty]] != bos).sum())
+            wrong[f"do not begin with the beginning-of-sequence id {bos}"] += wrong_starts
         if bos is not None and bos != eod:
-            inside = _holding(tokens, bos, starts, ends, (starts,))
-            wrong[f"hold the beginning-of-sequence id {bos} after their beginning"] += inside
+            inside = _count_containing(tokens, bos, starts, ends, (starts,))
+            wrong[f"contain the beginning-of-sequence id {bos} after their beginning"] += inside
     return [f"{files.prefix}.bin: {count:,} documents {what}" for what, count in wrong.items() if count]
 
 
-def _holding(
+def _count_containing(
     tokens: np.ndarray, wanted: int, starts: np.ndarray, ends: np.ndarray, edges: tuple[np.ndarray, ...]
 ) -> int:
-    """How many of neighbouring documents hold an id anywhere but at these places of theirs (one array an edge)."""
-    holding = np.zeros(len(ends), bool)
+    """Number of consecutive documents that contain `wanted` at any position other than their `edges`."""
+    containing = np.zeros(len(ends), bool)
     last = int(ends[-1]) + 1
     for at in range(int(starts[0]), last, _CHUNK):
         places = at + np.flatnonzero(tokens[at : min(at + _CHUNK, last)] == wanted)
@@ -120,8 +122,8 @@ def _holding(
         inside = np.ones(len(places), bool)
         for edge in edges:
             inside &= places != edge[owners]
-        holding[owners[inside]] = True
-    return int(holding.sum())
+        containing[owners[inside]] = True
+    return int(containing.sum())
 
 
 def _outside(ids: np.ndarray, vocabulary: int) -> np.ndarray:

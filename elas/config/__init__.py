@@ -1,8 +1,8 @@
 """The configuration: typed dataclasses, read from YAML, overridden by `--section.key value`.
 
-`schema` holds the settings, `reading` reads them; parsing is jsonargparse's, what is ours is that each mistake becomes
-one line (`elas.errors.ConfigError`). What combinations can work is checked in `elas.config.rules`, before any process
-group exists. Precedence, low to high: dataclass default, YAML file, command line.
+`schema` defines the settings; `reading` parses them with jsonargparse and turns each error into one line
+(`elas.errors.ConfigError`); `rules` checks combinations of settings before any process group exists. Precedence, low to
+high: dataclass default, YAML file, command line.
 """
 
 from elas.config.reading import flatten, from_flat, load_config, presets, read_yaml, split_overrides, split_settings

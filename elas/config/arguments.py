@@ -1,4 +1,4 @@
-"""Commands that take settings: `--section.key VALUE` beside their own options."""
+"""Parser for commands that accept settings (`--section.key VALUE`) besides their own options."""
 
 import textwrap
 
@@ -9,9 +9,9 @@ from elas.config.schema import SECTIONS
 
 
 class SettingsParser(Parser):
-    """A parser whose `--help` names sections and presets, and whose mistakes name the setting that may be meant.
+    """A parser whose `--help` lists sections and presets, and whose errors suggest the setting that was meant.
 
-    It knows the command's own options only: `elas.config.split_overrides` takes the settings out first.
+    It knows only the command's own options: `elas.config.split_overrides` must remove the settings first.
     """
 
     def __init__(self, prog: str, description: str, example: str):
@@ -20,11 +20,11 @@ class SettingsParser(Parser):
         )
         about = (
             "settings:\n"
-            "  --section.key VALUE wins over the configuration file; `elas config` explains every key\n"
+            "  --section.key VALUE overrides the configuration file; `elas config` explains every key\n"
             f"  sections: {' '.join(SECTIONS)}\n{presets_}\n\n"
         )
         super().__init__(prog, description, example, about=about)
 
     def meant(self, word: str) -> str | None:
-        """The setting that an unknown option may stand for."""
+        """A suggestion for an unknown option; None without one."""
         return meant_option(word)

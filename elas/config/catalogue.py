@@ -1,6 +1,6 @@
-"""What every key is, for people and scripts: type, default, range, meaning; made from `elas.config.schema` alone.
+"""Type, default, range and meaning of every key, derived from `elas.config.schema` alone.
 
-A key without a description, or a number without a range, is an error when this is first used.
+`catalogue` raises for a key without a description and for a number without a range.
 """
 
 import ast
@@ -20,10 +20,10 @@ class Key:
 
     Attributes:
         key: `section.name`.
-        type: `int | null`, with Python's names.
-        default: as it stands in the schema.
-        range: which values it takes, in words; "" where the type says it.
-        help: what it means, one sentence or two, with its unit.
+        type: in Python's names, `int | null`.
+        default: the schema's default.
+        range: allowed values in words; "" if the type says it.
+        help: meaning, in one or two sentences, with the unit.
     """
 
     key: str
@@ -35,7 +35,7 @@ class Key:
 
 @functools.cache
 def catalogue() -> dict[str, Key]:
-    """Every key by name, in the order of the schema.
+    """All keys by name, in the order of the schema.
 
     Raises:
         TypeError: a number without a range.
@@ -54,12 +54,12 @@ def catalogue() -> dict[str, Key]:
 
 
 def section_help(section: str) -> str:
-    """What a section is about, one sentence."""
+    """A section's description in one sentence."""
     return " ".join(inspect.getdoc(schema.SECTIONS[section]).split())
 
 
 def _descriptions() -> dict[tuple[str, str], str]:
-    """The string below each field, by class and field; Python itself does not keep them."""
+    """The string below each field by class and field, from the source: Python does not keep them at run time."""
     found = {}
     for node in ast.parse(inspect.getsource(schema)).body:
         if isinstance(node, ast.ClassDef):

@@ -1,4 +1,4 @@
-"""`elas config`: what each setting means, from the schema."""
+"""`elas config`: explain the settings."""
 
 import dataclasses
 import difflib
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     """
     parser = Parser(
         "elas config",
-        "Explain settings: a section, a key, or all. `elas train … --show-config` shows those of a run.",
+        "Explain settings: a section, a key, or all. `elas train … --show-config` prints those of a run.",
         "elas config sparsity.dense_steps",
     )
     parser.add_argument("what", nargs="*", metavar="SECTION or KEY", help="default: every key")
@@ -41,15 +41,17 @@ def main(argv: list[str]) -> int:
     section = ""
     for key in keys:
         if key.key.split(".")[0] != section:
+            if section:
+                print()
             section = key.key.split(".")[0]
-            print(f"{'' if key is keys[0] else chr(10)}{section}: {section_help(section)}")
+            print(f"{section}: {section_help(section)}")
         print("\n".join(_lines(key)))
     write_json(options.json, {"keys": [dataclasses.asdict(key) for key in keys]})
     return 0
 
 
 def _named(word: str) -> list[Key]:
-    """The keys of a section, the key itself, or those of that name in any section."""
+    """The keys of a section, a single key, or all keys of that name in any section."""
     known = catalogue()
     place = 0 if word in SECTIONS else 1
     found = [key for name, key in known.items() if word in (name, name.split(".")[place])]

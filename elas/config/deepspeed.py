@@ -1,8 +1,8 @@
-"""DeepSpeed's configuration: the user's JSON for DeepSpeed's own knobs, plus what follows from ours.
+"""Read the user's DeepSpeed JSON, which sets DeepSpeed's own knobs only.
 
-A `ds_configs/zeroN.json` says how ZeRO works (stage, buckets, overlap, offload). Batch sizes, dtype, clipping,
-optimizer and schedule are ours to say, once; a JSON that says them too is refused, so that two sources can never
-disagree. Of DeepSpeed's own knobs `elas.config.deepspeed_knobs` lists those that are served.
+A `ds_configs/zeroN.json` configures ZeRO (stage, buckets, overlap, offload). Batch sizes, dtype, clipping, optimizer
+and schedule belong to ELAS's own configuration; a JSON that sets them is rejected, so that two sources never disagree.
+`elas.config.deepspeed_knobs` lists which of DeepSpeed's own knobs are supported.
 """
 
 import json
@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from elas.config import Config
-from elas.config.deepspeed_knobs import KEY, OURS, TOP_LEVEL, served_knobs
+from elas.config.deepspeed_knobs import KEY, OURS, TOP_LEVEL, supported_knobs
 from elas.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ def read_deepspeed_json(config: Config) -> dict:
     """The user's DeepSpeed JSON, or the shipped one for `parallel.zero`.
 
     Raises:
-        ConfigError: unreadable, or it says what our configuration says.
+        ConfigError: the JSON is unreadable, or sets something that belongs to ELAS's configuration or is unsupported.
     """
     source = config.parallel.deepspeed_config
     if source is None:
@@ -35,23 +35,24 @@ def read_deepspeed_json(config: Config) -> dict:
         raise ConfigError(KEY, source, "does not hold an object", "give a DeepSpeed JSON")
     zero = values.get("zero_optimization", {})
     if not isinstance(zero, dict):
-        raise ConfigError(KEY, source, "zero_optimization is no object", 'write {"zero_optimization": {"stage": 1}}')
+        why = "zero_optimization is not an object"
+        raise ConfigError(KEY, source, why, 'write {"zero_optimization": {"stage": 1}}')
     if type(zero.get("stage", 0)) is not int:
         raise ConfigError(KEY, source, f"zero_optimization.stage is {zero['stage']!r}", "give 0, 1, 2 or 3")
     if zero.get("stage", 0) not in range(4):
-        raise ConfigError(KEY, source, f"ZeRO stage {zero['stage']}", "use 0 to 3")
+        raise ConfigError(KEY, source, f"there is no ZeRO stage {zero['stage']}", "use 0 to 3")
     for name in values:
         if name in OURS:
             raise ConfigError(KEY, source, f"sets {name}", f"remove it there and set {OURS[name]}")
         if name not in TOP_LEVEL:
             near = get_close_matches(name, TOP_LEVEL, n=1)
             fix = f"did you mean {near[0]}?" if near else "remove it"
-            raise ConfigError(KEY, source, f"sets {name}, which is no knob of DeepSpeed's that works here", fix)
-    return served_knobs(source, values)
+            raise ConfigError(KEY, source, f"sets {name}, which is not a DeepSpeed knob supported here", fix)
+    return supported_knobs(source, values)
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object whose names are all different."""
+    """A JSON object; raises `ValueError` if a name occurs twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
@@ -60,9 +61,9 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
 
 
 def choose_zero_stage(config: Config, world_size: int) -> None:
-    """Settle `parallel.zero` where neither it nor a DeepSpeed JSON says it: 1, or 0 with one data-parallel rank.
+    """Set `parallel.zero` if neither it nor a DeepSpeed JSON is given: 1, or 0 with one data-parallel rank.
 
-    There is nothing to partition over one rank, and ZeRO 1's flat copies would cost a third of a step's time.
+    One rank has nothing to partition, and ZeRO 1's flat copies would cost a third of a step's time.
     """
     parallel = config.parallel
     if parallel.zero is None and parallel.deepspeed_config is None:
@@ -70,11 +71,11 @@ def choose_zero_stage(config: Config, world_size: int) -> None:
 
 
 def zero_stage(values: dict) -> int:
-    """ZeRO stage that a DeepSpeed JSON asks for."""
+    """The ZeRO stage that a DeepSpeed JSON sets."""
     return values.get("zero_optimization", {}).get("stage", 0)
 
 
 def offloads_optimizer(values: dict) -> bool:
-    """Whether optimizer state goes to the CPU."""
+    """Whether a DeepSpeed JSON offloads optimizer state to the CPU."""
     offload = values.get("zero_optimization", {}).get("offload_optimizer") or {}
     return isinstance(offload, dict) and offload.get("device", "none") != "none"

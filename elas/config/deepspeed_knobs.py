@@ -1,10 +1,10 @@
-"""Every knob of DeepSpeed's JSON: where it is served, or why it is refused.
+"""Every knob of DeepSpeed's JSON: at which ZeRO stages it is supported, or why it is not.
 
-ZeRO's knobs decide how gradients, masters and moments lie in memory, and checkpoints, LORO and the gradient norm read
-them there. A knob is therefore served only at stages where tests compare losses, gradient norms and checkpoints with
-those of one process; everything else is refused in one line before the start. A value that is DeepSpeed's default, or
-"auto", asks for nothing and is always accepted. `tests/unit/test_deepspeed_knobs.py` fails when a release of DeepSpeed
-reads a knob that stands in none of these tables, or changes a default.
+ZeRO's knobs change the memory layout of gradients, master weights and moments, which checkpoints, LORO and the gradient
+norm read directly. A knob is therefore supported only at stages where tests compare losses, gradient norms and
+checkpoints with those of one process; any other use is an error of one line before the start. DeepSpeed's default value
+and "auto" have no effect and are always accepted. `tests/unit/test_deepspeed_knobs.py` fails when a DeepSpeed release
+reads a knob that is missing from these tables, or changes a default.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ KEY = "parallel.deepspeed_config"
 
 @dataclass(frozen=True)
 class Knob:
-    """What is known of one knob.
+    """Support of one knob.
 
     Args:
-        default: DeepSpeed's; what asks for nothing.
-        stages: ZeRO stages at which other values are served.
-        elsewhere: what happens at the other stages, and so is accepted there.
-        why: the reason of a knob that is served nowhere.
+        default: DeepSpeed's default, which is always accepted.
+        stages: ZeRO stages at which other values are supported.
+        elsewhere: the effective value at the other stages, also accepted there.
+        why: why the knob is supported nowhere.
         fix: what to do instead.
     """
 
@@ -33,12 +33,12 @@ class Knob:
     fix: str = "remove it"
 
 
-NVME = "works only with device nvme, which is not served: checkpoints and LORO read the state in memory"
+NVME = "works only with device nvme, which is not supported: checkpoints and LORO read the state in memory"
 OWN_CHECKPOINTS = "concerns checkpoints in DeepSpeed's own format, which are not written here"
 QUANTIZED = "changes the numbers: every layout must train the same model"
-NO_ZERO_INIT = "concerns models built under deepspeed.zero.Init, and here they are not"
-OLD_NAME = "is a name that DeepSpeed gave up"
-OWN_MODEL = "is not served: models here have no such modules"
+NO_ZERO_INIT = "concerns models built under deepspeed.zero.Init, which is not used here"
+OLD_NAME = "is a name that DeepSpeed no longer accepts"
+OWN_MODEL = "is not supported: models here have no such modules"
 
 ZERO = {
     "stage": Knob(0, (0, 1, 2, 3)),
@@ -51,8 +51,8 @@ ZERO = {
     "allgather_bucket_size": Knob(500_000_000, (1, 2)),
     "overlap_comm": Knob(None, (2, 3), False),  # gradients of ZeRO 0 and 1 are reduced after Megatron's schedule
     "ignore_unused_parameters": Knob(True, (2,)),
-    "compute_grad_norm": Knob(True, why="must stay on: the gradient norm is logged, clips, and guards each step"),
-    # Where fp32 masters and moments lie: `elas.engine.zero` follows.
+    "compute_grad_norm": Knob(True, why="must be true: the gradient norm is logged, clips, and guards each step"),
+    # Memory layout of fp32 master weights and moments, which `elas.engine.zero` reads.
     "round_robin_gradients": Knob(False, (1, 2)),
     "parameter_alignment": Knob(False, (1, 2)),
     "sub_group_size": Knob(1_000_000_000, (3,)),
@@ -72,7 +72,7 @@ ZERO = {
     "enable_sanity_checks": Knob(False, (3,)),
     "log_trace_cache_warnings": Knob(False, (3,)),
     "leaf_module": Knob({}, why=OWN_MODEL),
-    "zero_hpz_partition_size": Knob(1, why="groups neighbouring ranks, which tensor parallelism has other uses for"),
+    "zero_hpz_partition_size": Knob(1, why="groups neighbouring ranks, which tensor parallelism already uses"),
     "zero_quantized_weights": Knob(False, why=QUANTIZED),
     "zero_quantized_nontrainable_weights": Knob(False, why=QUANTIZED),
     "zero_quantized_gradients": Knob(False, why=QUANTIZED),
@@ -94,9 +94,9 @@ ZERO = {
 OFFLOAD_OPTIMIZER = {
     "device": Knob("none", (1, 2, 3)),
     "pin_memory": Knob(True, (1, 2, 3)),
-    "ratio": Knob(1.0, why="needs DeepSpeed's own optimizer class, and here it is a subclass with a guard"),
+    "ratio": Knob(1.0, why="requires DeepSpeed's own optimizer class; here it is a subclass with a guard"),
     "super_offload": Knob(False, why="is for Superchips, and untested here"),
-    "cpuadam_cores_perc": Knob(0.8, why="works only with super_offload, which is not served"),
+    "cpuadam_cores_perc": Knob(0.8, why="works only with super_offload, which is not supported"),
     "nvme_path": Knob(None, why=NVME),
     "buffer_count": Knob(4, why=NVME),
     "pipeline_read": Knob(False, why=NVME),
@@ -132,8 +132,8 @@ OURS = {
     "checkpoint": "checkpoint.*",
 }
 
-SCALING = "is for fp16's narrow range; gradients are summed in fp32 and divided after the sum"
-LOGGING = "goes to DeepSpeed's log, which is not shown"
+SCALING = "is for fp16's narrow range; gradients here are summed in fp32 and divided after the sum"
+LOGGING = "writes to DeepSpeed's log, which is not shown"
 MONITOR = "would log beside metrics.jsonl and disagree with it"
 REMOVED = "was removed from DeepSpeed"
 DATA = "is not read: batches come from data.*"
@@ -141,9 +141,9 @@ DATA = "is not read: batches come from data.*"
 TOP_LEVEL = {
     "zero_optimization": Knob(None, (0, 1, 2, 3)),
     "communication_data_type": Knob(None, (1, 2, 3), "fp32"),
-    # Whatever they say, our optimizers are the ones that are tested at every stage.
+    # These two concern DeepSpeed's own checks of optimizers; ELAS's optimizers are tested at every stage.
     "zero_allow_untested_optimizer": Knob(True, why="must be true: the optimizers are ours, and tested"),
-    "zero_force_ds_cpu_optimizer": Knob(True, why="must be true: DeepSpeed's CPU Adam serves offloading"),
+    "zero_force_ds_cpu_optimizer": Knob(True, why="must be true: offloading uses DeepSpeed's CPU Adam"),
     "prescale_gradients": Knob(False, why=SCALING),
     "gradient_predivide_factor": Knob(1.0, why=SCALING),
     "gradient_allreduce_op": Knob("mean", why="must be mean: the loss is a mean over all ranks"),
@@ -173,65 +173,65 @@ TOP_LEVEL = {
     "dataloader_drop_last": Knob(False, why=DATA),
     "datastates_ckpt": Knob({}, why=OWN_CHECKPOINTS),
     "disable_python_gc": Knob(False, why="would stop Python's garbage collector for the whole run"),
-    "vocabulary_size": Knob(None, why="is checked against nothing", fix="remove it; model.vocab_size counts"),
+    "vocabulary_size": Knob(None, why="is ignored", fix="remove it and set model.vocab_size"),
     "sparse_gradients": Knob(False, why=REMOVED),
 }
 
 
-def served_knobs(source: str, values: dict) -> dict:
-    """Refuse what is not served, and leave out what asks for nothing: DeepSpeed need not see it.
+def supported_knobs(source: str, values: dict) -> dict:
+    """Reject unsupported knobs, and drop those that have no effect.
 
     Args:
-        source: the JSON's path, for the message.
-        values: its top level; `zero_optimization`, where it stands, is an object with an integer stage.
+        source: the JSON's path, for messages.
+        values: its top level; `zero_optimization`, if present, must be an object with an integer stage.
 
     Returns:
-        What DeepSpeed gets.
+        The values to pass to DeepSpeed.
 
     Raises:
-        ConfigError: naming the first knob that is not served at this stage, or not known at the top level.
+        ConfigError: names the first knob that is not supported at this stage.
     """
     zero = values.get("zero_optimization", {})
     stage = zero.get("stage", 0)
-    values = _served(source, "", TOP_LEVEL, values, stage)
+    values = _supported(source, "", TOP_LEVEL, values, stage)
     communication = values.get("communication_data_type", "fp32")
     if communication not in ("bf16", "fp32"):
         raise ConfigError(KEY, source, f"communication_data_type is {communication!r}", "give fp32 or bf16")
-    zero = _served(source, "zero_optimization.", ZERO, zero, stage)
+    zero = _supported(source, "zero_optimization.", ZERO, zero, stage)
     for name, table in (("offload_optimizer", OFFLOAD_OPTIMIZER), ("offload_param", OFFLOAD_PARAM)):
         if isinstance(zero.get(name), dict):
             prefix = f"zero_optimization.{name}."
             device = zero[name].get("device", "none")
             if device not in ("none", "cpu"):
                 raise ConfigError(KEY, source, f"{prefix}device is {device!r}", "give cpu or none")
-            zero[name] = _served(source, prefix, table, zero[name], stage)
+            zero[name] = _supported(source, prefix, table, zero[name], stage)
     return {**values, "zero_optimization": zero | {"stage": stage}}
 
 
-def _served(source: str, prefix: str, table: dict[str, Knob], values: dict, stage: int) -> dict:
-    served = {}
+def _supported(source: str, prefix: str, table: dict[str, Knob], values: dict, stage: int) -> dict:
+    supported = {}
     for given, value in values.items():
-        name = given if given in table else f"stage3_{given}"  # DeepSpeed takes some without their beginning
+        name = given if given in table else f"stage3_{given}"  # DeepSpeed accepts some without this prefix
         knob = table.get(name)
-        if name in served:
+        if name in supported:
             raise ConfigError(KEY, source, f"sets {prefix}{name} under two names", "remove one")
         if knob is None:
-            served[given] = value  # unknown: DeepSpeed says so
+            supported[given] = value  # unknown: DeepSpeed raises for it
         elif value is None or value == "auto":
             continue
         elif stage in knob.stages:
-            served[name] = value
+            supported[name] = value
         elif value in (knob.default, knob.elsewhere) or _is_off(value):
             continue
         elif knob.stages:
             stages = " and ".join(map(str, knob.stages))
-            why = f"{prefix}{name} does nothing at ZeRO {stage}"
-            raise ConfigError(KEY, source, why, f"remove it (it serves ZeRO {stages})")
+            why = f"{prefix}{name} has no effect at ZeRO {stage}"
+            raise ConfigError(KEY, source, why, f"remove it (it is for ZeRO {stages})")
         else:
             raise ConfigError(KEY, source, f"{prefix}{name}={value!r} {knob.why}", knob.fix)
-    return served
+    return supported
 
 
 def _is_off(value: object) -> bool:
-    """Whether an object asks for nothing."""
+    """Whether a nested object is empty or switched off."""
     return isinstance(value, dict) and (not value or value.get("device") == "none" or value.get("enabled") is False)

@@ -1,10 +1,10 @@
-"""A configuration in a few words."""
+"""Short descriptions of a configuration for messages and tables."""
 
 from elas.config.schema import Config
 
 
 def describe(config: Config) -> str:
-    """The model in a few words: `rank-64 relu² 2:4, 4 × 256` (layers × hidden size)."""
+    """The model in short: `rank-64 relu² 2:4, 4 × 256` (layers × hidden size)."""
     rank = config.low_rank.rank
     kind = {"none": "full-rank", "lowrank": f"rank-{rank}", "cola": f"CoLA rank-{rank}"}[config.low_rank.kind]
     activation = {"relu2": "relu²", "swiglu": "SwiGLU"}[config.model.activation]
@@ -13,7 +13,7 @@ def describe(config: Config) -> str:
 
 
 def describe_layout(*, tensor: int, pipeline: int, data: int, zero: int, sequence: bool, virtual: int = 1) -> str:
-    """How a model is cut over ranks: `TP 2 × PP 1 × DP 4, ZeRO 1, sequence parallel`."""
-    interleaved = f", {virtual} chunks a stage" if virtual > 1 else ""
+    """The parallel layout in short: `TP 2 × PP 1 × DP 4, ZeRO 1, sequence parallel`."""
+    interleaved = f", {virtual} chunks per stage" if virtual > 1 else ""
     parallel = ", sequence parallel" if sequence else ""
     return f"TP {tensor} × PP {pipeline} × DP {data}, ZeRO {zero}{parallel}{interleaved}"

@@ -1,4 +1,4 @@
-"""What a user may have meant: unknown keys, options without a section, values with units."""
+"""Suggestions for unknown keys, options without a section, and values with units."""
 
 import difflib
 import re
@@ -65,15 +65,15 @@ OTHER_NAMES = {
     "wd": "optimizer.weight_decay",
     "zero_stage": "parallel.zero",
 }
-"""What other trainers call our settings: Megatron-LM, Hugging Face, papers."""
+"""Names of the settings in other trainers: Megatron-LM, Hugging Face, papers."""
 
 
 def likely_keys(word: str) -> list[str]:
-    """Keys that a word may stand for, best first: its name in some section, another trainer's, or a misspelling."""
+    """Keys that a word may mean, best first: the same name in a section, another trainer's name, or a misspelling."""
     key = word.strip("-").replace("-", "_").lower()
     last = key.split(".")[-1]
     same = sorted(one for one in KEYS if one.split(".")[-1] == last)
-    if same:  # those of the nearest section first, so modle.activation is model.activation
+    if same:  # most similar section first, so modle.activation suggests model.activation
         section = key.split(".")[0]
         return sorted(same, key=lambda one: -difflib.SequenceMatcher(None, one.split(".")[0], section).ratio())
     for name in (last, key.replace(".", "_")):
@@ -87,7 +87,7 @@ def likely_keys(word: str) -> list[str]:
 
 
 def unknown_key(key: str, value: object) -> ConfigError:
-    """The error for a key that does not exist, with what may have been meant."""
+    """The error for a key that does not exist, with a suggestion."""
     near = [] if "." in key else difflib.get_close_matches(key, SECTIONS, n=1, cutoff=0.6)
     near = near or likely_keys(key)[:1]
     fix = f"did you mean {near[0]}?" if near else f"sections are {', '.join(SECTIONS)}; see elas config"
@@ -95,10 +95,10 @@ def unknown_key(key: str, value: object) -> ConfigError:
 
 
 def meant_option(word: str) -> str | None:
-    """A hint for an option that is no option of a command that takes settings; None when nothing is near.
+    """A suggestion for an unknown option of a command that accepts settings; None without one.
 
     Args:
-        word: as typed, `--lr`, `--lr=0.1` or `train.steps=5`.
+        word: as typed: `--lr`, `--lr=0.1` or `train.steps=5`.
     """
     name = word.partition("=")[0]
     if name.lstrip("-") in KEYS:
@@ -110,7 +110,7 @@ def meant_option(word: str) -> str | None:
 
 
 def wrong_type(key: str, value: Any) -> ConfigError:
-    """The error for a value of the wrong type, or not one of the choices, with range and what may have been meant."""
+    """The error for a value of the wrong type or not among the choices, with the range or a suggestion."""
     kind = field_type(key)
     fix = f"give {name_of(kind)}"
     if {int, float} & set(parts_of(kind)):
@@ -128,7 +128,7 @@ _TIMES = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hours": 3600, "d": 8
 
 
 def _number(key: str, value: str | float, *, whole: bool) -> str | None:
-    """A value with a unit, separators or an exponent as a plain number in the key's unit; None where it is none."""
+    """A value with a unit, separators or an exponent as a plain number in the key's unit; None if not a number."""
     match = re.fullmatch(r"([-+]?[\d_,]*\.?\d*(?:[eE][-+]?\d+)?)\s*([a-zA-Z%]*)", str(value).strip())
     if match is None or not re.search(r"\d", match[1]):
         return None

@@ -1,6 +1,6 @@
-"""What a setting may hold: plain types, and the range of a number, which stands in the field as `Annotated`.
+"""Types of settings: plain types, with the range of a number annotated on the field (`Annotated`).
 
-A number without a range is an error when `elas.config` is imported (`elas.config.catalogue`), so no key lacks one.
+`elas.config.catalogue` raises for a number without a range, so every numeric key has one.
 """
 
 import math
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 LARGEST = 2**31 - 1
-"""Megatron and NumPy keep seeds and counts in 32 bits."""
+"""Megatron and NumPy store seeds and counts in 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Which numbers a setting takes; each bound that is None is open.
+    """The numbers that a setting allows; a bound of None is open.
 
     Attributes:
-        least, most: the smallest and the largest number.
-        above, below: bounds that are themselves outside.
-        share_of: a key that a number between 0 and 1 is a share of.
+        least, most: inclusive bounds.
+        above, below: exclusive bounds.
+        share_of: a float strictly between 0 and 1 is allowed as a share of this key.
     """
 
     least: float | None = None
@@ -55,7 +55,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Says:
-    """What a text setting takes, in words; whoever reads the text checks it."""
+    """The allowed values of a text setting in words; checked by the code that uses the text."""
 
     text: str
 
@@ -77,7 +77,7 @@ File = Annotated[str, Says("a file's path")]
 
 
 def parts_of(kind: Any) -> list[Any]:
-    """The plain types that a field's type is made of, `Annotated` and unions taken apart; a Literal stays whole."""
+    """The plain types in a field's type, with `Annotated` and unions taken apart; a `Literal` is one part."""
     if typing.get_origin(kind) is Annotated:
         return parts_of(typing.get_args(kind)[0])
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -86,12 +86,12 @@ def parts_of(kind: Any) -> list[Any]:
 
 
 def plain(kind: Any) -> Any:
-    """A field's type without what is annotated."""
+    """A field's type without annotations."""
     return typing.Union[tuple(parts_of(kind))]  # noqa: UP007  the parts are known only here
 
 
 def range_of(kind: Any) -> Range | Says | None:
-    """What is annotated to a field's type, or to a part of a union."""
+    """The annotation on a field's type, or on a part of a union; None without one."""
     if typing.get_origin(kind) is Annotated:
         return next((one for one in typing.get_args(kind)[1:] if isinstance(one, Range | Says)), None)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -100,7 +100,7 @@ def range_of(kind: Any) -> Range | Says | None:
 
 
 def name_of(kind: Any) -> str:
-    """A field's type as a user would say it: `a whole number or null`."""
+    """A field's type in words: `a whole number or null`."""
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
 
     def name(part: Any) -> str:

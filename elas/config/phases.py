@@ -1,6 +1,6 @@
-"""Phases of a run that its length leaves out: 2:4 that is never on, a warm-up longer than the run, and the like.
+"""Warnings for phases that a run is too short to reach: 2:4 that never starts, a warm-up longer than the run, …
 
-Such a run is not refused, a short one is how settings are tried, but it must not pass for the long one.
+These are not errors, since settings are often tried in short runs, but such a run must not be mistaken for a full one.
 """
 
 import math
@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from elas.config.schema import Config
 
 SPIKE_WINDOW = 20
-"""Losses that a spike is judged by, at least; as `elas.train` has it."""
+"""Minimum number of earlier losses to detect a spike; the same value as in `elas.train`."""
 
 
 def unreached(config: Config, start: int = 0) -> list[str]:
-    """What the run that goes on after step `start` will not reach.
+    """Phases that a run resumed after step `start` will not reach.
 
     Args:
         config: validated.
-        start: step of the checkpoint that it resumes from; 0 for a new run.
+        start: step of the checkpoint that the run resumes from; 0 for a new run.
 
     Returns:
-        A line for each phase, `key=value: why; fix`; empty for a run with nothing left to do.
+        A line for each phase, `key=value: why; fix`; empty for a run with no steps left.
     """
     if start >= config.train.steps:
         return []
@@ -38,7 +38,7 @@ def _value(config: Config, key: str) -> object:
 
 
 def can_be_sparse(config: Config) -> bool:
-    """Whether the model has a place that 2:4 prunes."""
+    """Whether the model has an activation that 2:4 prunes."""
     between = config.low_rank.kind == "cola" and config.low_rank.activation == "relu2"
     return config.sparsity.kind == "2:4" and (config.model.activation == "relu2" or between)
 
@@ -46,7 +46,7 @@ def can_be_sparse(config: Config) -> bool:
 def _sparsity(config: Config) -> Iterator[Line]:
     steps = config.train.steps
     if can_be_sparse(config) and config.sparsity.dense_steps >= steps:
-        why = f"2:4 sparsity is never on, the run ends at train.steps={steps}"
+        why = f"2:4 sparsity never starts, the run ends at train.steps={steps}"
         yield "sparsity.dense_steps", why, _fewer(steps, share=True)
 
 
@@ -55,18 +55,18 @@ def _learning_rate(config: Config) -> Iterator[Line]:
     if schedule.warmup_steps > steps:
         share = steps / schedule.warmup_steps
         why = (
-            f"the warm-up is longer than the run, whose rate ends at {share:.0%} of optimizer.lr (train.steps={steps})"
+            f"the warm-up is longer than the run, so the rate ends at {share:.0%} of optimizer.lr (train.steps={steps})"
         )
         yield "schedule.warmup_steps", why, _fewer(steps, share=True)
     elif schedule.warmup_steps == steps and schedule.kind != "constant":
-        why = f"the run ends with the warm-up, the rate never falls (train.steps={steps})"
+        why = f"the run ends with the warm-up, so the rate never decays (train.steps={steps})"
         yield "schedule.warmup_steps", why, _fewer(steps, share=True)
     elif schedule.kind == "wsd" and schedule.warmup_steps:
         decay = schedule.decay_steps if schedule.decay_steps is not None else max(1, steps // 10)
         if decay > steps - schedule.warmup_steps:
             left = steps - schedule.warmup_steps
             why = (
-                f"begins within the warm-up of {schedule.warmup_steps} steps: no stable phase, and the rate jumps down"
+                f"starts within the warm-up of {schedule.warmup_steps} steps: no stable phase, and the rate jumps down"
             )
             yield "schedule.decay_steps", why, f"give {left} or less"
 
@@ -75,24 +75,20 @@ def _loro(config: Config, start: int) -> Iterator[Line]:
     optimizer, steps = config.optimizer, config.train.steps
     if optimizer.kind != "loro" or optimizer.exact_every is None:
         return
-    what = [
-        *(["exact step"] if optimizer.refresh != "only" else []),
-        *(["refresh"] if optimizer.refresh != "none" else []),
-    ]
-    what = " and no ".join(what)
+    what = {"with_exact": "exact step and no refresh", "only": "refresh", "none": "exact step"}[optimizer.refresh]
     if not _due(optimizer.exact_every, start, steps):
         where = _between(start, steps) if start else f"in {steps} steps"
         yield "optimizer.exact_every", f"no {what} {where}", _fewer(steps)
     elif not _due(optimizer.exact_every, start, steps - 1):
         yield (
             "optimizer.exact_every",
-            f"no {what} {_between(start, steps)}, so none that training goes on from",
+            f"no {what} {_between(start, steps)}, so no training follows one",
             _fewer(steps),
         )
 
 
 def _events(config: Config, start: int) -> Iterator[Line]:
-    """Validations, saves and log lines between the first and the last step, which have them anyway."""
+    """Validations, saves and log lines between the first and the last step, which always have them."""
     train, checkpoint, steps = config.train, config.checkpoint, config.train.steps
     if train.eval_batches and train.eval_every and not _due(train.eval_every, start, steps - 1) and steps > start + 1:
         where = _between(start, steps) if start else f"between the start and the last step, {steps}"
@@ -103,11 +99,11 @@ def _events(config: Config, start: int) -> Iterator[Line]:
     if checkpoint.keep and checkpoint.keep_every:
         saved = math.lcm(every, checkpoint.keep_every) if every else 0
         if steps % checkpoint.keep_every and not (saved and _due(saved, start, steps)):
-            why = f"no step that saves is a multiple of it, so no checkpoint is kept for good (to step {steps})"
+            why = f"no step that saves is a multiple of it, so no checkpoint is kept permanently (up to step {steps})"
             fix = f"give a multiple of checkpoint.every_steps={every} that the run reaches, or 0"
             yield "checkpoint.keep_every", why, fix
     if not _due(config.log.every_steps, start, steps - 1) and steps > start + 2:
-        yield "log.every_steps", f"no line of metrics between the first step and the last, {steps}", _fewer(steps)
+        yield "log.every_steps", f"no metrics between the first step and the last, {steps}", _fewer(steps)
 
 
 def _spikes(config: Config, start: int) -> Iterator[Line]:
@@ -115,15 +111,15 @@ def _spikes(config: Config, start: int) -> Iterator[Line]:
     if train.on_spike == "ignore":
         return
     if train.steps - start <= SPIKE_WINDOW:
-        why = f"a spike is judged by {SPIKE_WINDOW} losses before it, and {train.steps - start} steps are left"
+        why = f"detecting a spike requires {SPIKE_WINDOW} earlier losses, but only {train.steps - start} steps are left"
         yield "train.on_spike", why, f"give train.steps more than {start + SPIKE_WINDOW}, or ignore"
     elif train.on_spike == "rollback" and not start and not (every and _due(every, start, train.steps - 1)):
-        why = "there is no checkpoint to go back to before the last step, so a spike ends the run"
+        why = "there is no checkpoint to roll back to before the last step, so a spike ends the run"
         yield "train.on_spike", why, f"give checkpoint.every_steps less than {train.steps}"
 
 
 def _due(every: int, start: int, last: int) -> bool:
-    """Whether a multiple of `every` lies in steps start + 1 to last."""
+    """Whether there is a multiple of `every` in steps start + 1 to last."""
     return last // every > start // every
 
 
@@ -134,5 +130,8 @@ def _between(start: int, steps: int) -> str:
 
 
 def _fewer(steps: int, *, share: bool = False) -> str:
-    low = f"give less than {steps}" if steps > 1 else "give 0" if share else "give train.steps more"
-    return f"{low}, or a share such as 0.1, or more train.steps" if share else f"{low}, or more train.steps"
+    """The fix for a number of steps that must be below `steps`; `share` for keys that may also be a share."""
+    if share:
+        low = f"give less than {steps}" if steps > 1 else "give 0"
+        return f"{low}, or a share such as 0.1, or more train.steps"
+    return f"give less than {steps}, or more train.steps" if steps > 1 else "give more train.steps"

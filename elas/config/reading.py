@@ -1,4 +1,4 @@
-"""Settings from YAML files, presets and `--section.key value`, each mistake one line that names key, value and fix."""
+"""Read settings from YAML files, presets and `--section.key value`; every error is one line with key, value and fix."""
 
 import difflib
 import re
@@ -16,15 +16,15 @@ from elas.errors import ConfigError, UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the number rules of YAML 1.2: `2:4` is text (1.1 reads base 60) and `1e-3` is a number."""
+    """YAML with the number rules of YAML 1.2: `2:4` is text (base 60 in YAML 1.1) and `1e-3` is a number."""
 
     def construct_mapping(self, node, deep=False):
-        """As YAML 1.2 asks: a key given twice is a mistake, not an overwriting."""
+        """Raise for duplicate keys, as YAML 1.2 requires; PyYAML silently keeps the last value."""
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 line = key.start_mark.line + 1
-                raise yaml.constructor.ConstructorError(None, None, f"the key in line {line} is no text")
+                raise yaml.constructor.ConstructorError(None, None, f"the key in line {line} is not text")
             if key.value in seen:
                 mark = f"line {key.start_mark.line + 1}"
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice, the second in {mark}")
@@ -45,7 +45,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML as configurations are written in it; raises `yaml.YAMLError`, or RecursionError."""
+    """Parse YAML with the rules of `_Loader`; raises `yaml.YAMLError` or RecursionError."""
     return yaml.load(text, _Loader)
 
 
@@ -58,11 +58,11 @@ def presets() -> list[str]:
 def read_yaml(source: str) -> dict[str, Any]:
     """Read a YAML file, or a shipped preset by its name (`60m`), into values by dotted key.
 
-    A top-level `base: NAME` starts from that preset, or from that file (relative to the one that names it), and changes
-    the keys that this one gives: an empty section changes nothing, a list replaces a list, `null` is a value.
+    A top-level `base: NAME` starts from that preset or file (relative to the file that names it) and overrides the keys
+    given here: an empty section changes nothing, a list replaces a list, `null` is a value.
 
     Raises:
-        UserError: no such file, not YAML, not sections of known keys, or bases that go round in a circle.
+        UserError: missing file, invalid YAML, unknown sections or keys, or circular bases.
     """
     return _with_base(source, ())
 
@@ -73,17 +73,17 @@ def _with_base(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
         return flatten(values)
     base = values.pop("base")
     if not isinstance(base, str) or not base:
-        raise ConfigError("base", base, f"in {source} names no file", "give a YAML file or a preset, or leave it out")
+        raise ConfigError("base", base, f"in {source} is not a file name", "give a YAML file or a preset, or remove it")
     path = folder / base
     base = str(path.resolve()) if path.is_file() else base
     if base in (*seen, source, str(Path(source).resolve())):
-        raise ConfigError("base", base, f"in {source} leads back to itself", "leave it out")
-    # By key, not by section: a section that is empty, `model:`, must not hide the base's.
+        raise ConfigError("base", base, f"in {source} is circular", "remove it")
+    # Merged by key, not by section: an empty section (`model:`) must not hide the base's.
     return {**_with_base(base, (*seen, source)), **flatten(values)}
 
 
 def _read_one(source: str) -> tuple[dict[str, Any], Path]:
-    """What one file says, and the folder it lies in (the current one for a preset)."""
+    """The content of one file, and its folder (the current one for a preset)."""
     path = Path(source)
     folder = path.parent
     if not path.is_file() and source in presets():
@@ -101,22 +101,22 @@ def _read_one(source: str) -> tuple[dict[str, Any], Path]:
     try:
         values = parse_yaml(text)
     except (yaml.YAMLError, RecursionError) as error:
-        fix = "indent with spaces, YAML takes no tabs" if re.search(r"^ *\t", text, re.MULTILINE) else "fix the file"
+        fix = "indent with spaces, not tabs" if re.search(r"^ *\t", text, re.MULTILINE) else "fix the file"
         raise ConfigError("config", source, f"is not YAML ({error})", fix) from None
     if values is None:
         return {}, folder
     if not isinstance(values, dict):
         raise ConfigError(
-            "config", source, "does not hold sections", "write `section:` and indented `key: value` lines"
+            "config", source, "does not contain sections", "write `section:` and indented `key: value` lines"
         )
     return values, folder
 
 
 def flatten(values: dict[str, Any]) -> dict[str, Any]:
-    """Nested sections to dotted keys, refusing keys that do not exist. A section may be empty.
+    """Flatten nested sections to dotted keys. A section may be empty.
 
     Raises:
-        ConfigError: an unknown key, with the nearest valid one; or a key given twice.
+        ConfigError: an unknown key (with a suggestion), or a key given twice.
     """
     flat = {}
     for section, entries in values.items():
@@ -131,8 +131,8 @@ def flatten(values: dict[str, Any]) -> dict[str, Any]:
         else:
             for key, value in entries.items():
                 if not isinstance(key, str):
-                    fix = 'write texts that hold commas in quotes, "99,1,0"'
-                    raise ConfigError(f"{section}.{key}", value, "is no setting's name", fix)
+                    fix = 'put text that contains commas in quotes, "99,1,0"'
+                    raise ConfigError(f"{section}.{key}", value, "is not a setting's name", fix)
                 if f"{section}.{key}" not in KEYS:
                     raise unknown_key(f"{section}.{key}", value)
                 _add(flat, f"{section}.{key}", value)
@@ -140,22 +140,22 @@ def flatten(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add(flat: dict[str, Any], key: str, value: Any) -> None:
-    if key in flat:  # once under its section and once with dots: which one is meant?
-        raise ConfigError(key, value, f"is given twice, the other value is {flat[key]!r}", "leave one out")
+    if key in flat:  # once under its section and once with dots: ambiguous
+        raise ConfigError(key, value, f"is given twice, the other value is {flat[key]!r}", "remove one")
     flat[key] = value
 
 
 def split_overrides(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Take `--section.key value` and `--section.key=value` out of an argument list.
+    """Extract `--section.key value` and `--section.key=value` from an argument list.
 
     Args:
         argv: command-line arguments.
 
     Returns:
-        Overrides by dotted key (values parsed as YAML, so `null` and `[a, b]` work), and the arguments left.
+        Overrides by dotted key (values parsed as YAML, so `null` and `[a, b]` work), and the remaining arguments.
 
     Raises:
-        ConfigError: an unknown key, or one without a value.
+        UserError: an unknown key, or a key without a value.
     """
     settings, rest = split_settings(argv)
     parsed = {key: value if _is_text(key) and value != "null" else _parse_scalar(key, value) for key, value in settings}
@@ -163,10 +163,10 @@ def split_overrides(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def split_settings(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """As `split_overrides`, with the values as they were typed.
+    """Like `split_overrides`, with unparsed values.
 
     Raises:
-        ConfigError: an unknown key, or one without a value.
+        UserError: an unknown key, or a key without a value.
     """
     settings, rest, i = [], [], 0
     while i < len(argv):
@@ -196,12 +196,12 @@ def _parse_scalar(key: str, value: str) -> Any:
     try:
         parsed = parse_yaml(value)
     except (yaml.YAMLError, RecursionError):
-        raise ConfigError(key, value, "cannot be read", f"give {name_of(field_type(key))}") from None
+        raise ConfigError(key, value, "is not valid YAML", f"give {name_of(field_type(key))}") from None
     return value if isinstance(parsed, dict) else parsed
 
 
 def from_flat(flat: dict[str, Any]) -> Config:
-    """Build a `Config` from dotted keys, with types checked by jsonargparse, and shares of `train.steps` made steps.
+    """Build a `Config` from dotted keys; jsonargparse checks types, and shares of `train.steps` become steps.
 
     Raises:
         ConfigError: a value of the wrong type, or not one of the choices.
@@ -223,7 +223,7 @@ def _typed(section: str, values: dict[str, Any]) -> dict[str, Any]:
 
     parser = ArgumentParser(exit_on_error=False)
     for name in values:
-        # Plain types: ranges are ours to check (`elas.config.rules`), in words that name the fix.
+        # Plain types only: `elas.config.rules` checks ranges, with better messages.
         parser.add_argument(f"--{name}", type=plain(field_type(f"{section}.{name}")))
     typed = {}
     for name, value in values.items():
@@ -235,17 +235,17 @@ def _typed(section: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_given(key: str, value: Any) -> None:
-    """Refuse an empty value where the setting has to have one."""
+    """Raise `ConfigError` for an empty value of a setting that requires one."""
     kind = field_type(key)
     optional = type(None) in parts_of(kind)
     if value is None and not optional:
-        raise ConfigError(key, None, "has no value", f"give {name_of(kind)}, or leave the key out")
+        raise ConfigError(key, None, "has no value", f"give {name_of(kind)}, or remove the key")
     if value == "" and str in parts_of(kind):
         raise ConfigError(key, "", "is empty", "give a text" + (" or null" if optional else ""))
 
 
 def _blend(value: Any) -> Any:
-    """A blend `[0.7, A, 0.3, B]` mixes numbers and text; the field holds text."""
+    """Convert the numbers of a blend `[0.7, A, 0.3, B]` to strings, as the field requires."""
     return [str(v) for v in value] if isinstance(value, list) else value
 
 
@@ -254,7 +254,7 @@ def load_config(source: str | None = None, overrides: dict[str, Any] | None = No
 
     Args:
         source: YAML file or preset name; None for the defaults.
-        overrides: values by dotted key, which win over the file.
+        overrides: values by dotted key, which take precedence over the file.
 
     Returns:
         The typed configuration (not yet validated against a world size; see `elas.config.rules`).

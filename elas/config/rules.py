@@ -1,7 +1,7 @@
-"""Which combinations of settings can work, checked before any process group exists.
+"""Validate combinations of settings before any process group exists.
 
-Every rule raises a `ConfigError` that names the key, the value and the fix. Rules are small functions, in the order in
-which a user would mend things: shape, low rank, sparsity, parallelism, batches, then what this version does not have.
+Every rule raises a `ConfigError` with key, value and fix. Rules are small functions, called in the order in which a
+user would fix things: schedule and optimizer, shape, low rank, sparsity, parallelism, ZeRO, batches, run folder.
 """
 
 import math
@@ -14,22 +14,24 @@ from elas.config.kinds import LARGEST, Range, range_of
 from elas.config.schema import field_type
 from elas.errors import ConfigError
 
-MOST_SAMPLES = 10**10  # a run's order of samples is an array in memory
+MOST_SAMPLES = 10**10  # the order of a run's samples is an array in memory
 
 
 def validate(config: Config, world_size: int | None) -> None:
-    """Check a configuration against itself and the number of ranks; data files are `elas.data.corpus.check_corpus`'s.
+    """Check a configuration for consistency, also with the number of ranks.
+
+    `elas.data.corpus.check_corpus` checks the data files.
 
     Args:
         config: typed configuration.
-        world_size: ranks the launcher started; None checks what must hold for any number of them.
+        world_size: number of ranks; None checks only what holds for any number.
 
     Raises:
-        ConfigError: the first rule broken.
+        ConfigError: the first rule violated.
     """
     check_ranges(config)
     if world_size is not None:
-        _layout(config, world_size)  # first: with another number of ranks, other sizes may do
+        _layout(config, world_size)  # first, because other sizes may be valid with another number of ranks
     for rule in (
         _schedule,
         _optimizer,
@@ -47,16 +49,16 @@ def validate(config: Config, world_size: int | None) -> None:
 
 
 def check_ranges(config: Config) -> None:
-    """Raise `ConfigError` for a number outside of the range that stands in its field."""
+    """Raise `ConfigError` for a number outside the range annotated on its field."""
     for key in KEYS:  # in the order of the schema
         section, name = key.split(".")
         value, allowed = getattr(getattr(config, section), name), range_of(field_type(key))
         if not isinstance(allowed, Range) or value is None or allowed.holds(value):
             continue
         if not math.isfinite(value):
-            raise ConfigError(key, value, "is not a number to compute with", "give a finite one")
+            raise ConfigError(key, value, "is not finite", "give a finite number")
         if isinstance(value, int) and value > LARGEST:
-            raise ConfigError(key, value, "too large", f"give {LARGEST} or less")
+            raise ConfigError(key, value, "too large", f"give at most {LARGEST}")
         raise ConfigError(key, value, "out of range", f"give {allowed}")
 
 
@@ -70,7 +72,7 @@ def _schedule(config: Config) -> None:
     optimizer = config.optimizer
     if schedule.kind == "cosine_restart":
         if optimizer.kind != "loro" or optimizer.refresh == "none" or optimizer.exact_every is None:
-            why = "there is no refresh to restart after"
+            why = "restarts after refreshes, and there are none"
             fix = "set optimizer.kind to loro, with exact_every and a refresh, or schedule.kind to cosine"
             raise ConfigError("schedule.kind", "cosine_restart", why, fix)
         if optimizer.exact_every >= steps:
@@ -87,14 +89,14 @@ def _optimizer(config: Config) -> None:
         return
     if kind != "lowrank":
         why = "steps on the manifold of low-rank matrices, " + (
-            "and the model is full rank" if kind == "none" else "and CoLA's pairs are none: something is between them"
+            "but the model is full rank" if kind == "none" else "but CoLA has a non-linearity between its factors"
         )
         raise ConfigError("optimizer.kind", "loro", why, "set low_rank.kind to lowrank, or optimizer.kind to adamw")
     if optimizer.exact_every is None and optimizer.refresh != "none":
         fix = "give optimizer.exact_every, or set optimizer.refresh to none"
-        raise ConfigError("optimizer.refresh", optimizer.refresh, "optimizer.exact_every does not say when", fix)
+        raise ConfigError("optimizer.refresh", optimizer.refresh, "requires optimizer.exact_every", fix)
     if offloads_optimizer(read_deepspeed_json(config)):
-        fix = "take offload_optimizer out of the DeepSpeed JSON, or set optimizer.kind to adamw"
+        fix = "remove offload_optimizer from the DeepSpeed JSON, or set optimizer.kind to adamw"
         raise ConfigError("optimizer.kind", "loro", "its state cannot be offloaded", fix)
 
 
@@ -149,7 +151,7 @@ def _sparsity(config: Config) -> None:
         return
     between = config.low_rank.kind == "cola" and config.low_rank.activation == "relu2"
     if config.model.activation != "relu2" and not between:
-        why = "2:4 sparsity needs a squared ReLU"
+        why = "2:4 sparsity requires a squared ReLU"
         raise ConfigError("model.activation", config.model.activation, why, "set it to relu2, or sparsity.kind to none")
     if config.model.activation == "relu2" and width % (4 * tp):
         why = (
@@ -161,13 +163,13 @@ def _sparsity(config: Config) -> None:
         raise ConfigError(key, width, why, f"give a multiple of {4 * tp}, such as {below or above} or {above}")
     sparsity = config.sparsity
     if sparsity.backward == "split":
-        # As elas.kernels.relu2_24.options says it, without importing torch.
-        for name, needed in (("ffn_memory", "eager"), ("method", "magnitude"), ("gradient", "masked")):
-            if getattr(sparsity, name) != needed:
-                why = f"not with sparsity.{name}={getattr(sparsity, name)}"
-                raise ConfigError("sparsity.backward", "split", why, f"set sparsity.{name} to {needed}")
+        # The same rule as in elas.kernels.relu2_24.options, which imports torch.
+        for name, required in (("ffn_memory", "eager"), ("method", "magnitude"), ("gradient", "masked")):
+            if getattr(sparsity, name) != required:
+                why = f"not supported with sparsity.{name}={getattr(sparsity, name)}"
+                raise ConfigError("sparsity.backward", "split", why, f"set sparsity.{name} to {required}")
         if between:
-            why = "not between CoLA's factors"
+            why = "not supported between CoLA's factors"
             raise ConfigError("sparsity.backward", "split", why, "set it to dense, or low_rank.kind to lowrank")
     if between and config.low_rank.rank % 4:
         raise ConfigError(
@@ -179,13 +181,13 @@ def _parallel(config: Config) -> None:
     parallel, layers = config.parallel, config.model.num_layers
     if parallel.sequence and parallel.tensor == 1:
         fix = "set parallel.tensor above 1, or parallel.sequence to false"
-        raise ConfigError("parallel.sequence", True, "works only beside tensor parallelism", fix)
+        raise ConfigError("parallel.sequence", True, "requires tensor parallelism", fix)
     if parallel.sequence and config.model.seq_length % parallel.tensor:
         why = f"does not split over parallel.tensor={parallel.tensor} ranks of parallel.sequence"
         raise ConfigError("model.seq_length", config.model.seq_length, why, f"give a multiple of {parallel.tensor}")
     if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
         fix = "set parallel.pipeline above 1, or parallel.virtual_pipeline to 1"
-        raise ConfigError("parallel.virtual_pipeline", parallel.virtual_pipeline, "needs a pipeline", fix)
+        raise ConfigError("parallel.virtual_pipeline", parallel.virtual_pipeline, "requires a pipeline", fix)
     chunks = parallel.pipeline * parallel.virtual_pipeline
     if layers % chunks:
         stages = f"parallel.pipeline={parallel.pipeline}"
@@ -198,13 +200,14 @@ def _zero(config: Config) -> None:
     stage = zero_stage(read_deepspeed_json(config))
     parallel = config.parallel
     if parallel.deepspeed_config is not None and parallel.zero not in (None, stage):
-        why = f"{parallel.deepspeed_config} asks for ZeRO {stage}"
-        raise ConfigError("parallel.zero", parallel.zero, why, "give one of the two")
+        why = f"{parallel.deepspeed_config} sets ZeRO {stage}"
+        raise ConfigError("parallel.zero", parallel.zero, why, "remove one of the two")
     if stage >= 2 and parallel.pipeline > 1:
-        why = f"not with parallel.pipeline={parallel.pipeline}: ZeRO {stage} moves gradients during the passes"
+        why = f"not supported with parallel.pipeline={parallel.pipeline}: ZeRO {stage} moves gradients during backward"
         raise ConfigError("parallel.zero", stage, why, "use ZeRO 0 or 1, or no pipeline")
     if stage == 3 and config.model.tie_embeddings:
-        raise ConfigError("model.tie_embeddings", True, "not with ZeRO 3", "use ZeRO 0 to 2, or untied embeddings")
+        fix = "use ZeRO 0 to 2, or untied embeddings"
+        raise ConfigError("model.tie_embeddings", True, "not supported with ZeRO 3", fix)
 
 
 def _batches(config: Config) -> None:
@@ -245,6 +248,6 @@ def _run_dir(config: Config) -> None:
     run_dir = Path(config.train.run_dir)
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError("train.run_dir", config.train.run_dir, "is a file", "give a folder")
-    there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ConfigError("train.run_dir", config.train.run_dir, f"{there} cannot be written to", "give another folder")
+    existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError("train.run_dir", config.train.run_dir, f"{existing} is not writable", "give another folder")

@@ -1,5 +1,5 @@
-"""Every setting: one small dataclass a section; each key with its range, a default that a researcher would pick, and a
-description in the string below it. `elas config`, `--show-config` and the checks before a run are made from these.
+"""All settings: one dataclass per section; each key has a range, a default that a researcher would pick, and a
+description in the string below it. `elas config`, `--show-config` and the range checks are derived from them.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class ModelConfig:
     seq_length: Count = 256
     """Tokens in a sample."""
     max_position_embeddings: Count | None = None
-    """Longest sequence the model is meant for; null means seq_length."""
+    """Longest sequence the model supports; null means seq_length."""
     tie_embeddings: bool = False
     """Share the embedding with the output layer."""
     norm_eps: AboveZero = 1e-6
@@ -81,20 +81,20 @@ class SparsityConfig:
     gradient: Literal["masked", "ste"] = "masked"
     """masked: exact gradient of the pruned function; ste: straight through the mask."""
     backward: Literal["dense", "split"] = "dense"
-    """split: weight gradients see the activation pruned along tokens too, but for its densest 5 % of features."""
+    """split: weight gradients use an activation also pruned along tokens, except in its densest 5 % of features."""
     dense_steps: StepsOrShare = 1000
-    """First steps without pruning, or their share of train.steps: 0.2 is the first fifth."""
+    """Initial steps without pruning, or their share of train.steps: 0.2 is the first fifth."""
     ffn_memory: Literal["fused", "compressed", "eager"] = "fused"
-    """What the FFN keeps for its backward pass: nothing d_ff wide, 9/16 of a bf16 activation, or everything."""
+    """What the FFN saves for backward: nothing of width d_ff, 9/16 of a bf16 activation, or everything."""
     scale: AboveZero = 1.0
     """β, the factor on soft-thresholded values."""
     implementation: Annotated[str, Says("auto, or a name: docs/kernels.md")] = "auto"
-    """Kernel implementation by name; auto picks the fastest there is and says so."""
+    """Kernel implementation by name; auto picks the fastest available one and logs its choice."""
 
 
 @dataclass(kw_only=True)
 class ParallelConfig:
-    """How the model is cut over ranks; data parallelism takes what is left of the world size."""
+    """How the model is divided over ranks; the rest of the world size is data parallel."""
 
     tensor: Count = 1
     """Tensor-parallel ranks."""
@@ -103,11 +103,11 @@ class ParallelConfig:
     virtual_pipeline: Count = 1
     """Model chunks on each stage (interleaved schedule when above 1)."""
     sequence: bool = False
-    """Sequence parallelism beside tensor parallelism."""
+    """Sequence parallelism; requires tensor parallelism."""
     zero: Literal[0, 1, 2, 3] | None = None
-    """ZeRO stage; null takes the deepspeed_config's; without one 1, or 0 where one rank is all data parallelism."""
+    """ZeRO stage; null uses that of deepspeed_config, or without one 1, or 0 with a single data-parallel rank."""
     deepspeed_config: File | None = None
-    """DeepSpeed JSON with DeepSpeed's own knobs; null takes the shipped ds_configs/zeroN.json."""
+    """JSON with DeepSpeed's own knobs; null uses the shipped ds_configs/zeroN.json."""
 
 
 @dataclass(kw_only=True)
@@ -115,7 +115,7 @@ class OptimizerConfig:
     """The optimizer and gradient clipping."""
 
     kind: Literal["adamw", "loro"] = "adamw"
-    """adamw, or LORO's Riemannian steps on the factors."""
+    """adamw, or loro: Riemannian steps on the factors."""
     lr: Rate = 1e-3
     """Peak learning rate."""
     beta1: BelowOne = 0.9
@@ -123,27 +123,27 @@ class OptimizerConfig:
     beta2: BelowOne = 0.95
     """Decay of the second moment."""
     eps: AboveZero = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the square root of the second moment."""
     weight_decay: ZeroOrMore = 0.1
     """Decoupled weight decay; not applied to norms."""
     clip_grad: ZeroOrMore = 1.0
     """Global gradient-norm limit; 0 turns clipping off."""
     exact_every: Count | None = 500
-    """Steps between exact steps on the low-rank manifold (loro only); null takes no exact steps."""
+    """Steps between exact steps on the low-rank manifold (loro only); null means no exact steps."""
     refresh: Literal["with_exact", "only", "none"] = "with_exact"
-    """Zero all moments after each exact step (loro only); only: zero them, without the exact step; none: never."""
+    """Zero all moments after each exact step (loro only); only: zero them without the exact step; none: never."""
 
 
 @dataclass(kw_only=True)
 class ScheduleConfig:
-    """Learning rate over steps."""
+    """Learning-rate schedule."""
 
     kind: Literal["cosine", "cosine_restart", "wsd", "constant"] = "cosine"
     """cosine decay, with a 5-step ramp after each LORO refresh; warm-up, stable, decay (linear); or constant."""
     warmup_steps: StepsOrShare = 100
     """Steps of the linear ramp from 0 to lr, or their share of train.steps."""
     decay_steps: StepsOrShareNotZero | None = None
-    """Last steps of wsd in which the rate falls, or their share of train.steps; null means a tenth."""
+    """Final steps of wsd in which the rate decays, or their share of train.steps; null means a tenth."""
     min_lr_ratio: Fraction = 0.1
     """Final rate as a fraction of lr."""
 
@@ -153,15 +153,15 @@ class DataConfig:
     """Tokens: Megatron `.bin/.idx` pairs, named by their common prefix."""
 
     train: Corpus | None = None
-    """Prefix, or a blend `[0.7, A, 0.3, B]` (weights may be left out)."""
+    """Prefix, or a blend `[0.7, A, 0.3, B]` (weights are optional)."""
     valid: Corpus | None = None
-    """Like train, for validation; null takes the part that split gives."""
+    """Like train, for validation; null uses the validation share of split."""
     split: Annotated[str, Says("up to three shares, such as 99,1,0")] = "99,1,0"
     """Shares of each corpus's documents for training, validation and test, spread over it; used when valid is null."""
     tokenizer: Annotated[str, Says("a path")] | None = None
     """Tokenizer folder or file, to check the vocabulary; null trusts the corpus's manifest."""
     packing: Literal["packed", "document"] = "packed"
-    """A sample holds documents end to end, or one alone, truncated or filled up (as in the papers)."""
+    """packed: concatenated documents in a sample; document: a single one, truncated or padded (as in the papers)."""
     cache: Folder | None = None
     """Folder for sample indices; null means RUN_DIR/index-cache."""
 
@@ -171,13 +171,13 @@ class TrainConfig:
     """Length, batch, precision and supervision of the run."""
 
     steps: Count = 10000
-    """Optimizer steps in all."""
+    """Total optimizer steps."""
     micro_batch_size: Count = 8
-    """Samples in one forward pass of one data-parallel rank."""
+    """Samples per forward pass of one data-parallel rank."""
     global_batch_size: Count = 512
-    """Samples in one optimizer step over all ranks."""
+    """Samples per optimizer step over all ranks."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Weights and activations; bfloat16 keeps fp32 master weights and moments in ZeRO."""
+    """Dtype of weights and activations; with bfloat16, ZeRO keeps fp32 master weights and moments."""
     seed: CountOrZero = 1234
     """Seed of the initialisation and the data order."""
     run_dir: Folder = "runs/elas"
@@ -185,19 +185,19 @@ class TrainConfig:
     max_bad_steps: Count = 10
     """Steps whose loss or gradient is not finite are skipped; this many consecutive ones end the run."""
     on_spike: Literal["stop", "rollback", "ignore"] = "ignore"
-    """When the loss jumps: end the run, go back to the last checkpoint and on with other samples, or nothing."""
+    """When the loss spikes: end the run, roll back to the last checkpoint and use other samples, or nothing."""
     spike_nats: AboveZero = 1.0
     """Nats above the median of the last 50 losses that count as a spike."""
     max_rollbacks: CountOrZero = 3
-    """Rollbacks in one start of the run, after which a spike ends it."""
+    """Maximum rollbacks since the run was last started; a further spike ends it."""
     timeout_seconds: AboveZero | None = 600.0
-    """Seconds without a heartbeat of a rank, or without progress, that end the run, naming the rank; null: never."""
+    """Seconds without a heartbeat from a rank, or without progress, that end the run, naming the rank; null: never."""
     stop_after_minutes: AboveZero | None = None
     """Finish the step, save and end after this many minutes, as on SIGTERM; null for no limit."""
     eval_every: CountOrZero = 500
     """Steps between validations; 0 validates only at the start and at the end."""
     eval_batches: CountOrZero = 16
-    """Global batches in one validation, which passes its set at most once; 0 turns validation off."""
+    """Global batches per validation, at most the whole set once; 0 turns validation off."""
 
 
 @dataclass(kw_only=True)
@@ -207,28 +207,28 @@ class CheckpointConfig:
     every_steps: CountOrZero = 1000
     """Steps between saves; the last step always saves; 0 saves only then."""
     keep: CountOrZero = 2
-    """Newest checkpoints kept; 0 keeps all."""
+    """Number of newest checkpoints to keep; 0 keeps all."""
     keep_every: CountOrZero = 0
-    """Checkpoints at multiples of this many steps are never removed; 0 removes them like the rest."""
+    """Checkpoints at multiples of this many steps are never removed; 0: no exceptions."""
     async_save: bool = False
-    """Save in the background while training goes on; takes a copy of each rank's part in host memory."""
+    """Save in the background while training continues; requires a copy of each rank's part in host memory."""
     resume: Annotated[str, Says("auto, none, or a checkpoint's path")] = "auto"
-    """auto: the newest intact checkpoint of run_dir if there is one; none: start afresh; or a checkpoint's path."""
+    """auto: the newest intact checkpoint of run_dir, if any; none: start a new run; or a checkpoint's path."""
     init_from: Annotated[str, Says("a run's folder, or a checkpoint's")] | None = None
-    """Begin with the weights found there, and nothing else of that run; null begins with random ones."""
+    """Initialise a new run with the weights of this run or checkpoint only; null initialises randomly."""
 
 
 @dataclass(kw_only=True)
 class LogConfig:
-    """What is written while training."""
+    """Metrics written during training."""
 
     every_steps: Count = 10
-    """Steps between lines in metrics.jsonl, on the console and in TensorBoard; a start's first step and the last have
-    one too."""
+    """Steps between lines in metrics.jsonl, on the console and in TensorBoard; the first step after a start or resume
+    and the last step are always logged."""
     tensorboard: bool = True
     """Also write TensorBoard event files under RUN_DIR/tensorboard."""
     sparsity_tokens: CountOrZero = 1024
-    """Tokens a layer and logged step on which zeros and dropped values are counted; 0 turns it off."""
+    """Tokens per layer and logged step on which zeros and dropped values are counted; 0 turns this off."""
 
 
 @dataclass(kw_only=True)
@@ -246,7 +246,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     shares: ClassVar[Mapping[str, float]] = MappingProxyType({})
-    """Shares of train.steps as they were given, by key (`elas.config.shares`); the fields hold the steps."""
+    """Shares of train.steps as given, by key (`elas.config.shares`); the fields themselves hold steps."""
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as nested plain dicts."""
@@ -266,6 +266,6 @@ KEYS = [f"{name}.{f.name}" for name, cls in SECTIONS.items() for f in dataclasse
 
 
 def field_type(key: str) -> Any:
-    """The type of `section.name`'s field, with what is annotated to it (`elas.config.kinds`)."""
+    """The annotated type of the field `section.name` (`elas.config.kinds`)."""
     section, name = key.split(".")
     return SECTIONS[section].__dataclass_fields__[name].type

@@ -1,4 +1,4 @@
-"""Steps that are given as a share of the run, `sparsity.dense_steps: 0.2`, made steps: here and nowhere else."""
+"""Convert steps given as a share of the run, `sparsity.dense_steps: 0.2`, to steps; this is the only place."""
 
 from elas.config.kinds import Range, range_of
 from elas.config.schema import KEYS, Config, field_type
@@ -8,10 +8,10 @@ SHARES = [key for key in KEYS if getattr(range_of(field_type(key)), "share_of", 
 
 
 def resolve_shares(config: Config) -> None:
-    """Replace every share by whole steps: the nearest number of them, at least 1.
+    """Replace every share by the nearest whole number of steps, at least 1.
 
-    A number outside of 0 to 1 stays, for `elas.config.rules` to refuse. Everything after reading sees steps, so that
-    config.json, checkpoints and `--show-config` say what was trained; `config.shares` keeps what was given.
+    A float outside 0 to 1 is left unchanged and rejected by `elas.config.rules`. All later code sees steps, so that
+    config.json, checkpoints and `--show-config` record what was trained; `config.shares` keeps the shares as given.
     """
     shares = {}
     for key in SHARES:

@@ -1,4 +1,4 @@
-"""A configuration as YAML that explains itself and reads back as the same configuration."""
+"""Write a configuration as commented YAML that reads back as the same configuration."""
 
 import textwrap
 from typing import Any
@@ -13,7 +13,7 @@ WIDTH = 110
 
 
 def to_yaml(config: Config) -> str:
-    """Every section and key with its value, below a comment with its meaning, range and default.
+    """All sections and keys with their values, each below a comment with meaning, range and default.
 
     Returns:
         Text that `elas.config.load_config` reads back to an equal configuration.
@@ -51,5 +51,5 @@ def _value(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A YAML string in double quotes, in one line whatever is in it."""
+    """A YAML string in double quotes, always on one line."""
     return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=2**31).strip()

@@ -1,1 +1,1 @@
-"""Reading tokens: Megatron-core's datasets, and the batches of each data-parallel rank."""
+"""Training and validation data: Megatron-core's datasets, and the batches of each data-parallel rank."""

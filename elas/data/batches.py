@@ -1,10 +1,10 @@
-"""Batches: Megatron-core's `GPTDataset` (packing, shuffling, blending) or single documents, cut by consumed samples.
+"""Batches from Megatron-core's `GPTDataset` (packing, shuffling, blending) or from single truncated documents.
 
-Sample n of the run is sample n of a fixed order. Step k takes samples [k·G, (k+1)·G) of global batch size G;
-micro-batch m of data-parallel rank d takes `micro_batch_size` of them from offset (m·dp + d)·micro. So the position
-after k steps is the number k·G, resuming is exact, and every layout sees the same global batches. The order does not
-depend on how long the run is to be: each source is shuffled epoch by epoch (Megatron would shuffle all epochs of a run
-together), so a run that is given more steps goes on as if it had had them from the start.
+The samples of a run have a fixed order. Step k takes samples [k·G, (k+1)·G) for global batch size G; micro-batch m of
+data-parallel rank d takes `micro_batch_size` of them from offset (m·dp + d)·micro. The position after k steps is
+therefore just k·G: resume is exact, and every layout sees the same global batches. The order does not depend on
+`train.steps`: each source is shuffled epoch by epoch (Megatron shuffles all epochs of a run together), so a run
+extended by more steps continues as if it had been started with them.
 """
 
 import logging
@@ -36,14 +36,14 @@ class Datasets:
 
     train: torch.utils.data.Dataset
     valid: torch.utils.data.Dataset | None
-    """What one validation passes, each sample once."""
+    """The samples of one validation, each once."""
     valid_available: int = 0
-    """Samples that there are for validation; more than `len(valid)` where `train.eval_batches` takes a part."""
+    """Samples available for validation; more than `len(valid)` if `train.eval_batches` covers only a part."""
     sources: tuple[str, ...] = ()
-    """Prefixes of what `train` is blended from; empty where that is one corpus."""
+    """Prefixes of the corpora blended into `train`; empty for a single corpus."""
 
     def samples_by_source(self, consumed: int) -> dict[str, int]:
-        """How many of the first `consumed` training samples came from each source; empty without a blend."""
+        """How many of the first `consumed` training samples come from each source; empty without a blend."""
         if not self.sources:
             return {}
         drawn = np.bincount(self.train.dataset_index[:consumed], minlength=len(self.sources))
@@ -51,14 +51,14 @@ class Datasets:
 
 
 def build_datasets(config: Config, beyond: int = 0) -> Datasets:
-    """Build the datasets on every rank (rank 0 builds the index files, the others wait and map them).
+    """Build the datasets on every rank (rank 0 builds the index files; the others wait, then map them).
 
     Args:
-        config: validated; `data.*`, batch sizes and seed decide the order of samples, `train.steps` their number.
-        beyond: training samples beyond that number.
+        config: validated; `data.*`, batch sizes and seed determine the order of samples, `train.steps` their number.
+        beyond: further training samples beyond that number.
 
     Raises:
-        ConfigError: a part of the corpus does not make one sample.
+        ConfigError: a part of the corpus is too small for one sample.
     """
     logging.getLogger("megatron.core.datasets").setLevel(logging.WARNING)
     train_samples = config.train.steps * config.train.global_batch_size + beyond
@@ -76,7 +76,7 @@ def build_datasets(config: Config, beyond: int = 0) -> Datasets:
         shares = (0.0, 1.0, 0.0)
     parts = [_one_epoch(config, prefix, Split.valid, shares) for prefix in prefixes]
     return Datasets(
-        train, *_once(config, "data.valid" if own else "data.split", parts, weights, valid_samples), sources
+        train, *_each_once(config, "data.valid" if own else "data.split", parts, weights, valid_samples), sources
     )
 
 
@@ -85,14 +85,14 @@ def _cache(config: Config) -> str:
 
 
 def _one_epoch(config: Config, prefix: str, part: Split, shares: tuple[float, float, float]) -> Epoch | None:
-    """One epoch of the documents of a corpus that are for training or validation; None where there are none."""
+    """One epoch of a corpus's training or validation documents; None if they do not fill one sample."""
     files = read_token_files("data", prefix)
     documents = divide(files.documents, shares)[part.value]
-    # Validation is the same for every seed: runs that differ in it are compared on the same samples.
+    # Validation ignores the seed: runs with different seeds are compared on the same samples.
     seed, seq_length = config.train.seed if part is Split.train else 0, config.model.seq_length
     if config.data.packing == "document":
         return TruncatedDocuments(files, documents, part, seq_length, seed)
-    if files.lengths_of(documents).sum() <= seq_length:  # Megatron looks for samples in an empty part forever
+    if files.lengths_of(documents).sum() <= seq_length:  # Megatron loops forever on a part without a sample
         return None
     return packed_epoch(files, documents, part, seed=seed, seq_length=seq_length, cache=_cache(config))
 
@@ -100,9 +100,9 @@ def _one_epoch(config: Config, prefix: str, part: Split, shares: tuple[float, fl
 def _blend(
     config: Config, key: str, parts: list[Epoch | None], weights: list[float] | None, samples: int
 ) -> torch.utils.data.Dataset:
-    """`samples` samples of the parts, by weight (by size when None)."""
+    """`samples` samples of the parts, drawn by weight (by size if None)."""
     if not all(part is not None and len(part) for part in parts):
-        why = f"a part of it has too few tokens for one sample of model.seq_length={config.model.seq_length}"
+        why = f"one of its parts has too few tokens for one sample of model.seq_length={config.model.seq_length}"
         raise ConfigError(
             key, getattr(config.data, key.split(".")[1]), why, "use a larger corpus or another data.split"
         )
@@ -114,12 +114,12 @@ def _blend(
     return build_indexed(BlendedDataset, sources, weights, samples, settings)
 
 
-def _once(
+def _each_once(
     config: Config, key: str, parts: list[Epoch | None], weights: list[float] | None, samples: int
 ) -> tuple[torch.utils.data.Dataset, int]:
-    """At most `samples` of the parts, none of them twice, and how many there could be.
+    """At most `samples` of the parts' samples, each at most once, and how many are available.
 
-    A blend ends where the first of its sources does, so that its weights hold.
+    A blend ends when its first source is exhausted, so that its weights hold.
     """
     sizes = np.array([0 if part is None else len(part) for part in parts], dtype=float)
     shares = np.array(weights or sizes)
@@ -127,24 +127,25 @@ def _once(
     blend = _blend(config, key, parts, weights, min(samples, available))
     if len(parts) == 1:
         return blend, available
-    spent = blend.dataset_sample_index >= sizes[blend.dataset_index]  # Megatron keeps weights to within a sample
-    if not spent.any():
+    # Megatron follows the weights only to within a sample, so a source may be exhausted slightly earlier.
+    exhausted = blend.dataset_sample_index >= sizes[blend.dataset_index]
+    if not exhausted.any():
         return blend, available
-    end = int(np.argmax(spent))
+    end = int(np.argmax(exhausted))
     return torch.utils.data.Subset(blend, range(end)), end
 
 
 def micro_batches(
     dataset: torch.utils.data.Dataset, config: Config, layout: Layout, *, consumed: int = 0
 ) -> Iterator[Batch]:
-    """This data-parallel rank's micro-batches, from `consumed` samples of the whole run on, until the data ends.
+    """This data-parallel rank's micro-batches, starting after `consumed` samples of the whole run.
 
     Yields:
-        Tokens and labels, int64 `[micro_batch_size, seq_length]`, on this process's device; label −1 counts for
-        nothing.
+        Tokens and labels, int64 `[micro_batch_size, seq_length]`, on this process's device; label −1 is ignored in
+        the loss.
 
     Raises:
-        UserError: a token id that the model has no embedding for.
+        UserError: a token id is outside the model's vocabulary.
     """
     size, stride = config.train.micro_batch_size, config.train.micro_batch_size * layout.dp
     for start in range(consumed, len(dataset) - stride + 1, stride):
@@ -153,22 +154,22 @@ def micro_batches(
 
 
 def whole_set(dataset: torch.utils.data.Dataset, config: Config, layout: Layout) -> Iterator[list[Batch]]:
-    """Every sample once, in rounds of at most a global batch: this data-parallel rank's micro-batches of each round.
+    """This data-parallel rank's share of every sample once, as the micro-batches of each global batch.
 
-    Every rank gets as many rounds and micro-batches as every other. The last may hold fewer samples than places:
-    those are filled with blanks, whose labels all are −1.
+    All ranks get the same number of global batches and micro-batches. Missing samples in the last ones are replaced by
+    blank ones, whose labels are all −1.
     """
     size, stride = config.train.micro_batch_size, config.train.micro_batch_size * layout.dp
     key = "data.train" if config.data.valid is None else "data.valid"
-    together = stride * (layout.pp if layout.vpp > 1 else 1)  # an interleaved schedule takes multiples of its stages
+    multiple = stride * (layout.pp if layout.vpp > 1 else 1)  # interleaving takes micro-batches in multiples of pp
     for start in range(0, len(dataset), config.train.global_batch_size):
         left = min(config.train.global_batch_size, len(dataset) - start)
-        firsts = range(start + layout.dp_rank * size, start + -(-left // together) * together, stride)
+        firsts = range(start + layout.dp_rank * size, start + -(-left // multiple) * multiple, stride)
         yield [_batch(dataset, range(first, first + size), config, key) for first in firsts]
 
 
 def _batch(dataset: torch.utils.data.Dataset, places: range, config: Config, key: str) -> Batch:
-    """One micro-batch on this process's device; places past the end of the dataset are blank."""
+    """One micro-batch on this process's device; rows past the end of the dataset are blank."""
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     samples = [dataset[index] for index in places if index < len(dataset)]
     shape = (len(places), config.model.seq_length)

@@ -1,4 +1,4 @@
-"""What can be known of the data settings before anything starts: the corpora are whole, and fit model and split."""
+"""Checks of the data settings before a run starts: the corpora are intact and fit the model and the split."""
 
 import math
 import os
@@ -13,17 +13,17 @@ from elas.errors import ConfigError, UserError
 
 
 def parse_blend(key: str, value: str | list[str]) -> tuple[list[str], list[float] | None]:
-    """Prefixes and weights of a data setting.
+    """Parse the prefixes and weights of a data setting.
 
     Args:
         key: `data.train` or `data.valid`, for messages.
-        value: a prefix, prefixes, or `[weight, prefix, …]`; a text may hold the same, separated by blanks.
+        value: a prefix, prefixes, or `[weight, prefix, …]`; or the same as a string, separated by blanks.
 
     Returns:
         Prefixes, and their weights or None.
 
     Raises:
-        ConfigError: no prefix, weights that are not positive numbers, or one corpus named twice.
+        ConfigError: no prefix, weights that are not positive numbers, or the same corpus twice.
     """
     parts = value.split() if isinstance(value, str) and not os.path.exists(f"{value}.idx") else value
     parts = [parts] if isinstance(parts, str) else list(parts)
@@ -38,13 +38,14 @@ def parse_blend(key: str, value: str | list[str]) -> tuple[list[str], list[float
 
 
 def _distinct(key: str, value: str | list[str], prefixes: list[str]) -> list[str]:
-    """The prefixes; twice named, however spelt, a corpus would begin both its shares with the same samples."""
+    """Check that no corpus is named twice, in any spelling: both of its shares would start with the same samples."""
     seen: dict[str, str] = {}
     for prefix in prefixes:
         file = os.path.realpath(f"{prefix}.bin")
         if file in seen:
-            why = f"names one corpus twice ({seen[file]}" + (")" if prefix == seen[file] else f" and {prefix})")
-            raise ConfigError(key, value, why, "name it once, with the weights added")
+            names = seen[file] if prefix == seen[file] else f"{seen[file]} and {prefix}"
+            why = f"names one corpus twice ({names})"
+            raise ConfigError(key, value, why, "name it once, with the sum of the weights")
         seen[file] = prefix
     return prefixes
 
@@ -60,7 +61,7 @@ def check_corpus(config: Config) -> None:
     """Check every data setting against the files and the model.
 
     Raises:
-        ConfigError: no or missing or empty files, too few tokens for one sample, or a vocabulary that does not fit.
+        ConfigError: missing, damaged or empty files, too few tokens for one sample, or a vocabulary that does not fit.
     """
     data = config.data
     if data.train is None:
@@ -74,15 +75,14 @@ def check_corpus(config: Config) -> None:
             why = _too_small(config, files, np.arange(files.documents))
             if why:
                 raise ConfigError(key, prefix, f"holds {why}", "use a larger corpus or shorter sequences")
-            if tokenizer is not None:  # before the sizes: of another tokenizer they mean nothing
+            if tokenizer is not None:  # before comparing sizes, which mean nothing for another tokenizer
                 _check_tokenizer(data.tokenizer, tokenizer, prefix)
             vocabulary = manifest_vocabulary(prefix)
             if vocabulary is None:
                 vocabulary = files.largest_sampled() + 1
             made_with = _tokenizer_of(prefix)
-            _check_vocabulary(
-                config, vocabulary, f"the corpus {prefix}" + (f", made with {made_with}" if made_with else "")
-            )
+            source = f"the corpus {prefix}, made with {made_with}" if made_with else f"the corpus {prefix}"
+            _check_vocabulary(config, vocabulary, source)
     if tokenizer is not None:
         _check_vocabulary(config, tokenizer.vocab_size, f"data.tokenizer={data.tokenizer}")
     _check_split(config)
@@ -90,7 +90,7 @@ def check_corpus(config: Config) -> None:
 
 
 def corpus_identity(config: Config) -> dict:
-    """What decides the samples that training sees, by what the corpora hold and not where they lie.
+    """What determines the training samples, by the content of the corpora and not their paths.
 
     Returns:
         `data.train`: weight, documents, tokens and fingerprint of each source; `data.held_out`: `held_out_identity`.
@@ -108,7 +108,7 @@ def corpus_identity(config: Config) -> dict:
 
 
 def held_out_identity(scheme: str, documents: list[int], shares: tuple[float, float, float]) -> list | None:
-    """How documents are held out of training, and how many of each source; None where none are."""
+    """The scheme that holds documents out of training, and their number for each source; None if there are none."""
     counts = [held_out_counts(number, shares)[0] for number in documents]
     return [scheme, *counts] if any(counts) else None
 
@@ -119,25 +119,25 @@ def _check_cache(config: Config) -> None:
     try:
         Path(config.data.cache).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        why = f"cannot be made a folder ({error.strerror})"
+        why = f"cannot create the folder ({error.strerror})"
         raise ConfigError("data.cache", config.data.cache, why, "give another, or null") from None
     if not os.access(config.data.cache, os.W_OK):
         raise ConfigError("data.cache", config.data.cache, "is not writable", "give another folder, or null")
 
 
 def _open_tokenizer(path: str):
-    """The tokenizer that data.tokenizer names."""
+    """Open `data.tokenizer`; raises `ConfigError` if it cannot be opened."""
     from elas.data.tokenizer import load_tokenizer
 
     try:
         return load_tokenizer(path)
     except UserError as error:
         why = str(error).removeprefix(f"tokenizer {path}: ").removeprefix(f"{path}: ")
-        raise ConfigError("data.tokenizer", path, f"cannot be opened ({why})", "give a tokenizer's folder") from error
+        raise ConfigError("data.tokenizer", path, f"cannot be opened ({why})", "give a tokenizer folder") from error
 
 
 def _tokenizer_of(prefix: str) -> str | None:
-    """The path that a corpus's tokenizer had when the corpus was made; None where its manifest does not say."""
+    """The path of a corpus's tokenizer when the corpus was made; None if its manifest does not say."""
     source = read_manifest(prefix).get("source")
     settings = source.get("settings") if isinstance(source, dict) else None
     path = settings.get("tokenizer") if isinstance(settings, dict) else None
@@ -145,20 +145,15 @@ def _tokenizer_of(prefix: str) -> str | None:
 
 
 def _check_tokenizer(given: str, tokenizer, prefix: str) -> None:
-    """Refuse a tokenizer that a corpus was not made with; a corpus without a manifest does not say."""
-    made_with, own, size = (
-        read_manifest(prefix).get("tokenizer_sha256"),
-        _tokenizer_of(prefix),
-        manifest_vocabulary(prefix),
-    )
+    """Raise `ConfigError` if a corpus was made with another tokenizer; skipped for a corpus without a manifest."""
+    made_with = read_manifest(prefix).get("tokenizer_sha256")
     if made_with in (None, tokenizer.sha256):
         return
-    facts = ", ".join(
-        [*([own] if own else []), *([f"{size} tokens"] if size else []), f"sha256 {str(made_with)[:12]}…"]
-    )
-    why = f"another tokenizer than {prefix} was made with ({facts}; this one has {tokenizer.vocab_size} tokens)"
-    there = own is not None and os.path.exists(own)
-    fix = f"set data.tokenizer to {own}" if there else "give the one that it was made with"
+    own, size = _tokenizer_of(prefix), manifest_vocabulary(prefix)
+    known = [own, f"{size} tokens" if size else None, f"sha256 {str(made_with)[:12]}…"]
+    facts = ", ".join(fact for fact in known if fact)
+    why = f"{prefix} was made with another tokenizer ({facts}; this one has {tokenizer.vocab_size} tokens)"
+    fix = f"set data.tokenizer to {own}" if own is not None and os.path.exists(own) else "give the corpus's tokenizer"
     raise ConfigError("data.tokenizer", given, why, f"{fix}, or tokenise the corpus again with this one")
 
 
@@ -170,15 +165,15 @@ def _check_vocabulary(config: Config, vocabulary: int, source: str) -> None:
 
 
 def unused_vocabulary(config: Config) -> list[str]:
-    """A warning where the model's vocabulary is far larger than that of its corpora, whose manifests say theirs.
+    """A warning if the model's vocabulary is far larger than that of its corpora, according to their manifests.
 
-    Padding to a round number is usual, so only what exceeds a quarter and 1,024 tokens is named.
+    Padding to a round number is common, so there is a warning only above a quarter plus 1,024 extra tokens.
 
     Args:
-        config: its corpora checked.
+        config: a configuration that passed `check_corpus`.
 
     Returns:
-        One line, `key=value: why; fix`, or none.
+        A list with one line, `key=value: why; fix`, or an empty list.
     """
     model = config.model
     prefixes = [p for k in ("train", "valid") if (v := getattr(config.data, k)) for p in parse_blend(f"data.{k}", v)[0]]
@@ -187,7 +182,7 @@ def unused_vocabulary(config: Config) -> list[str]:
         return []
     tables = 1 if model.tie_embeddings else 2
     wasted = (model.vocab_size - max(sizes)) * model.hidden_size * tables
-    why = f"the tokenizer has {max(sizes)} tokens, so {wasted / 1e6:,.1f} M parameters are for tokens that never occur"
+    why = f"the tokenizer has {max(sizes)} tokens, so {wasted / 1e6:,.1f} M parameters are never used"
     return [f"model.vocab_size={model.vocab_size}: {why}; give about {-(-max(sizes) // 128) * 128}"]
 
 
@@ -203,21 +198,23 @@ def _check_split(config: Config) -> None:
     for prefix in parse_blend("data.train", config.data.train)[0]:
         files = read_token_files("data.train", prefix)
         train, valid = divide(files.documents, shares)
-        for purpose, documents in (("train", train), ("validate", valid))[: 1 + wants_valid]:
-            way_out = fix if purpose == "validate" else "give a larger training share, or a larger corpus"
+        parts = [("train", train, "give a larger training share, or a larger corpus")]
+        if wants_valid:
+            parts.append(("validate", valid, fix))
+        for purpose, documents, this_fix in parts:
             if not len(documents):
-                why = f"leaves no document of {prefix} ({files.documents}) to {purpose} on"
-                raise ConfigError("data.split", split, why, way_out)
+                why = f"leaves no document of {prefix} ({files.documents} in all) to {purpose} on"
+                raise ConfigError("data.split", split, why, this_fix)
             why = _too_small(config, files, documents, f" of {prefix} to {purpose} on")
             if why:
-                raise ConfigError("data.split", split, f"leaves {why}", way_out)
+                raise ConfigError("data.split", split, f"leaves {why}", this_fix)
 
 
 def _too_small(config: Config, files: TokenFiles, documents: np.ndarray, of: str = "") -> str:
-    """Why some documents do not make one sample, with whose they are; empty where they do."""
+    """Why documents are too few for one sample, with `of` naming them; empty if they are enough."""
     lengths, seq_length = files.lengths_of(documents), config.model.seq_length
     if config.data.packing == "document":
-        return "" if (lengths > 1).any() else f"no document of two tokens or more{of}"
+        return "" if (lengths > 1).any() else f"no document of at least two tokens{of}"
     if lengths.sum() > seq_length:
         return ""
     return f"{lengths.sum()} tokens{of}, too few for a sample of model.seq_length={seq_length} and its label"

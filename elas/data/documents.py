@@ -1,7 +1,7 @@
-"""One truncated document a sample, as the papers of the field feed their models: for faithful comparisons.
+"""One truncated document per sample, as in the papers that ELAS is compared with.
 
-A document longer than a sample is cut and its rest never seen; a shorter one is filled up, and what fills it is left
-out of the loss (label −1). Packing, the default, sees every token and wastes none.
+A document longer than a sample is truncated and its rest never seen; a shorter one is padded, and the padding is
+ignored in the loss (label −1). Packing, the default, sees every token and needs no padding.
 """
 
 from collections import OrderedDict
@@ -14,15 +14,15 @@ from megatron.core.datasets.utils import Split
 from elas.data.token_files import TokenFiles
 
 IGNORED = -1
-"""Label of a position that has no next token."""
+"""Label of a position without a next token; ignored in the loss."""
 
 
 class TruncatedDocuments(torch.utils.data.Dataset):
-    """The beginnings of documents, shuffled.
+    """The first `seq_length` tokens of each document, shuffled.
 
     Args:
         files: the corpus.
-        documents: numbers of those in it, int64, ascending; those of one token or none make no sample.
+        documents: numbers of the documents to use, int64, ascending; those with fewer than two tokens are left out.
         part: training or validation.
         seq_length: tokens in a sample.
         seed: of the order.
@@ -33,7 +33,7 @@ class TruncatedDocuments(torch.utils.data.Dataset):
         usable = documents[files.lengths_of(documents) > 1]
         self._order = np.random.default_rng((seed, part.value)).permutation(usable)
         self._tokens: IndexedDataset | None = None
-        # What BlendedDataset asks of its parts.
+        # Attributes that BlendedDataset requires of its parts.
         self.index_split = part
         facts = {"content": files.content(documents), "seq_length": seq_length, "seed": seed}
         self.unique_identifiers = OrderedDict(kind="elas-truncated-documents", part=part.name, **facts)

@@ -1,4 +1,4 @@
-"""How much there is to train and to validate on, by counts from the corpora's indices; no sample index is built."""
+"""The amount of training and validation data, counted from the corpora's `.idx` files; builds no sample index."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ from elas.data.token_files import read_token_files
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus of a blend, or the only one.
+    """One corpus of a blend, or the only corpus.
 
     Attributes:
-        prefix: of its token files.
-        share: of the samples drawn that come from it.
-        samples: in one epoch.
-        tokens: labels that count in one epoch.
+        prefix: prefix of its token files.
+        share: its share of the samples drawn, 0 to 1.
+        samples: samples in one epoch.
+        tokens: labels that count in the loss in one epoch.
     """
 
     prefix: str
@@ -29,18 +29,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Extent:
-    """What a run trains and validates on."""
+    """The data that a run trains and validates on."""
 
     train: tuple[Source, ...]
     valid: tuple[Source, ...]
     train_samples: int
-    """That the run takes, over all epochs."""
+    """Samples that the run takes, over all epochs."""
     valid_samples: int
-    """In one validation, which takes none of them twice."""
+    """Samples in one validation, each at most once."""
 
     @property
     def tokens(self) -> int:
-        """Tokens that the run trains on, over all epochs."""
+        """Tokens (labels that count) that the run trains on, over all epochs."""
         return _drawn(self.train, self.train_samples)
 
     @property
@@ -49,17 +49,17 @@ class Extent:
         return _drawn(self.valid, self.valid_samples)
 
     def epochs(self, source: Source) -> float:
-        """Epochs of one source that the run takes."""
+        """Epochs of one source in the run."""
         return self.train_samples * source.share / source.samples
 
     @property
     def all_epochs(self) -> float:
-        """Samples taken over samples there are, of all sources together."""
+        """Samples that the run takes, divided by the samples of all sources together."""
         return self.train_samples / sum(source.samples for source in self.train)
 
 
 def extent(config: Config) -> Extent:
-    """Count what a run will see; the corpora are checked (`elas.data.corpus.check_corpus`)."""
+    """Count the data of a run; `config` must have passed `elas.data.corpus.check_corpus`."""
     batch = config.train.global_batch_size
     own = config.data.valid is not None
     shares = EVERYTHING if own else parse_split(config.data.split)
@@ -68,7 +68,7 @@ def extent(config: Config) -> Extent:
     valid: tuple[Source, ...] = ()
     if wanted:
         valid = _sources(config, "data.valid", (0.0, 1.0, 0.0), 1) if own else _sources(config, "data.train", shares, 1)
-    # A blend ends where the first of its sources does.
+    # A blend ends when its first source is exhausted.
     available = int(min((one.samples / one.share for one in valid), default=0) + 1e-6)
     return Extent(train, valid, config.train.steps * batch, min(wanted, available))
 
@@ -81,7 +81,7 @@ def _sources(config: Config, key: str, shares: tuple[float, float, float], part:
 
 
 def _count(config: Config, key: str, prefix: str, shares: tuple[float, float, float], part: int) -> tuple[int, int]:
-    """Samples of one epoch of a corpus's documents to train (part 0) or to validate (1) on, and their labels."""
+    """Samples and labels in one epoch of a corpus's documents for training (part 0) or validation (part 1)."""
     files, seq_length = read_token_files(key, prefix), config.model.seq_length
     lengths = files.lengths_of(divide(files.documents, shares)[part])
     if config.data.packing == "document":

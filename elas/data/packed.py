@@ -1,4 +1,4 @@
-"""Documents end to end: Megatron-core's `GPTDataset` over chosen documents, and epochs of any dataset."""
+"""Packed documents: Megatron-core's `GPTDataset` over selected documents, and epochs of any dataset."""
 
 import pickle
 from collections import OrderedDict
@@ -18,7 +18,7 @@ from elas.errors import ConfigError
 
 
 class _Tokens:
-    """What `GPTDataset` asks of a tokenizer: no id is padding (samples are packed full), none resets positions."""
+    """The tokenizer attributes that `GPTDataset` reads; no id is padding (samples are full) or resets positions."""
 
     pad = -1
     eod = -2
@@ -28,14 +28,14 @@ class _Tokens:
 
 @dataclass
 class PackedConfig(GPTDatasetConfig):
-    """Megatron's settings, and what its cache key lacks: it knows a corpus by its path alone."""
+    """Megatron's settings, plus a content key: Megatron's cache key identifies a corpus by its path alone."""
 
     content: str = ""
     """`TokenFiles.content` of the documents."""
 
 
 class PackedDocuments(GPTDataset):
-    """`GPTDataset` whose cached sample index belongs to what the corpus holds, not to where it lies."""
+    """`GPTDataset` whose cached sample index is keyed by the corpus's content, not its path."""
 
     @staticmethod
     def _key_config_attributes() -> list[str]:
@@ -53,7 +53,7 @@ def packed_settings(seed: int, seq_length: int, cache: str, content: str = "") -
         reset_attention_mask=False,
         eod_mask_loss=False,
         create_attention_mask=False,
-        blend=(["-"], None),  # without one Megatron makes up data; which documents there are is given beside it
+        blend=(["-"], None),  # a placeholder: without a blend Megatron generates mock data; documents are given apart
         split="1,0,0",
         content=content,
     )
@@ -62,11 +62,11 @@ def packed_settings(seed: int, seq_length: int, cache: str, content: str = "") -
 def packed_epoch(
     files: TokenFiles, documents: np.ndarray, part: Split, *, seed: int, seq_length: int, cache: str
 ) -> PackedDocuments:
-    """One epoch of some documents, end to end; rank 0 builds the sample index, the others wait and map it.
+    """One epoch of documents, packed; rank 0 builds the sample index, the others wait, then map it.
 
     Args:
         files: the corpus.
-        documents: their numbers, int64, ascending.
+        documents: numbers of the documents to use, int64, ascending.
         part: training or validation.
         seed: of the order.
         seq_length: tokens in a sample.
@@ -82,30 +82,30 @@ def packed_epoch(
 
 
 def build_indexed(kind: type, *arguments: Any) -> Any:
-    """Build one of Megatron's datasets, rank 0 first; the last argument is its `PackedConfig`.
+    """Build a Megatron dataset, rank 0 first; the last argument must be its `PackedConfig`.
 
     Raises:
-        ConfigError: the index in its cache is damaged.
+        ConfigError: the cached index is damaged.
     """
     cache = arguments[-1].path_to_cache
     try:
         return BlendedMegatronDatasetBuilder.build_generic_dataset(kind, lambda: True, True, *arguments)
-    except (EOFError, ValueError, pickle.UnpicklingError) as error:  # how NumPy takes a damaged file
+    except (EOFError, ValueError, pickle.UnpicklingError) as error:  # NumPy raises these for a damaged file
         raise ConfigError("data.cache", cache, f"holds a damaged sample index ({error})", "remove it") from error
 
 
 class Epochs(torch.utils.data.Dataset):
-    """`samples` samples of a dataset, over and over: the first epoch in its own order, later ones shuffled anew.
+    """`samples` samples of a repeated dataset: the first epoch in the dataset's own order, later ones reshuffled.
 
     Args:
-        dataset: one epoch, in Megatron's shuffled order.
-        samples: how many to hand out.
+        dataset: one epoch, already shuffled.
+        samples: length of this dataset.
         seed: of the later epochs' orders.
     """
 
     def __init__(self, dataset: GPTDataset | TruncatedDocuments, samples: int, seed: int):
         self.dataset, self.samples, self.seed = dataset, samples, seed
-        # What BlendedDataset asks of its parts; `samples` is left out, so its cache serves runs of every length.
+        # Attributes that BlendedDataset requires of its parts. Without `samples`, its cache serves runs of any length.
         self.index_split = dataset.index_split
         self.unique_identifiers = OrderedDict(kind="elas-epochs", dataset=dataset.unique_identifiers, seed=seed)
         self._order = lru_cache(maxsize=2)(self._order)
@@ -118,5 +118,5 @@ class Epochs(torch.utils.data.Dataset):
         return self.dataset[int(self._order(epoch)[position]) if epoch else position]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Order of one epoch: int64 `[samples of an epoch]`."""
+        """Order of one epoch: int64 `[len(dataset)]`."""
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))

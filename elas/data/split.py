@@ -1,8 +1,9 @@
-"""Which documents of a corpus are trained on, and which `data.split` holds out: spread over the whole corpus.
+"""Split a corpus's documents by `data.split`, with the held-out documents spread over the whole corpus.
 
-The held-out documents are one from each of as many equal stretches of the corpus, at a random place in its stretch:
-exact in number, and as mixed as the corpus, where its last documents may be of one kind. The choice depends on the
-number of documents and on the shares alone: not on `train.seed`, `train.steps` or the layout, so runs compare.
+To hold out n documents, the corpus is divided into n equal stretches and one document is taken at a random place of
+each. The number is exact, and the held-out documents are as mixed as the corpus, whose last documents may be all of one
+kind. The choice depends only on the number of documents and the shares, not on `train.seed`, `train.steps` or the
+layout, so runs are comparable.
 """
 
 import math
@@ -12,15 +13,15 @@ import numpy as np
 from elas.errors import ConfigError
 
 SCHEME = "spread"
-"""Name of this choice in checkpoints; those without one held out the last documents."""
+"""Name of this scheme in checkpoints; checkpoints without a name held out the last documents."""
 EVERYTHING = (1.0, 0.0, 0.0)
 
 
 def parse_split(split: str) -> tuple[float, float, float]:
-    """`data.split` as shares that add up to 1.
+    """Parse `data.split` to `(train, valid, test)` shares that sum to 1.
 
     Raises:
-        ConfigError: not one to three numbers of 0 or more, or all are 0.
+        ConfigError: not one to three non-negative numbers, or all are 0.
     """
     try:
         shares = [float(share) for share in split.split(",")]
@@ -33,13 +34,13 @@ def parse_split(split: str) -> tuple[float, float, float]:
 
 
 def held_out_counts(documents: int, shares: tuple[float, float, float]) -> tuple[int, int]:
-    """Documents held out of training, and how many of them are for validation (the others are the test share)."""
+    """Number of documents held out of training, and of those for validation (the others are the test share)."""
     train = round(shares[0] * documents)
     return documents - train, round((shares[0] + shares[1]) * documents) - train
 
 
 def divide(documents: int, shares: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the documents to train and to validate on, each int64 and ascending; either may be empty."""
+    """Indices of the training and the validation documents, each int64 and ascending; either may be empty."""
     out, for_validation = held_out_counts(documents, shares)
     held_out = _spread(out, documents)
     trained_on = np.ones(documents, dtype=bool)
@@ -48,9 +49,10 @@ def divide(documents: int, shares: tuple[float, float, float]) -> tuple[np.ndarr
 
 
 def _spread(count: int, of: int) -> np.ndarray:
-    """`count` of the numbers below `of`, one from each of `count` equal stretches: int64, ascending."""
+    """`count` of the integers below `of`, one from each of `count` equal stretches: int64, ascending."""
     if count == 0:
         return np.zeros(0, dtype=np.int64)
     edges = np.arange(count + 1, dtype=np.int64) * of // count
-    places = np.random.RandomState(0).random_sample(count)  # NumPy keeps this stream as it is, a Generator's it may not
+    # RandomState, not Generator: only its stream is guaranteed to stay the same in future NumPy versions.
+    places = np.random.RandomState(0).random_sample(count)
     return edges[:-1] + (places * np.diff(edges)).astype(np.int64)

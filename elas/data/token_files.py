@@ -1,8 +1,8 @@
-"""Megatron's `.bin/.idx` token files, read without torch or Megatron-core: what they hold, and whether they are whole.
+"""Read and check Megatron's `.bin/.idx` token files, without importing torch or Megatron-core.
 
-The `.idx` is a header, then three tables: each sequence's length (int32) and byte offset (int64), and where documents
-begin (int64, with the end). A damaged one makes Megatron hang or read past the end, so all three are checked.
-`PREFIX.manifest.json`, which `elas prep tokenize` writes, is optional.
+The `.idx` is a header followed by three tables: each sequence's length (int32) and byte offset (int64), and the first
+sequence of each document (int64, plus the end). A damaged index makes Megatron hang or read past the end, so all three
+are checked. `PREFIX.manifest.json`, written by `elas prep tokenize`, is optional.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _AGAIN = "write it again with elas prep tokenize"
 
 @dataclass(frozen=True)
 class TokenFiles:
-    """A `.bin/.idx` pair: its prefix, and how many documents and tokens it holds."""
+    """An intact `.bin/.idx` pair: its prefix, and how many documents and tokens it contains."""
 
     prefix: str
     documents: int
@@ -37,7 +37,7 @@ class TokenFiles:
     dtype: np.dtype
 
     def _tables(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each sequence's length (int32), and the sequence each document begins at (int64, with the end), mapped."""
+        """Memory-mapped: each sequence's length (int32), and each document's first sequence (int64, plus the end)."""
         with open(f"{self.prefix}.idx", "rb") as file:
             sequences, entries = _HEADER.unpack(file.read(len(MAGIC) + _HEADER.size)[len(MAGIC) :])[2:]
         header = len(MAGIC) + _HEADER.size
@@ -50,7 +50,7 @@ class TokenFiles:
         return int(lengths[int(starts[first]) : int(starts[last])].sum(dtype=np.int64))
 
     def lengths_of(self, documents: np.ndarray) -> np.ndarray:
-        """Tokens of each of some documents, by ascending numbers: int64, as many."""
+        """Tokens of each document in `documents`, which must be ascending: int64, same shape."""
         found, first = [np.zeros(0, dtype=np.int64)], 0
         for begin, (_, lengths) in zip(range(0, self.documents, _CHUNK), self.document_lengths(_CHUNK)):
             last = int(np.searchsorted(documents, begin + len(lengths)))
@@ -59,7 +59,7 @@ class TokenFiles:
         return np.concatenate(found)
 
     def sequences_of(self, documents: np.ndarray) -> np.ndarray:
-        """Numbers of the sequences that some documents consist of, int64; elas writes one sequence a document."""
+        """Numbers of the sequences of `documents`, int64; ELAS writes one sequence per document."""
         lengths, starts = self._tables()
         if len(lengths) == self.documents and np.array_equal(starts, np.arange(len(starts))):
             return documents
@@ -67,7 +67,7 @@ class TokenFiles:
         return np.repeat(starts[documents] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
 
     def document_lengths(self, chunk: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Tokens of every document, int64, up to `chunk` documents at a time, each with the tokens before them."""
+        """Yield `(tokens before, tokens of each document)`, int64, for up to `chunk` documents at a time."""
         lengths, starts = self._tables()
         before = 0
         for begin in range(0, self.documents, chunk):
@@ -78,7 +78,7 @@ class TokenFiles:
             before += int(of_documents.sum())
 
     def content(self, documents: np.ndarray) -> str:
-        """Key of some documents in caches: the corpus's fingerprint, every length in it, and their numbers (int64)."""
+        """Cache key of some documents: a hash of the corpus's fingerprint, all its lengths, and `documents` (int64)."""
         digest = hashlib.sha256(self.fingerprint().encode())
         for table in (*self._tables(), documents):
             for begin in range(0, len(table), _CHUNK):
@@ -86,7 +86,7 @@ class TokenFiles:
         return digest.hexdigest()[:16]
 
     def fingerprint(self) -> str:
-        """Of the tokens in up to 256 stretches of 16 KiB, evenly spread: all of them up to 4 MiB, a sample beyond."""
+        """Hash of up to 256 evenly spread stretches of 16 KiB: of all tokens up to 4 MiB, of a sample beyond."""
         size = os.path.getsize(f"{self.prefix}.bin")
         digest = hashlib.sha256()
         with open(f"{self.prefix}.bin", "rb") as file:
@@ -96,7 +96,7 @@ class TokenFiles:
         return digest.hexdigest()[:16]
 
     def largest_sampled(self) -> int:
-        """Largest token id among up to a million from the beginning and as many from the end."""
+        """Largest id among the first and the last 2²⁰ tokens."""
         tokens = np.memmap(f"{self.prefix}.bin", dtype=self.dtype, mode="r")
         return int(max(tokens[:_SAMPLED_TOKENS].max(), tokens[-_SAMPLED_TOKENS:].max()))
 
@@ -106,17 +106,17 @@ def read_token_files(key: str, prefix: str) -> TokenFiles:
 
     Args:
         key: the setting, for messages.
-        prefix: path without ending.
+        prefix: path without extension.
 
     Raises:
-        ConfigError: a file is missing, is not Megatron's, is not whole, or holds no tokens.
+        ConfigError: a file is missing, not in Megatron's format, damaged, or without tokens.
     """
     for end in (".idx", ".bin"):
         if not Path(prefix + end).is_file():
             fix = "give the prefix of a .bin/.idx pair, see elas prep tokenize"
             short = prefix.removesuffix(".bin").removesuffix(".idx")
             if short != prefix and Path(short + end).is_file():
-                fix = f"give the prefix, without its ending: {short}"
+                fix = f"give the prefix without the extension: {short}"
             elif Path(prefix).is_dir():
                 inside = sorted(path.with_suffix("") for path in Path(prefix).glob("*.idx"))
                 fix = f"give the prefix of a pair in that folder: {inside[0]}" if inside else fix
@@ -129,32 +129,32 @@ def read_token_files(key: str, prefix: str) -> TokenFiles:
     except OSError as error:
         raise ConfigError(key, prefix, f"{index}: {error.strerror}", "make it readable") from None
     if len(header) < len(MAGIC) + _HEADER.size or not header.startswith(MAGIC):
-        raise ConfigError(key, prefix, f"{index} is no Megatron index", "write it with elas prep tokenize")
+        raise ConfigError(key, prefix, f"{index} is not a Megatron index", "write it with elas prep tokenize")
     version, code, sequences, entries = _HEADER.unpack(header[len(MAGIC) :])
     if version != VERSION:
         raise ConfigError(key, prefix, f"{index} has version {version}, not {VERSION}", _AGAIN)
     if code not in TOKEN_TYPES:
-        raise ConfigError(key, prefix, f"{index} holds no integer tokens", _AGAIN)
+        raise ConfigError(key, prefix, f"{index} does not hold integer tokens", _AGAIN)
     if sequences == 0 or entries <= 1:
         raise ConfigError(key, prefix, "the corpus is empty", "tokenise some text into it with elas prep tokenize")
     tables = len(header) + 12 * sequences + 8 * entries
-    # One byte more for each sequence is Megatron's multimodal form.
+    # Megatron's multimodal format has one more byte per sequence.
     if size not in (tables, tables + sequences):
-        raise ConfigError(key, prefix, f"{index} is {'cut short' if size < tables else 'too long'}", _AGAIN)
+        raise ConfigError(key, prefix, f"{index} is {'truncated' if size < tables else 'too long'}", _AGAIN)
     dtype = np.dtype(TOKEN_TYPES[code])
     tokens = _sum_lengths(index, len(header), sequences, entries, dtype.itemsize)
     if tokens is None:
         raise ConfigError(key, prefix, f"{index} is damaged", _AGAIN)
     if bin_size != tokens * dtype.itemsize:
-        why = "cut short" if bin_size < tokens * dtype.itemsize else "longer than its index says"
-        raise ConfigError(key, prefix, f"{prefix}.bin is {why}", "the two files do not belong together; " + _AGAIN)
+        why = "truncated" if bin_size < tokens * dtype.itemsize else "longer than its index says"
+        raise ConfigError(key, prefix, f"{prefix}.bin is {why}, the two files do not match", _AGAIN)
     if tokens == 0:
         raise ConfigError(key, prefix, "the corpus is empty", "tokenise some text into it with elas prep tokenize")
     return TokenFiles(prefix, entries - 1, tokens, dtype)
 
 
 def _sum_lengths(index: str, header: int, sequences: int, entries: int, itemsize: int) -> int | None:
-    """Tokens in all; None when the tables contradict themselves. Reads a chunk at a time, a few seconds a gigabyte."""
+    """Total tokens; None if the tables are inconsistent. Reads in chunks and takes a few seconds per gigabyte."""
     lengths = np.memmap(index, "<i4", "r", header, (sequences,))
     offsets = np.memmap(index, "<i8", "r", header + 4 * sequences, (sequences,))
     documents = np.memmap(index, "<i8", "r", header + 12 * sequences, (entries,))
@@ -175,7 +175,7 @@ def _sum_lengths(index: str, header: int, sequences: int, entries: int, itemsize
 
 
 def read_manifest(prefix: str) -> dict:
-    """What `elas prep tokenize` wrote beside a corpus; empty without a manifest that can be read."""
+    """The manifest of a corpus; empty if it is missing or unreadable."""
     try:
         manifest = json.loads(Path(f"{prefix}.manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -184,6 +184,6 @@ def read_manifest(prefix: str) -> dict:
 
 
 def manifest_vocabulary(prefix: str) -> int | None:
-    """Size of the vocabulary the corpus was written with, from its manifest; None where that does not say it."""
+    """Vocabulary size of the corpus's tokenizer, from its manifest; None if unknown."""
     size = read_manifest(prefix).get("vocab_size")
     return size if type(size) is int else None

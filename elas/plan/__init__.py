@@ -1,4 +1,4 @@
-"""What a run will need, from its configuration alone: parameters, tokens, memory, and when what happens.
+"""Estimates from the configuration alone: parameters, tokens, memory, and the steps of each phase and event.
 
-Nothing here imports torch or starts anything; `elas train --dry-run` prints it.
+Nothing here imports torch or starts a process; `elas train --dry-run` prints the result.
 """

@@ -1,4 +1,4 @@
-"""Parameters by formula: of the whole model, and of the rank that holds most.
+"""Parameter counts by formula: of the whole model, and of the rank with the most parameters.
 
 Legend: h hidden, g key/value width, f d_ff, r rank, V vocabulary, t tensor-parallel ranks.
 """
@@ -7,33 +7,33 @@ from elas.config import Config, ffn_width
 
 
 def key_value_width(config: Config) -> int:
-    """g: width of the keys, and of the values."""
+    """g: width of the keys and of the values, each."""
     model = config.model
     return model.hidden_size // model.num_attention_heads * (model.num_query_groups or model.num_attention_heads)
 
 
 def layer_parameters(config: Config, tp: int = 1) -> int:
-    """Parameters of one transformer layer on one of `tp` tensor-parallel ranks, norms included."""
+    """Parameters of one transformer layer on one of `tp` tensor-parallel ranks, including norms."""
     h, f, g = config.model.hidden_size, ffn_width(config), key_value_width(config)
     inputs = 2 if config.model.activation == "swiglu" else 1  # gate and up, or up alone
     if config.low_rank.kind == "none":
         return (h * (2 * h + 2 * g) + (inputs + 1) * h * f) // tp + 2 * h
     r = config.low_rank.rank
-    # The factor at the hidden vector is on every rank, the one at the split side is cut.
-    whole = 3 * r * h + h * r + inputs * r * h + h * r
-    cut = r * (h + 2 * g) + r * h + inputs * r * f + r * f
-    return whole + cut // tp + 2 * h
+    # The factor on the hidden side is replicated on every rank; the one on the tensor-parallel side is sharded.
+    replicated = 3 * r * h + h * r + inputs * r * h + h * r
+    sharded = r * (h + 2 * g) + r * h + inputs * r * f + r * f
+    return replicated + sharded // tp + 2 * h
 
 
 def parameter_count(config: Config) -> int:
-    """Parameters of the model, a tied embedding once."""
+    """Parameters of the whole model; a tied embedding counts once."""
     model = config.model
     tables = model.vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
     return model.num_layers * layer_parameters(config) + model.hidden_size + tables
 
 
 def rank_parameters(config: Config) -> int:
-    """Parameters on a rank of the pipeline stage that holds most, before ZeRO divides anything."""
+    """Parameters on a rank of the largest pipeline stage, before ZeRO partitions them."""
     model, parallel = config.model, config.parallel
     layers = model.num_layers // parallel.pipeline * layer_parameters(config, parallel.tensor)
     table = model.vocab_size * model.hidden_size // parallel.tensor

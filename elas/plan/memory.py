@@ -1,10 +1,10 @@
-"""Memory of the fullest rank, estimated from the configuration, in parts.
+"""Estimated memory of the rank that needs most, by component.
 
-Legend: h hidden, g key/value width, f d_ff, r rank, V vocabulary, t tensor-parallel ranks, e bytes of a value.
+Legend: h hidden, g key/value width, f d_ff, r rank, V vocabulary, t tensor-parallel ranks, e bytes per value.
 
-What the layers save for backward follows `elas bench step`'s `saved_bytes` (docs/results.md): per token and layer
-8h + 6r values with low rank and the fused FFN (10h at full rank), and what the FFN keeps of f on top. Temporary
-tensors of kernels and of the allocator are not counted.
+Activations saved for backward follow `saved_bytes` of `elas bench step` (docs/results.md): per token and layer 8h + 6r
+values with low rank and the fused FFN (10h at full rank), plus what the FFN saves of width f. Temporary tensors of
+kernels and allocator overhead are not included.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,37 +14,37 @@ from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_
 from elas.plan.counts import key_value_width, rank_parameters
 
 RUNTIME = 520 * 10**6
-"""Python, torch, Megatron-core and DeepSpeed in a process without a GPU, measured (docs/results.md)."""
+"""Python, torch, Megatron-core and DeepSpeed in a process without a GPU, as measured (docs/results.md)."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the rank that holds most."""
+    """Bytes on the rank that needs most."""
 
     weights: int
     gradients: int
-    """With the fp32 sums over micro-batches, and the bucket they are reduced in."""
+    """Includes the fp32 sums over micro-batches and the reduction bucket."""
     optimizer: int
-    """fp32 master weights and two moments; 0 where they are offloaded to the host."""
+    """fp32 master weights and two moments; 0 if they are offloaded to the host."""
     activations: int
-    """What the layers save for backward, of every micro-batch in flight."""
+    """Saved by the layers for backward, for every micro-batch in flight."""
     logits: int
     """The output layer's logits, their softmax and gradient."""
     runtime: int
-    """The process itself; on a GPU the host has this, and the device a context instead."""
+    """The process itself; with a GPU this is host memory, and the device holds a context instead."""
 
     @property
     def total(self) -> int:
-        """Their sum."""
+        """Sum of all components."""
         return sum(asdict(self).values())
 
 
 def estimate(config: Config, world_size: int) -> Memory:
-    """Estimate the memory of the rank that holds most.
+    """Estimate the memory of the rank that needs most.
 
     Args:
-        config: validated for `world_size` ranks, its ZeRO stage chosen.
-        world_size: ranks.
+        config: validated for `world_size` ranks, with its ZeRO stage chosen (`choose_zero_stage`).
+        world_size: number of ranks.
     """
     parallel, values = config.parallel, read_deepspeed_json(config)
     stage, dp = zero_stage(values), world_size // (parallel.tensor * parallel.pipeline)
@@ -63,8 +63,8 @@ def estimate(config: Config, world_size: int) -> Memory:
 
 
 def _gradients(values: dict, stage: int, held: int, part: int, e: int, micro_batches: int) -> int:
-    """Gradients of the weights, their fp32 sums or copies, and ZeRO's bucket."""
-    if stage == 0:  # in bf16 with the optimizer's fp32 copy
+    """Bytes of the weights' gradients, their fp32 sums or copies, and ZeRO's bucket."""
+    if stage == 0:  # in bf16 plus the optimizer's fp32 copy
         return e * held + (4 * held if e == 2 else 0)
     bucket = values.get("zero_optimization", {}).get("reduce_bucket_size", 5 * 10**8)
     bucket = 4 * min(bucket if isinstance(bucket, int) else held, held)
@@ -75,7 +75,7 @@ def _gradients(values: dict, stage: int, held: int, part: int, e: int, micro_bat
 
 
 def _in_flight(config: Config, micro_batches: int) -> float:
-    """Whole stages of layers whose activations the first stage holds at once; interleaving adds part of one."""
+    """Micro-batches whose activations the first stage holds at once; interleaving adds a fraction of one."""
     pp, vpp = config.parallel.pipeline, config.parallel.virtual_pipeline
     if pp == 1:
         return 1
@@ -83,12 +83,12 @@ def _in_flight(config: Config, micro_batches: int) -> float:
 
 
 def _layer_bytes(config: Config, e: int) -> int:
-    """Saved for backward by one stage's layers for one micro-batch."""
+    """Bytes saved for backward by one stage's layers for one micro-batch."""
     h, g, f, r = config.model.hidden_size, key_value_width(config), ffn_width(config), config.low_rank.rank
     tp = config.parallel.tensor
     tokens = config.train.micro_batch_size * config.model.seq_length
     stream = 4 * h / (tp if config.parallel.sequence else 1)  # both norms' inputs and outputs
-    attention = (2 * h + 2 * g) / tp  # q, k, v and what comes out
+    attention = (2 * h + 2 * g) / tp  # q, k, v and the output
     gated = config.model.activation == "swiglu"
     if config.low_rank.kind == "none":
         attention += 2 * h / tp

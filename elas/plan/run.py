@@ -1,4 +1,4 @@
-"""What a run will be, before it is one: sizes, tokens, memory, and when what happens; facts and a table."""
+"""Describe a run before it starts: sizes, tokens, memory, and the steps of its phases; as facts and as a table."""
 
 from dataclasses import asdict
 
@@ -12,12 +12,12 @@ from elas.plan.memory import estimate
 
 
 def run_facts(config: Config, world_size: int, start: int) -> dict:
-    """Everything that `elas train --dry-run` knows, for scripts.
+    """The facts that `elas train --dry-run --json` writes.
 
     Args:
-        config: validated for `world_size` ranks, ZeRO stage chosen, corpora checked.
-        world_size: ranks.
-        start: step of the checkpoint that the run goes on from; 0 for a new one.
+        config: validated for `world_size` ranks, with its ZeRO stage chosen and its corpora checked.
+        world_size: number of ranks.
+        start: step of the checkpoint that the run resumes from; 0 for a new run.
     """
     parallel, train = config.parallel, config.train
     dp = world_size // (parallel.tensor * parallel.pipeline)
@@ -50,7 +50,7 @@ def run_facts(config: Config, world_size: int, start: int) -> dict:
 
 
 def schedule_steps(config: Config, start: int) -> dict:
-    """First and last step of each phase, as `[first, last]` (null: never), and steps of what recurs."""
+    """Each phase as `[first, last]` step (None: never), and the steps of recurring events."""
     steps, schedule, optimizer = config.train.steps, config.schedule, config.optimizer
     warmup = min(schedule.warmup_steps, steps)
     decay = None
@@ -84,7 +84,7 @@ def _with_last(every: int, start: int, steps: int, *, first: bool = False) -> li
 
 
 def run_rows(config: Config, facts: dict) -> list[tuple[str, str]]:
-    """The facts as the rows of a table for people."""
+    """Format the facts of `run_facts` as `(label, value)` rows."""
     from elas.config.describe import describe, describe_layout
 
     layout, memory, when = facts["layout"], facts["memory"], facts["schedule"]
@@ -93,23 +93,23 @@ def run_rows(config: Config, facts: dict) -> list[tuple[str, str]]:
         tensor=layout["tp"], pipeline=layout["pp"], data=layout["dp"], zero=layout["zero"],
         sequence=parallel.sequence, virtual=parallel.virtual_pipeline,
     )  # fmt: skip
-    going_on = f", going on after step {facts['start']:,} if its files are intact" if facts["start"] else ""
+    resumed = f", resuming after step {facts['start']:,} if its files are intact" if facts["start"] else ""
     rows = [
         ("model", f"{describe(config)}, {config.train.dtype}"),
         ("parameters", f"{facts['parameters']:,}"),
         ("ranks", f"{facts['world_size']}: {ranks}"),
-        ("steps", f"{facts['steps']:,}" + going_on),
-        ("tokens", f"{facts['tokens']:,}: {facts['tokens_per_step']:,} a step, "
-                   f"micro-batches of a rank: {facts['micro_batches']}"),
+        ("steps", f"{facts['steps']:,}" + resumed),
+        ("tokens", f"{facts['tokens']:,}: {facts['tokens_per_step']:,} per step, "
+                   f"micro-batches per rank: {facts['micro_batches']}"),
         ("epochs", f"{facts['epochs']:.3g} of {facts['corpus_tokens']:,} tokens"),
     ]  # fmt: skip
     if len(facts["sources"]) > 1:
         rows += [(f"  {one['prefix']}", f"{one['epochs']:.3g} epochs of {one['tokens']:,} tokens, "
                   f"{one['share']:.1%} of the samples") for one in facts["sources"]]  # fmt: skip
     rows.append(("validation", f"{facts['valid_tokens']:,} tokens" if facts["valid_tokens"] else "off"))
-    rows.append(("memory a rank", f"about {_size(facts['memory_bytes'])} (estimate, fullest rank)"))
+    rows.append(("memory per rank", f"about {_size(facts['memory_bytes'])} (estimate, largest rank)"))
     rows += [(f"  {part}", _size(size)) for part, size in memory.items()]
-    for name, words in (("warmup", "warm-up"), ("decay", "rate falls"), ("dense", "dense"), ("sparse", "2:4")):
+    for name, words in (("warmup", "warm-up"), ("decay", "rate decay"), ("dense", "dense"), ("sparse", "2:4")):
         rows.append((words, f"steps {when[name][0]:,} to {when[name][1]:,}" if when[name] else "never"))
     if config.optimizer.kind == "loro":
         rows += [("exact steps", _steps(when["exact_steps"])), ("refreshes", _steps(when["refreshes"]))]

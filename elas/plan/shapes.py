@@ -1,4 +1,4 @@
-"""Every weight of the whole model by name and shape, by formula, without building anything."""
+"""Names and shapes of all weights of the whole model, by formula, without building the model."""
 
 from elas.config import Config, ffn_width
 from elas.plan.counts import key_value_width
@@ -7,7 +7,7 @@ Shape = tuple[int, ...]
 
 
 def weight_shapes(config: Config) -> dict[str, Shape]:
-    """Shape of each weight by its name in the whole model (`elas.model.shards.global_names`), a tied embedding once."""
+    """Shape of each weight by its global name (`elas.model.shards.global_names`); a tied embedding occurs once."""
     model = config.model
     shapes: dict[str, Shape] = {"embedding.word_embeddings.weight": (model.vocab_size, model.hidden_size)}
     for number in range(model.num_layers):
@@ -19,7 +19,7 @@ def weight_shapes(config: Config) -> dict[str, Shape]:
 
 
 def layer_shapes(config: Config) -> dict[str, Shape]:
-    """Shape of each weight of one layer, by its name in the layer."""
+    """Shape of each weight of one layer, by its name within the layer."""
     h, f, g = config.model.hidden_size, ffn_width(config), key_value_width(config)
     inputs = {"gate": f, "up": f} if config.model.activation == "swiglu" else {"up": f}
     return {

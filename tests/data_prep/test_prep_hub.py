@@ -118,10 +118,10 @@ def test_broken_tokenizer_folders_are_named_by_file(tmp_path):
     whole = Tokenizer(models.WordLevel({"[UNK]": 0, "word": 1, "</s>": 2}, "[UNK]")).to_str()
     config = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"})
     cases = {
-        ("tokenizer.json", whole[: len(whole) // 2]): "tokenizer.json is damaged or cut short",
-        ("tokenizer.json", ""): "tokenizer.json is damaged or cut short",
+        ("tokenizer.json", whole[: len(whole) // 2]): "tokenizer.json is damaged or truncated",
+        ("tokenizer.json", ""): "tokenizer.json is damaged or truncated",
         ("tokenizer.json", "[]"): "tokenizer.json is not a JSON object",
-        ("tokenizer_config.json", config[:20]): "tokenizer_config.json is damaged or cut short",
+        ("tokenizer_config.json", config[:20]): "tokenizer_config.json is damaged or truncated",
         ("tokenizer_config.json", "[]"): "tokenizer_config.json is not a JSON object",
         ("special_tokens_map.json", "{"): "special_tokens_map.json is damaged",
         ("added_tokens.json", "{"): "added_tokens.json is damaged",
@@ -129,7 +129,7 @@ def test_broken_tokenizer_folders_are_named_by_file(tmp_path):
         (
             "tokenizer_config.json",
             '{"auto_map": {"AutoTokenizer": ["x.Y", null]}}',
-        ): "code of its own, which is not run",
+        ): "custom code, which is not run",
     }
     for number, ((name, text), why) in enumerate(cases.items()):
         folder = tmp_path / str(number)

@@ -56,7 +56,7 @@ def test_results_below_an_input_are_never_input(tokenizer_folder, tmp_path):
         corpus = Corpus(inputs)
         assert [file.name for file in corpus.files] == ["0.jsonl", "1.jsonl", "2.jsonl"], inputs
         assert corpus.ignored["written by elas prep"]
-    with pytest.raises(UserError, match="holds only what elas prep wrote itself"):
+    with pytest.raises(UserError, match="contains only output of elas prep"):
         Corpus([folder / "train.skipped.jsonl", folder / "tok"])
 
 
@@ -135,7 +135,9 @@ def test_advice_for_unknown_names_works_when_followed(tmp_path):
         with pytest.raises(UserError, match="looks like JSON lines; add --format jsonl"):
             Corpus([tmp_path / name])
         assert len(texts(Corpus([tmp_path / name], form="jsonl"))) == 3
-    with pytest.raises(UserError, match=r"add --format text, or to read \.md as text --suffix \.md"):
+    with pytest.raises(
+        UserError, match=r"add --format text to read every input as text, or --suffix \.md to read only \.md"
+    ):
         Corpus([tmp_path / "notes.md"])
     assert texts(Corpus([tmp_path / "notes.md"], suffixes=[".md"])) == ["# words"]
     assert texts(Corpus([tmp_path / "notes.md"], form="text")) == ["# words"]
@@ -148,7 +150,7 @@ def test_advice_for_unknown_names_works_when_followed(tmp_path):
             Corpus([tmp_path / "notes.md"], suffixes=[suffix])
     (tmp_path / "lines.txt").write_bytes(LINES)
     (note,) = Corpus([tmp_path / "lines.txt"]).notes
-    assert "lines.txt: is read as text, and looks like JSON lines; to read its records add --format jsonl" in note
+    assert "lines.txt: is read as text but looks like JSON lines; add --format jsonl to read its records" in note
 
 
 def test_json_that_holds_no_records_is_refused_or_passed_over(tmp_path):
@@ -157,7 +159,7 @@ def test_json_that_holds_no_records_is_refused_or_passed_over(tmp_path):
     (tmp_path / "doc.json").write_text(json.dumps({"id": 1, "text": "one\ndocument"}, indent=2))
     corpus = Corpus([tmp_path])
     assert texts(corpus) == ["one\ndocument"] and corpus.ignored == {".json without 'text'": 2}
-    with pytest.raises(UserError, match=r"one JSON object, with no field 'text' \(it has model, layers\)"):
+    with pytest.raises(UserError, match=r"a single JSON object with no field 'text' \(it has model, layers\)"):
         Corpus([tmp_path / "config.json"])
     (tmp_path / "cut.json").write_text('[{"text": "whole"},\n {"text": "cu')
     (tmp_path / "bad.json").write_text('[{"text": "good"}, {"text": bad}, {"text": "lost"}]' + " " * 100)
@@ -186,7 +188,7 @@ def test_fields_may_be_nested_and_differ_by_input(tmp_path):
     assert len({file.name for file in corpus.files}) == 4
     nested = Corpus([tmp_path / "a.parquet", tmp_path / "b:c.jsonl"], field="meta.text")
     assert texts(nested) == ["q", "u"]
-    assert nested.skipped.reasons == {"no text in the column": 1, "no field 'meta.text'": 1}
+    assert nested.skipped.reasons == {"the column holds no text": 1, "no field 'meta.text'": 1}
     assert texts(Corpus([tmp_path / "a.parquet", tmp_path / "b:c.jsonl"], field="meta.deep.x")) == ["r", "dotted"]
     assert texts(Corpus([tmp_path / "a.parquet"], field="meta")) == []
     with pytest.raises(UserError, match="text files have no fields"):

@@ -136,7 +136,7 @@ def test_inputs_that_change_under_unfinished_work_are_refused(inputs, tokenizer_
     with (copy / "1.jsonl").open("a") as file:
         file.write('{"text": "more"}\n')
     done = run(copy, tokenizer_folder, tmp_path / "out")
-    assert done.returncode == 2 and "work was begun here with other files" in done.stderr
+    assert done.returncode == 2 and "unfinished work here has other files" in done.stderr
     done = run(copy, tokenizer_folder, tmp_path / "out", "--overwrite")
     assert done.returncode == 0, done.stderr
 

@@ -37,9 +37,9 @@ def test_bad_input_is_skipped_counted_and_named(tmp_path, capsys):
     assert [t for t in texts(corpus) if t != "x"] == ["good", "😀"]
     reasons = dict(corpus.skipped.reasons)
     expected = {"malformed JSON": 1, "not UTF-8": 2, "no field 'text'": 1, "not a record": 1}
-    expected |= {"half a surrogate pair": 1}
+    expected |= {"lone surrogate": 1}
     assert {key: reasons.pop(key) for key in expected} == expected
-    assert reasons == {"damaged or cut short from here on": 2}
+    assert reasons == {"damaged or truncated from here on": 2}
     warnings = capsys.readouterr().err.splitlines()
     assert warnings[0] == "warning: skipped bad.jsonl:2: malformed JSON"
     assert len(warnings) == 8  # each named
@@ -154,7 +154,7 @@ def test_what_is_wrong_in_tables_is_named(tmp_path, capsys):
         and "a.csv:5: malformed CSV" in err
     )
     assert "b.csv:1: no column 'text'" in err
-    assert corpus.skipped.reasons["no text in the column"] == 3
+    assert corpus.skipped.reasons["the column holds no text"] == 3
     assert corpus.skipped.reasons["holds no document"] == 1
     assert corpus.skipped.total == 9
 

@@ -145,10 +145,10 @@ def test_verify_counts_documents_that_hold_special_ids(folder_of, tmp_path, writ
     assert (manifest["eod"], manifest["bos"]) == (tokenizer.eod, tokenizer.bos)
     starts = np.flatnonzero(whole == tokenizer.bos)
     for at, ids, why in (
-        (starts[:3] + 2, tokenizer.eod, f"3 documents hold the end-of-document id {tokenizer.eod} before their end"),
-        (starts[:2] + 2, tokenizer.bos, "2 documents hold the beginning-of-sequence id"),
+        (starts[:3] + 2, tokenizer.eod, f"3 documents contain the end-of-document id {tokenizer.eod} before their end"),
+        (starts[:2] + 2, tokenizer.bos, "2 documents contain the beginning-of-sequence id"),
         (starts[:4], 9, "4 documents do not begin with the beginning-of-sequence id"),
-        (np.array([starts[0] + 1, starts[0] + 2]), tokenizer.eod, "1 documents hold the end"),
+        (np.array([starts[0] + 1, starts[0] + 2]), tokenizer.eod, "1 documents contain the end"),
     ):
         changed = whole.copy()
         changed[at] = ids
@@ -190,7 +190,7 @@ def test_documents_without_a_token_are_listed_not_written(tmp_path, write_jsonl,
     corpus = Corpus([write_jsonl([{"text": text} for text in ("one", "\u200b\u200b", "two", "\x01")])])
     facts = tokenize_corpus(corpus, tmp_path / "t", tmp_path / "all", Options(workers=1))
     stored = read_back(tmp_path / "all")
-    reason = "no token is left of it"
+    reason = "yields no tokens"
     assert facts["documents"] == len(stored) == 2 and facts["skip_reasons"] == {reason: 2}
     assert [(row["line"], row["reason"]) for row in skipped(tmp_path / "all")] == [(2, reason), (4, reason)]
     assert json.loads((tmp_path / "all.manifest.json").read_text())["skip_reasons"] == {reason: 2}
@@ -216,7 +216,7 @@ def test_files_beside_a_sentencepiece_model_name_its_special_tokens(file, tmp_pa
     for ids in read_back(tmp_path / "all"):
         assert ids[-1] == tokenizer.eod and not set(ids[:-1]) & tokenizer.special_ids
     (tmp_path / "t" / file).write_text('{"eos_token": "<absent>"}')
-    with pytest.raises(UserError, match=r"names eos_token '<absent>', which it does not have; correct that file"):
+    with pytest.raises(UserError, match=r"names eos_token '<absent>', which does not exist; fix that file"):
         tokenize_corpus(corpus, tmp_path / "t", tmp_path / "more", Options(workers=1))
     (tmp_path / "t" / file).write_text("{")
     with pytest.raises(UserError, match="cannot be read"):

@@ -137,9 +137,9 @@ def test_a_file_of_large_pages_is_warned_of(tmp_path):
     table = pyarrow.table({"text": [os.urandom(500_000).hex() for _ in range(24)], "id": range(24)})
     pyarrow.parquet.write_table(table, tmp_path / "one.parquet")
     pyarrow.parquet.write_table(table, tmp_path / "many.parquet", row_group_size=2)
-    one, many = (parquet.needs(str(tmp_path / f"{name}.parquet"), "text") for name in ("one", "many"))
+    one, many = (parquet.required_memory(str(tmp_path / f"{name}.parquet"), "text") for name in ("one", "many"))
     assert 50e6 < one < 60e6 and 11e6 < many < 14e6  # twice 24 MB, and twice 2 MB, and a batch of 8 MB
-    assert parquet.needs(str(tmp_path / "one.parquet"), "id") < 11e6
+    assert parquet.required_memory(str(tmp_path / "one.parquet"), "id") < 11e6
 
 
 def test_a_missing_column_is_named_once_a_file(tmp_path):
@@ -183,7 +183,7 @@ def test_a_corpus_that_lacks_the_column_is_refused_before_work(tokenizer_folder,
     status, err = tokenize(capsys, tokenizer_folder, tmp_path / "in", tmp_path / "all")
     assert status == 2 and len(err) == 1 and not (tmp_path / "all.work").exists()
     assert err[0] == (
-        "error: --field='text': not in 1 of 4 files, 33% of the corpus; c.csv: no column 'text' (it has id, body); "
+        "error: --field='text': missing in 1 of 4 files, 33% of the corpus; c.csv: no column 'text' (it has id, body); "
         f"name the text with --field or --input {tmp_path}/in/c.csv:FIELD, or accept the loss with --max-skipped 1"
     )
     status, err = tokenize(capsys, tokenizer_folder, tmp_path / "in", tmp_path / "all", "--max-skipped", "0.4")
@@ -198,7 +198,7 @@ def test_records_that_lack_the_field_are_refused_at_the_end(tokenizer_folder, tm
         (tmp_path / "in" / f"{name}.jsonl").write_text(f'{{"{key}": "some words"}}\n' * 30)
     status, err = tokenize(capsys, tokenizer_folder, tmp_path / "in", tmp_path / "all")
     assert status == 2 and not (tmp_path / "all.bin").exists()
-    assert err[-1].startswith("error: --max-skipped=0.25: 33.3% of the corpus was not read, of c.jsonl for instance: ")
+    assert err[-1].startswith("error: --max-skipped=0.25: 33.3% of the corpus was not read, for example in c.jsonl: ")
     assert (
         f"no field 'text' (it has body); name the text with --field or --input {tmp_path}/in/c.jsonl:FIELD" in err[-1]
     )

@@ -123,8 +123,8 @@ def test_what_is_done_is_not_done_again_and_another_corpus_is_not_replaced(
     assert run([*argv.split(), "--json", f"{tmp_path}/first.json"]) == 0
     changed = (tmp_path / "all.bin").stat().st_mtime_ns
     assert run([*argv.split(), "--json", f"{tmp_path}/second.json"]) == 0
-    first_said, said = capsys.readouterr().out.split("already there: ")
-    assert said.startswith(f"{tmp_path}/all.bin; nothing to do (--overwrite starts afresh)\n")
+    first_said, said = capsys.readouterr().out.split("already complete: ")
+    assert said.startswith(f"{tmp_path}/all.bin; nothing to do (--overwrite starts over)\n")
     assert "mb per s" in first_said and not any(word in said for word in ("mb per s", "peak rss", "seconds"))
     assert (tmp_path / "all.bin").stat().st_mtime_ns == changed
     first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("first", "second"))
@@ -201,7 +201,7 @@ def test_command_counts_what_it_skips(tokenizer_folder, tmp_path, write_jsonl, c
     argv = f"prep tokenize --input {data} --field body --tokenizer {tokenizer_folder} --output {tmp_path}/all"
     assert run([*argv.split(), "--json", str(tmp_path / "facts.json")]) == 0
     facts = json.loads((tmp_path / "facts.json").read_text())
-    reasons = {"malformed JSON": 1, "not UTF-8": 1, "field 'body' is no text": 1, "empty": 1}
+    reasons = {"malformed JSON": 1, "not UTF-8": 1, "field 'body' is not text": 1, "empty": 1}
     assert (facts["documents"], facts["skipped"], facts["skip_reasons"]) == (1, 4, reasons)
     assert json.loads((tmp_path / "all.manifest.json").read_text())["skip_reasons"] == reasons
     out = capsys.readouterr().out
@@ -221,7 +221,7 @@ MISTAKES = {
     "prep nonsense": "see elas prep --help",
     "prep tokenize --input IN --output OUT": "--tokenizer",
     "prep tokenize --input NONE --tokenizer TOK --output OUT": "no such file",
-    "prep tokenize --input EMPTY --tokenizer TOK --output OUT": "no document with text",
+    "prep tokenize --input EMPTY --tokenizer TOK --output OUT": "no document contains text",
     "prep tokenize --input IN --field body --tokenizer TOK --output OUT": "no field 'body'",
     "prep tokenize --input IN --tokenizer TOK --output OUT --filter GopherQuality": "did you mean GopherQualityFilter?",
     "prep tokenize --input IN --tokenizer TOK --output OUT --filter GopherQualityFilter:min_words=3": "min_doc_words",
@@ -241,12 +241,12 @@ MISTAKES = {
     "prep tokenize --input IN --tokenizer TOK --output OUT --valid-output V": "--valid-fraction",
     "prep tokenize --input IN --tokenizer TOK --output OUT --valid-output V --valid-fraction 2": "--valid-fraction=2.0",
     "prep tokenize --input IN --tokenizer TOK --output OUT --valid-output OUT --valid-fraction .1": "another prefix",
-    "prep tokenize --input IN --tokenizer TOK --output OUT --valid-output OUT2 --valid-fraction 1e-9": "no document",
+    "prep tokenize --input IN --tokenizer TOK --output OUT --valid-output OUT2 --valid-fraction 1e-9": "leaves no",
     "prep tokenize --input IN --tokenizer TOK --output OUT.bin": "not a file prefix",
     "prep tokenize --input IN --tokenizer TOK --output IN/under": "--output",
     "prep tokenizer --input IN --output OUT": "--vocab-size",
     "prep tokenizer --input IN --output OUT --vocab-size 999999": "give more text",
-    "prep tokenizer --input IN --output IN --vocab-size 400": "cannot be made a folder",
+    "prep tokenizer --input IN --output IN --vocab-size 400": "cannot create the folder",
 }
 
 

@@ -65,7 +65,7 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"--vocab-size=4000: the text has only 297 .*; give more text"):
         train_tokenizer(few, tmp_path, vocab_size=4000)
     few += [Document("b", "and some more of them, quite other ones, whose pieces suffice for a small vocabulary\n")]
-    with pytest.raises(ConfigError, match=r"--vocab-size=4000: .*at most \d+ or more text"):
+    with pytest.raises(ConfigError, match=r"--vocab-size=4000: .*at most \d+, or more text"):
         train_tokenizer(few, tmp_path, vocab_size=4000)
     with pytest.raises(ConfigError, match="--vocab-size=10"):
         train_tokenizer(few, tmp_path, vocab_size=10)

@@ -77,7 +77,7 @@ def one_process(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_served_knob_changes_neither_losses_nor_checkpoints(name, one_process, tmp_path):
+def test_a_supported_knob_changes_neither_losses_nor_checkpoints(name, one_process, tmp_path):
     model, zero = CASES[name]
     if "offload_optimizer" in zero and not is_built("cpu_adam", torch_version=torch.__version__):
         pytest.skip("DeepSpeed's CPU Adam is not built; see tests/distributed/test_gradients.py")

@@ -125,7 +125,7 @@ def test_every_range_is_enforced_at_its_edges():
         (["sparsity"], ["dense_steps", "implementation"], ["hidden_size"]),
         (["optimizer.lr"], ["lr", "Peak learning rate"], ["beta1"]),
         (["every_steps"], ["Steps between saves", "Steps between lines"], ["seed"]),
-        (["model", "--train.steps"], ["hidden_size", "Optimizer steps in all"], ["seed"]),
+        (["model", "--train.steps"], ["hidden_size", "Total optimizer steps"], ["seed"]),
     ],
 )
 def test_config_explains_what_is_asked_for(words, shown, hidden, capsys):
@@ -155,7 +155,7 @@ def test_tabs_in_yaml_are_named(tmp_path, capsys):
     path.write_text("model:\n\thidden_size: 64\n")
     assert run("train", "--config", str(path), "--show-config") == 2
     error = capsys.readouterr().err
-    assert "line 2" in error and "indent with spaces, YAML takes no tabs" in error and error.count("\n") == 1
+    assert "line 2" in error and "indent with spaces, not tabs" in error and error.count("\n") == 1
 
 
 def test_help_names_presets_sections_and_elas_config(capsys):
@@ -217,8 +217,8 @@ def test_names_of_other_trainers_lead_to_keys_that_exist():
 def test_a_corpus_named_with_its_ending_is_recognised(tmp_path, capsys):
     prefix = write_corpus(tmp_path / "text")
     for given, hint in (
-        (f"{prefix}.bin", f"give the prefix, without its ending: {prefix}"),
-        (f"{prefix}.idx", f"give the prefix, without its ending: {prefix}"),
+        (f"{prefix}.bin", f"give the prefix without the extension: {prefix}"),
+        (f"{prefix}.idx", f"give the prefix without the extension: {prefix}"),
         (str(tmp_path), f"give the prefix of a pair in that folder: {prefix}"),
         (f"{tmp_path}/other.bin", "see elas prep tokenize"),
     ):

@@ -99,7 +99,7 @@ def test_training_says_on_stderr_what_it_will_not_reach(tmp_path, capsys, monkey
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     steps = SMALL["train.steps"]
     assert lines[0] == (
-        f"warning: sparsity.dense_steps=99: 2:4 sparsity is never on, the run ends at train.steps={steps}; "
+        f"warning: sparsity.dense_steps=99: 2:4 sparsity never starts, the run ends at train.steps={steps}; "
         f"give less than {steps}, or a share such as 0.1, or more train.steps"
     )
     assert lines[1].startswith("warning: schedule.warmup_steps=99: the warm-up is longer than the run")

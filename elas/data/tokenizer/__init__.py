@@ -1,7 +1,7 @@
-"""Tokenizers behind one interface: our SentencePiece models and Hugging Face folders.
+"""SentencePiece models and Hugging Face tokenizer folders behind one interface.
 
-Both offer what Megatron-core's `GPTDatasetConfig(tokenizer=…)` reads (`eod`, `pad`, `vocab_size`, `unique_identifiers`)
-without deriving from its classes: importing those takes seconds, and every worker process would pay.
+Both have the attributes that Megatron-core's `GPTDatasetConfig(tokenizer=…)` reads (`eod`, `pad`, `vocab_size`,
+`unique_identifiers`) without deriving from its classes, whose import takes seconds in every worker process.
 """
 
 from pathlib import Path
@@ -22,11 +22,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
     Args:
         path: a SentencePiece `.model` file, a folder with `tokenizer.model`, or a Hugging Face tokenizer folder (or its
-            `tokenizer.json`). A folder with both is read as Hugging Face's when it has a `tokenizer.json`. Without one,
-            the special tokens are still those that `tokenizer_config.json` and `special_tokens_map.json` name.
+            `tokenizer.json`). A folder with a `tokenizer.json` is opened with Hugging Face's library. With only a
+            `tokenizer.model`, `tokenizer_config.json` and `special_tokens_map.json` still name the special tokens.
 
     Raises:
-        UserError: nothing there that can be read.
+        UserError: no readable tokenizer.
     """
     path = Path(path)
     if path.name == "tokenizer.json" and path.is_file():
@@ -37,8 +37,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return HFTokenizer(path)
     if (path / MODEL_NAME).is_file():
         tokenizer = SentencePieceTokenizer(path / MODEL_NAME, named_tokens(path))
-        # Tokens beside the model that text may hold: SentencePiece would miss them there, AutoTokenizer does not.
+        # SentencePiece would not find added tokens that may occur in text; AutoTokenizer does.
         return HFTokenizer(path) if tokenizer.has_ordinary_added_tokens else tokenizer
     if (path / "tokenizer_config.json").is_file():
         return HFTokenizer(path)
-    raise UserError(f"tokenizer {path}: no {MODEL_NAME} and no tokenizer.json there; make one with elas prep tokenizer")
+    raise UserError(f"tokenizer {path}: no {MODEL_NAME} or tokenizer.json there; train one with elas prep tokenizer")

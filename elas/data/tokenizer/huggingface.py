@@ -10,7 +10,7 @@ from pathlib import Path
 from elas.data.tokenizer.special_tokens import cut_inside, hide_in_backend, missing_eod, present
 from elas.errors import UserError
 
-# What a library's version may change without changing a file; their ids are part of a tokenizer's identity.
+# Texts that library versions may encode differently without a changed file; their ids are part of the identity.
 _PROBES = (
     "def f(x):\n\treturn  x\r\n",
     " Ünïcode ﬁ Ａ½ 日本語 😀 ",
@@ -31,15 +31,16 @@ class HFTokenizer:
     """A Hugging Face tokenizer folder.
 
     Args:
-        folder: holds `tokenizer.json` or what `AutoTokenizer` reads.
+        folder: contains `tokenizer.json` or other files that `AutoTokenizer` reads.
 
     Attributes:
-        sha256: of all that decides ids, as loaded: vocabulary, merges, normalizer, pre-tokenizer, added tokens.
-        special_ids: ids that no text may give, whatever it spells.
-        unk: id of what it has no piece for, None where there is none.
+        sha256: digest of everything that determines ids, as loaded: vocabulary, merges, normalizer, pre-tokenizer,
+            added tokens.
+        special_ids: ids that text must not yield, even if it spells their tokens.
+        unk: the unknown id; None without one.
 
     Raises:
-        UserError: `AutoTokenizer` cannot read it, or it gives other ids every time.
+        UserError: `AutoTokenizer` cannot read it, or its encoding is random.
     """
 
     def __init__(self, folder: Path):
@@ -47,12 +48,12 @@ class HFTokenizer:
         self._hf = _load(self.path)
         self._fast = getattr(self._hf, "backend_tokenizer", None)
         if self._fast is not None:
-            # Special tokens are not looked for in text; a vocabulary may still hold them, see `encoder_without`.
+            # Do not match special tokens in text; the vocabulary may still contain them, see `encoder_without`.
             self._fast.encode_special_tokens = True
             self._fast.no_truncation()
             self._fast.no_padding()
             if getattr(self._fast.model, "dropout", None):
-                why = f"its model's dropout of {self._fast.model.dropout:g} gives other ids every time"
+                why = f"its model's dropout of {self._fast.model.dropout:g} makes the ids random"
                 raise UserError(f"tokenizer {folder}: {why}; set it to null in tokenizer.json")
         self._vocab_size = max(self._hf.get_vocab().values()) + 1
         self.unk: int | None = self._hf.unk_token_id
@@ -61,29 +62,29 @@ class HFTokenizer:
         self.unique_identifiers = OrderedDict({"class": type(self).__name__, "sha256": self.sha256})
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without beginning or end."""
+        """Token ids of `text`, without beginning or end ids."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of every text; twice as fast as one by one."""
+        """Token ids of every text; twice as fast as `encode` for each."""
         if self._fast is None:
             return [
                 self._hf.encode(t, add_special_tokens=False, split_special_tokens=True, verbose=False) for t in texts
             ]
         try:
             return [encoded.ids for encoded in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
-        except Exception as error:  # the library raises no class of its own
+        except Exception as error:  # the library raises plain exceptions
             raise UserError(f"tokenizer {self.path}: cannot encode every text: {error}") from error
 
     def encoder_without(self, ids: Collection[int]) -> Callable[[str], list[int]]:
-        """An `encode` that writes text without the pieces `ids`, as far as it can."""
+        """An `encode` that avoids the pieces `ids` as far as possible."""
         backend = self._backend_json()
         if backend is not None:
             from tokenizers import Tokenizer
 
             try:
                 fast = Tokenizer.from_str(hide_in_backend(backend, ids))
-            except Exception as error:  # the library raises no class of its own
+            except Exception as error:  # the library raises plain exceptions
                 raise UserError(f"tokenizer {self.path}: cannot be read without special tokens: {error}") from error
             fast.encode_special_tokens = True
             return lambda text: fast.encode(text, add_special_tokens=False).ids
@@ -91,32 +92,32 @@ class HFTokenizer:
         return lambda text: [i for part in cut_inside(text, contents) for i in self.encode(part)]
 
     def id_of(self, token: str) -> int | None:
-        """Id of a token; None where there is none."""
+        """Id of a token; None if it does not exist."""
         return self.vocab.get(token)
 
     def token_of(self, token_id: int) -> str:
-        """The token of an id."""
+        """The token of an id; empty if the id is unused."""
         return self.inv_vocab.get(token_id, "")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`; special tokens are nothing."""
+        """Text of `ids`, without special tokens."""
         return self._hf.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def spelling(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens by name."""
+        """Text of `ids`, including the names of special tokens."""
         return self._hf.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, added tokens and gaps included."""
+        """Number of ids, including added tokens and gaps."""
         return self._vocab_size
 
     @property
     def eod(self) -> int:
-        """Id that ends a document.
+        """End-of-document id: the tokenizer's end-of-sequence id.
 
         Raises:
-            UserError: it has no end-of-sequence id.
+            UserError: the tokenizer has no end-of-sequence id.
         """
         if self._hf.eos_token_id is None:
             raise missing_eod(self.path, "set it in tokenizer_config.json")
@@ -129,12 +130,16 @@ class HFTokenizer:
 
     @property
     def bos(self) -> int:
-        """Id that begins a sequence."""
+        """Beginning-of-sequence id; raises `NotImplementedError` without one."""
         return present(self._hf.bos_token_id, "bos")
 
     @property
     def pad(self) -> int:
-        """Padding id; never that of `eod`, or training would leave the ends of documents out of the loss."""
+        """Padding id, never equal to `eod`, which would exclude the ends of documents from the loss.
+
+        Raises:
+            NotImplementedError: the tokenizer has no such id.
+        """
         return present(None if self._hf.pad_token_id == self._hf.eos_token_id else self._hf.pad_token_id, "pad")
 
     @cached_property
@@ -148,14 +153,14 @@ class HFTokenizer:
         return {i: piece for piece, i in self.vocab.items()}
 
     def _backend_json(self) -> str | None:
-        """The loaded tokenizer as JSON; None where Python code does a part of it."""
+        """The loaded tokenizer as JSON; None if part of it is Python code."""
         try:
             return None if self._fast is None else self._fast.to_str()
-        except Exception:  # "Custom … cannot be serialized", without a class of its own
+        except Exception:  # "Custom … cannot be serialized", a plain Exception
             return None
 
     def _identity(self) -> str:
-        """Of what was loaded, not of files by name: which files a class reads is its own affair."""
+        """Digest of the tokenizer as loaded, not of files by name: every tokenizer class reads different files."""
         backend = self._backend_json()
         if backend is not None:
             facts = json.loads(backend)
@@ -176,13 +181,14 @@ class HFTokenizer:
         if self._fast is None:
             return self.encode(text)
         try:
-            return self._fast.encode(text, add_special_tokens=False).ids  # no threads yet: workers are still forked
-        except Exception as error:  # a vocabulary without a piece for it; that is what it does with such text
+            # Not encode_batch, which starts threads: workers are still to be forked from this process.
+            return self._fast.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # no piece for the text; the error is then part of the identity
             return str(error)
 
 
 def _paths(tokenizer) -> tuple[str, ...]:
-    """Settings that say where files lie; the same tokenizer in another folder is the same."""
+    """Names of settings that hold file paths, which are not part of the identity."""
     return (*tokenizer.vocab_files_names, "tokenizer_file")
 
 
@@ -193,23 +199,23 @@ def _load(folder: Path):
     for name in _JSON_FILES:
         problem = _json_problem(folder / name)
         if problem:
-            raise UserError(f"{cannot}: {name} {problem}; copy it again from where it came")
+            raise UserError(f"{cannot}: {name} {problem}; copy it again from its source")
     try:
-        # Without False it asks on the terminal whether to run what lies there.
+        # trust_remote_code must be False, or it asks on the terminal whether to run code from the folder.
         hf = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a class's own reading of damaged files runs into
+    except Exception as error:  # tokenizer classes raise anything on damaged files
         why = f"{type(error).__name__}: {error}" if not str(error) or isinstance(error, KeyError) else error
         if "custom code" in str(error):
-            why = "it needs code of its own, which is not run; save it with a tokenizer.json"
+            why = "it requires custom code, which is not run; save it with a tokenizer.json"
         raise UserError(f"{cannot}: {why}") from error
-    if set(hf.get_vocab().values()) <= set(hf.all_special_ids):  # what some classes make of missing files
+    if set(hf.get_vocab().values()) <= set(hf.all_special_ids):  # some classes ignore missing vocabulary files
         why = f"{type(hf).__name__} finds no vocabulary there"
-        raise UserError(f"{cannot}: {why}; add tokenizer.json, or the vocabulary's own files")
+        raise UserError(f"{cannot}: {why}; add tokenizer.json, or the vocabulary files")
     return hf
 
 
 def _json_problem(path: Path) -> str | None:
-    """What keeps a file from being a JSON object; None where it is one, or is not there."""
+    """Why a file is not a JSON object; None if it is one, or does not exist."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -217,5 +223,5 @@ def _json_problem(path: Path) -> str | None:
     except OSError as error:
         return f"cannot be opened ({error.strerror})"
     except (ValueError, RecursionError) as error:
-        return f"is damaged or cut short ({error})"
+        return f"is damaged or truncated ({error})"
     return None if isinstance(value, dict) else "is not a JSON object"

@@ -1,4 +1,4 @@
-"""A SentencePiece model as a tokenizer, with the special tokens that the files beside it name."""
+"""A SentencePiece model as a tokenizer, with special tokens from the files beside it."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from elas.data.tokenizer.special_tokens import NamedTokens, hide_pieces, missing_eod, present, without_prefix
 from elas.errors import UserError
 
-# SentencePiece writes spaces as U+2581 and reads every U+2581 back as a space, a literal one included.
+# SentencePiece encodes spaces as U+2581 and decodes every U+2581, even a literal one, to a space.
 SPACE_MARK = "\u2581"
 
 
@@ -19,12 +19,12 @@ class SentencePieceTokenizer:
 
     Args:
         model: path of the `.model` file.
-        named: tokens that other files of the folder name; they come before the model's own.
+        named: tokens named by other files of the folder; they take precedence over the model's own.
 
     Attributes:
-        sha256: of all that decides ids: the model, and the tokens named beside it.
-        special_ids: ids that no text may give, whatever it spells.
-        unk: id of what the model has no piece for.
+        sha256: digest of everything that determines ids: the model, and the tokens named beside it.
+        special_ids: ids that text must not yield, even if it spells their tokens.
+        unk: the unknown id.
 
     Raises:
         UserError: not a SentencePiece model.
@@ -45,7 +45,7 @@ class SentencePieceTokenizer:
         if self._named.special or self._added:
             beside = json.dumps([self.sha256, sorted(self._named.special), sorted(self._added.items())])
             self.sha256 = hashlib.sha256(beside.encode()).hexdigest()
-        # The content identifies it, not the path: Megatron's index caches stay valid when the folder moves.
+        # Identified by content, not by path: Megatron's index caches stay valid when the folder moves.
         self.unique_identifiers = OrderedDict({"class": type(self).__name__, "sha256": self.sha256})
         self.unk: int | None = self._sp.unk_id()
         controls = {i for i in range(self._sp.vocab_size()) if self._sp.is_control(i)}
@@ -54,11 +54,11 @@ class SentencePieceTokenizer:
 
     @property
     def has_ordinary_added_tokens(self) -> bool:
-        """Whether tokens beside the model stand for text."""
+        """Whether some tokens named beside the model are not special, so that text may contain them."""
         return not self._named.special.issuperset(self._added)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without beginning or end."""
+        """Token ids of `text`, without beginning or end ids."""
         return self._pieces.encode(text)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -66,43 +66,43 @@ class SentencePieceTokenizer:
         return [self._pieces.encode(text) for text in texts]
 
     def encoder_without(self, ids: Collection[int]) -> Callable[[str], list[int]] | None:
-        """An `encode` that writes text without the pieces `ids`; None where the model is no model without them."""
+        """An `encode` that avoids the pieces `ids`; None if the model is invalid without them."""
         try:
             return _Pieces(hide_pieces(self._pieces.data, ids)).encode
         except RuntimeError:  # one of the 256 byte pieces is missing
             return None
 
     def id_of(self, token: str) -> int | None:
-        """Id of a piece or of a token named beside the model; None where there is none."""
+        """Id of a piece or of a token named beside the model; None if it does not exist."""
         if token in self._added:
             return self._added[token]
         token_id = self._sp.piece_to_id(token)
         return token_id if self._sp.id_to_piece(token_id) == token else None
 
     def token_of(self, token_id: int) -> str:
-        """The piece or token of an id."""
+        """The piece or token of an id; empty if the id is unused."""
         return self.inv_vocab.get(token_id, "")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`; beginning, end and padding are nothing."""
+        """Text of `ids`, without special tokens."""
         return self._sp.decode([i for i in map(int, ids) if i not in self.special_ids])
 
     def spelling(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens by name."""
+        """Text of `ids`, including the names of special tokens."""
         size = self._sp.vocab_size()
         return self._sp.decode([int(i) if i < size else self.token_of(int(i)) for i in ids])
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
+        """Number of ids, including added tokens and gaps."""
         return max([self._sp.vocab_size() - 1, *self._added.values()]) + 1
 
     @property
     def eod(self) -> int:
-        """Id that ends a document.
+        """End-of-document id: the tokenizer's end-of-sequence id.
 
         Raises:
-            UserError: it has no end-of-sequence id.
+            UserError: the tokenizer has no end-of-sequence id.
         """
         token_id = self._role("eos", self._sp.eos_id())
         if token_id < 0:
@@ -116,26 +116,28 @@ class SentencePieceTokenizer:
 
     @property
     def bos(self) -> int:
-        """Id that begins a sequence."""
+        """Beginning-of-sequence id; raises `NotImplementedError` without one."""
         return present(self._role("bos", self._sp.bos_id()), "bos")
 
     @property
     def pad(self) -> int:
-        """Padding id; never that of `eod`, or training would leave the ends of documents out of the loss."""
+        """Padding id, never equal to `eod`, which would exclude the ends of documents from the loss.
+
+        Raises:
+            NotImplementedError: the tokenizer has no such id.
+        """
         pad = self._role("pad", self._sp.pad_id())
         return present(None if pad == self._role("eos", self._sp.eos_id()) else pad, "pad")
 
     def _role(self, role: str, own: int) -> int:
-        """Id of the token that is named for a role, or the model's own."""
+        """Id of the token named for a role beside the model, else `own`."""
         if role not in self._named.roles:
             return own
         token = self._named.roles[role]
         token_id = self.id_of(token)
         if token_id is None:
-            why = (
-                f"tokenizer_config.json or special_tokens_map.json names {role}_token {token!r}, which it does not have"
-            )
-            raise UserError(f"tokenizer {self.path.parent}: {why}; correct that file")
+            why = f"tokenizer_config.json or special_tokens_map.json names {role}_token {token!r}, which does not exist"
+            raise UserError(f"tokenizer {self.path.parent}: {why}; fix that file")
         return token_id
 
     @cached_property
@@ -151,7 +153,7 @@ class SentencePieceTokenizer:
 
 
 class _Pieces:
-    """A serialised model that encodes; a literal U+2581 becomes its bytes, where the model has pieces for bytes."""
+    """Encodes with a serialised model; a literal U+2581 is encoded as its bytes if the model has byte pieces."""
 
     def __init__(self, data: bytes):
         from sentencepiece import SentencePieceProcessor
@@ -168,12 +170,12 @@ class _Pieces:
         first, *rest = text.split(SPACE_MARK)
         ids = self.sp.encode(first)
         for part in rest:
-            ids += self._mark_ids + self._within.encode(part)
+            ids += self._mark_ids + self._continuation.encode(part)
         return ids
 
     @cached_property
-    def _within(self):
-        """For what does not begin a text: models from elsewhere put a space before all that they encode."""
+    def _continuation(self):
+        """The processor for text after the first part: foreign models may prepend a space to whatever they encode."""
         from sentencepiece import SentencePieceProcessor
 
         pieces = self.sp.encode("x", out_type=str)

@@ -1,8 +1,8 @@
-"""Special tokens: those that a tokenizer folder's files name, and encoders in which no text can reach them.
+"""Special tokens named by a tokenizer folder's files, and encoders that never produce them from text.
 
-A vocabulary may hold a special token as a piece like any other: a Unigram model then finds `</s>` in text that spells
-it. Renaming the piece to something that no text holds leaves every other piece and every id as it was, and the text
-is written with the pieces that are left.
+A vocabulary may contain a special token as an ordinary piece: a Unigram model then encodes a text that spells `</s>` as
+that token. Renaming the piece to a string that no text contains keeps all other pieces and all ids, and the text is
+encoded with other pieces.
 """
 
 import json
@@ -13,19 +13,19 @@ from pathlib import Path
 
 from elas.errors import UserError
 
-_HIDDEN = "\ufdd0"  # a noncharacter: Unicode reserves it for use inside programs, and no text to exchange holds it
+_HIDDEN = "\ufdd0"  # a noncharacter: Unicode reserves it for internal use, so it does not occur in exchanged text
 _ROLES = ("bos", "eos", "pad")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 @dataclass(frozen=True)
 class NamedTokens:
-    """What `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` say of a SentencePiece model.
+    """Tokens named beside a SentencePiece model by three JSON files, see `named_tokens`.
 
     Args:
-        roles: content of the `bos`, `eos` and `pad` tokens, of those that are named.
+        roles: content of the `bos`, `eos` and `pad` tokens, where named.
         special: content of every special token.
-        added: content → id of the tokens beside the model's own pieces, special or not.
+        added: content → id of the tokens beyond the model's own pieces, special or not.
     """
 
     roles: dict[str, str] = field(default_factory=dict)
@@ -34,7 +34,9 @@ class NamedTokens:
 
 
 def named_tokens(folder: Path) -> NamedTokens:
-    """Read the three files, of which any may be missing; `tokenizer_config.json` decides where two disagree.
+    """Read `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`; any of them may be missing.
+
+    `tokenizer_config.json` takes precedence.
 
     Raises:
         UserError: a file is damaged.
@@ -45,7 +47,10 @@ def named_tokens(folder: Path) -> NamedTokens:
         facts = _object(folder / name)
         for number, token in (facts.get("added_tokens_decoder") or {}).items():
             added[token["content"]] = int(number)
-            (special.add if token.get("special") else special.discard)(token["content"])
+            if token.get("special"):
+                special.add(token["content"])
+            else:  # overrides the other file
+                special.discard(token["content"])
         for role in _ROLES:
             if content := _content(facts.get(f"{role}_token")):
                 roles[role] = content
@@ -68,12 +73,14 @@ def _object(path: Path) -> dict:
 
 
 def _content(token: object) -> str | None:
-    """A token is written as its text, or as `{"content": text, …}`."""
-    return token.get("content") if isinstance(token, dict) else token if isinstance(token, str) else None
+    """The content of a token given as a string or as `{"content": text, …}`."""
+    if isinstance(token, dict):
+        return token.get("content")
+    return token if isinstance(token, str) else None
 
 
 def hide_pieces(model: bytes, ids: Collection[int]) -> bytes:
-    """A serialised SentencePiece model without the pieces `ids` as far as text goes; ids stay what they were."""
+    """A serialised SentencePiece model in which no text yields the pieces `ids`; all ids are unchanged."""
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
     proto = ModelProto.FromString(model)
@@ -84,7 +91,7 @@ def hide_pieces(model: bytes, ids: Collection[int]) -> bytes:
 
 
 def without_prefix(model: bytes) -> bytes:
-    """A serialised SentencePiece model that puts no space before a text and keeps those at its ends."""
+    """A serialised SentencePiece model that prepends no space to a text and keeps spaces at its ends."""
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
     proto = ModelProto.FromString(model)
@@ -94,32 +101,32 @@ def without_prefix(model: bytes) -> bytes:
 
 
 def hide_in_backend(backend: str, ids: Collection[int]) -> str:
-    """The JSON of a `tokenizers.Tokenizer`, without the pieces and added tokens `ids` as far as text goes."""
+    """The JSON of a `tokenizers.Tokenizer` in which no text yields the pieces and added tokens `ids`."""
     facts = json.loads(backend)
     model = facts["model"]
     vocab = model["vocab"]
-    if isinstance(vocab, list):  # Unigram: [piece, score], the id is the place
+    if isinstance(vocab, list):  # Unigram: [piece, score] at index id
         for number in ids:
             if number < len(vocab):
                 vocab[number][0] = _HIDDEN + vocab[number][0]
     else:
         hidden = {piece for piece, number in vocab.items() if number in ids}
         model["vocab"] = {_HIDDEN + piece if piece in hidden else piece: number for piece, number in vocab.items()}
-        if model.get("unk_token") in hidden:  # named by its text, and must be in the vocabulary
+        if model.get("unk_token") in hidden:  # referenced by content, which must exist in the vocabulary
             model["unk_token"] = _HIDDEN + model["unk_token"]
-        if "merges" in model:  # may only name pieces of the vocabulary
+        if "merges" in model:  # may only refer to pieces of the vocabulary
             pairs = (tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"])
             model["merges"] = [pair for pair in pairs if not hidden & {*pair, "".join(pair)}]
     for token in facts["added_tokens"]:
         if token["id"] in ids:
             token["content"] = _HIDDEN + token["content"]
-    # Only texts alone are encoded with it; a template would look for its tokens by name.
+    # A post-processor template refers to tokens by name, and is not used for plain text.
     facts |= {"post_processor": None, "truncation": None, "padding": None}
     return json.dumps(facts)
 
 
 def cut_inside(text: str, contents: Collection[str]) -> list[str]:
-    """`text`, cut after the first character of everything in `contents` that it spells."""
+    """Cut `text` after the first character of every occurrence of a string in `contents`."""
     cuts = set()
     for content in contents:
         at = text.find(content) if len(content) > 1 else -1
@@ -131,13 +138,13 @@ def cut_inside(text: str, contents: Collection[str]) -> list[str]:
 
 
 def present(token_id: int | None, what: str) -> int:
-    """The id, or the error by which Megatron's own tokenizers say that they lack one; it then goes without."""
+    """The id; raises `NotImplementedError` without one, as Megatron's own tokenizers do and its datasets expect."""
     if token_id is None or token_id < 0:
         raise NotImplementedError(f"the tokenizer has no {what} id")
     return token_id
 
 
 def missing_eod(path: Path, fix: str) -> UserError:
-    """The error of a tokenizer without an end-of-sequence token."""
-    why = "has no end-of-sequence token, which ends documents"
+    """The error for a tokenizer without an end-of-sequence token."""
+    why = "has no end-of-sequence token to end documents with"
     return UserError(f"tokenizer {path}: {why}; {fix}, name another with --eod-token, or give --append-eod no")
