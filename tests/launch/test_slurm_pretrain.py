@@ -205,7 +205,7 @@ def test_a_job_disturbed_five_times_trains_as_one_that_was_left_alone(slurm, set
     assert status == 0, out + err
     assert out.count("elas: job ") == text.count("elas: job ") == 6 and f"done: job {number}" in out
     assert facts(tmp_path)["runs"][0]["step"] == settings["train.steps"]
-    # asked by SIGUSR1 twice, and by the SIGTERM of `scontrol requeue`: the next start continues with the very step
+    # asked by SIGUSR1 twice, and by the SIGTERM of `scontrol requeue`: the next start continues with that step
     stopped = [int(step) for step in re.findall(r"stopped after step (\d+)", text)]
     resumed = [int(step) for step in re.findall(r"resumed from .* at step (\d+)", text)]
     assert len(stopped) == 3 and stopped == resumed[:3], (stopped, resumed)
