@@ -1,17 +1,19 @@
-"""What lets Megatron-core and DeepSpeed run without CUDA: the only file that knows.
+"""Lets Megatron-core and DeepSpeed run without CUDA; all workarounds for this are in this file.
 
-Importing it changes nothing. `prepare()`, which commands and `elas.parallel.initialize` call, changes this process: it
-points torch and DeepSpeed at our extensions folder and the right accelerator, silences warnings that concern nobody,
-and, where torch sees no CUDA device, installs what stands in for one. Megatron-core 0.16 assumes CUDA in these places:
+Importing it has no effect. `prepare()`, which commands and `elas.parallel.initialize` call, changes this process: it
+sets our extensions folder and DeepSpeed's accelerator, silences irrelevant warnings, and, if torch sees no CUDA device,
+installs replacements for CUDA. Megatron-core 0.16 assumes CUDA in several places, so then
 
-1. `torch.cuda.current_device()` answers the CPU device, since Megatron passes its result as `device=`.
-2. `device="cuda"` arguments and `.cuda()` mean the CPU; memory is not pinned (`CudaMeansCpu`, a torch function mode).
-3. Optimizers look for parameters of type `'torch.cuda.FloatTensor'`: to them, and to nobody else, CPU tensors say that.
-4. Streams and events, which its DDP and its pipelines order their work by, do nothing, and synchronising neither.
-5. Its RNG tracker forks CPU generators (`CpuRngTracker`), and the CUDA generator's state, which recomputation and
-   checkpoints keep, is the CPU's.
+1. `torch.cuda.current_device()` returns the CPU device, since Megatron passes its result as `device=`;
+2. `device="cuda"` arguments and `.cuda()` mean the CPU, and memory is not pinned (`CudaMeansCpu`, a torch function
+   mode);
+3. CPU tensors report the type `'torch.cuda.FloatTensor'` to Megatron only, whose optimizers look for it;
+4. streams, events and synchronisation, which its DDP and pipelines use, do nothing;
+5. its RNG tracker forks CPU generators (`CpuRngTracker`), and the CUDA generator's state, which recomputation and
+   checkpoints save, is that of the CPU.
 
-And for comfort: `shared_gloo_groups()`. What DeepSpeed compiles on CPU is `elas.extensions`'s business.
+`shared_gloo_groups()` reduces the cost of gloo groups. The ops that DeepSpeed compiles are handled in
+`elas.extensions`.
 """
 
 import contextlib
@@ -34,33 +36,33 @@ def has_cuda() -> bool:
 
 
 def device() -> torch.device:
-    """The device of this process: its CUDA device, or the CPU."""
+    """This process's current CUDA device, or the CPU without CUDA."""
     return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
 
 
 def peak_memory() -> int:
-    """Bytes that this process has held at most so far: of its CUDA device, else of host memory."""
+    """Peak memory of this process in bytes: reserved on its CUDA device, without CUDA resident in host memory."""
     if has_cuda():
         return torch.cuda.max_memory_reserved()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def backend() -> str:
-    """The torch.distributed backend for this host: nccl with CUDA, gloo without."""
+    """The torch.distributed backend: nccl with CUDA, gloo without."""
     return "nccl" if has_cuda() else "gloo"
 
 
 class CudaMeansCpu(TorchFunctionMode):
-    """Turns `device="cuda"` (or `"cuda:0"`, or a device of that type), `Tensor.cuda()` and pinning into the CPU."""
+    """Replaces CUDA devices (`"cuda"`, `"cuda:0"`, `torch.device`) and `Tensor.cuda()` by the CPU; ignores pinning."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Run `func` with every CUDA device replaced."""
+        """Call `func` with every CUDA device replaced."""
         if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
             return args[0]
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
-            asked_by = sys._getframe(1).f_globals.get("__name__", "")
+            caller = sys._getframe(1).f_globals.get("__name__", "")
             name = func(args[0])
-            return name.replace("torch.", "torch.cuda.", 1) if asked_by.startswith("megatron.") else name
+            return name.replace("torch.", "torch.cuda.", 1) if caller.startswith("megatron.") else name
         if kwargs:
             if "device" in kwargs and _is_cuda(kwargs["device"]):
                 kwargs = {**kwargs, "device": torch.device("cpu")}
@@ -72,22 +74,22 @@ class CudaMeansCpu(TorchFunctionMode):
 
 
 class NoStream:
-    """A CUDA stream or event of a machine without CUDA, where everything runs in order anyway."""
+    """A replacement for CUDA streams and events on the CPU, where all work runs in order."""
 
     def __init__(self, *_args, **_kwargs):
         pass
 
     def _nothing(self, *_args, **_kwargs) -> None:
-        """Already done."""
+        """Do nothing: all earlier work is complete."""
 
     wait_stream = wait_event = synchronize = record = wait = _nothing
 
     def record_event(self, event: "NoStream | None" = None) -> "NoStream":
-        """An event that has happened."""
+        """Return an event, which counts as complete."""
         return event or NoStream()
 
     def query(self) -> bool:
-        """Whether all work is done: always."""
+        """Whether all work is complete: always True."""
         return True
 
 
@@ -108,7 +110,7 @@ class CpuRngTracker:
         return bool(self._states)
 
     def reset(self) -> None:
-        """Forget every stream."""
+        """Remove all streams."""
         self._states: dict[str, torch.Tensor] = {}
 
     def get_states(self) -> dict[str, torch.Tensor]:
@@ -116,7 +118,7 @@ class CpuRngTracker:
         return dict(self._states)
 
     def set_states(self, states: dict[str, torch.Tensor]) -> None:
-        """Replace every stream."""
+        """Replace all streams."""
         self._states = dict(states)
 
     def add(self, name: str, seed: int) -> None:
@@ -125,7 +127,7 @@ class CpuRngTracker:
 
     @contextlib.contextmanager
     def fork(self, name: str = "model-parallel-rng"):
-        """Run the body on stream `name`, then return to the stream before it."""
+        """Run the body with stream `name`, then restore the previous generator state."""
         before = torch.get_rng_state()
         torch.set_rng_state(self._states[name])
         try:
@@ -136,10 +138,10 @@ class CpuRngTracker:
 
 
 def prepare() -> bool:
-    """Make this process ready for Megatron-core and DeepSpeed; safe to call often. `elas.prepare` is this.
+    """Prepare this process for Megatron-core and DeepSpeed; may be called repeatedly. Exported as `elas.prepare`.
 
     Returns:
-        True if the shims are in place, False where CUDA makes them needless.
+        True if the CUDA replacements are installed, False if CUDA is available.
     """
     global _mode
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if has_cuda() else "cpu")
@@ -172,7 +174,7 @@ def prepare() -> bool:
 
 
 def _in_mode(run_backward):
-    """A mode is off while it handles a function such as `backward`, but what that recomputes needs it."""
+    """Run the backward engine inside the mode: torch disables it during `backward`, but recomputation needs it."""
 
     def run(*args, **kwargs):
         with _mode:
@@ -190,7 +192,7 @@ def _set_rng_state(new_state: torch.Tensor, device: object = "cuda", **_options)
 
 
 def prepare_megatron() -> bool:
-    """`prepare()`, and the random streams inside Megatron-core (imports it); `elas.parallel.initialize` calls it.
+    """Call `prepare()` and patch the random streams of Megatron-core, which this imports.
 
     Returns:
         As `prepare`.
@@ -199,7 +201,7 @@ def prepare_megatron() -> bool:
         return False
     from megatron.core.tensor_parallel import random as megatron_random
 
-    # torch's own would be queued until CUDA is initialised, that is for ever, holding every state meanwhile.
+    # torch's own function queues every state until CUDA is initialised, which never happens here.
     megatron_random._set_cuda_rng_state = _set_rng_state
     return True
 
@@ -209,11 +211,11 @@ _groups: dict[tuple, object] = {}
 
 @contextlib.contextmanager
 def shared_gloo_groups():
-    """Within it, `torch.distributed.new_group` makes a gloo group of the same ranks once.
+    """Within this context, `torch.distributed.new_group` reuses the gloo group of the same ranks.
 
-    Megatron makes some thirty groups, most of them of the same few sets of ranks, and each gloo group keeps polling
-    threads that cost about 0.2 % of a core apiece, for as long as the process lives (also after it is destroyed, if its
-    peers are not). Nothing to do with NCCL, whose groups are made when first used.
+    Megatron creates about thirty groups, most of them of the same few sets of ranks. Each gloo group keeps polling
+    threads that cost about 0.2 % of a core each, for as long as the process lives (even after the group is destroyed,
+    if its peers are not). Has no effect with CUDA: NCCL creates groups on first use.
     """
     if has_cuda():
         yield
@@ -221,7 +223,7 @@ def shared_gloo_groups():
     import torch.distributed as dist
 
     original, world = dist.new_group, dist.group.WORLD
-    for key in [key for key in _groups if key[0] is not world]:  # of a default group that is gone
+    for key in [key for key in _groups if key[0] is not world]:  # groups of an earlier, destroyed default group
         del _groups[key]
 
     def new_group(ranks=None, *args, **kwargs):
@@ -242,8 +244,8 @@ def seed_model_parallel(seed: int, tp_rank: int, pp_rank: int) -> None:
 
     Args:
         seed: the run's seed.
-        tp_rank: tensor-parallel rank; the model-parallel stream differs between them, the default one does not.
-        pp_rank: pipeline rank; every stream differs between stages.
+        tp_rank: tensor-parallel rank; only the model-parallel stream differs between these.
+        pp_rank: pipeline rank; all streams differ between stages.
     """
     from megatron.core.tensor_parallel import random as megatron_random
 
@@ -260,7 +262,7 @@ def seed_model_parallel(seed: int, tp_rank: int, pp_rank: int) -> None:
 
 
 def processor() -> str:
-    """Name of this machine's processor."""
+    """Name of this machine's CPU model."""
     try:
         with open("/proc/cpuinfo") as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -1,4 +1,4 @@
-"""`elas build`: compile ahead of time what runs on this machine will need, instead of at the first run."""
+"""`elas build`: compiles the extensions for this machine ahead of time, instead of at the first run."""
 
 from elas.command import Parser
 from elas.files import write_json
@@ -14,12 +14,12 @@ def main(argv: list[str]) -> int:
         Exit status 0.
 
     Raises:
-        UserError: no C++ compiler, or a build that fails.
+        UserError: there is no C++ compiler, or a build failed.
     """
     parser = Parser(
         "elas build",
-        "Compile the CPU kernel now, and with --offload DeepSpeed's CPU Adam, for this torch, Python and processor; "
-        "what is built stays.",
+        "Compile the CPU kernel, and with --offload DeepSpeed's CPU Adam, for this torch, Python and processor; later "
+        "runs use these builds.",
         "elas build --offload",
     )
     parser.add_argument("--offload", action="store_true", help="also DeepSpeed's CPU Adam, for offloaded optimizers")

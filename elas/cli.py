@@ -1,8 +1,7 @@
-"""The `elas` command: finds the sub-command, runs it, and turns mistakes into one line and an exit status.
+"""The `elas` command: dispatches to the sub-commands, and turns errors into one line and an exit status.
 
-Each command lives beside the code it drives, as a function `main(argv) -> int`; this file only knows where. Modules are
-imported when their command is chosen, so `elas --help` answers at once. Exit status: 0 done, 2 the user's mistake
-(one line on stderr), 1 everything else (traceback).
+Each command is a function `main(argv) -> int` next to the code it runs. Its module is imported only when the command is
+chosen, so `elas --help` is fast. Exit status: 0 done, 2 user error (one line on stderr), 1 everything else (traceback).
 """
 
 import sys
@@ -13,19 +12,19 @@ COMMANDS = {
     "quickstart": ("elas.quickstart", "corpus → tokenizer → tokens → 2-rank training → evaluation → report"),
     "train": ("elas.launch.pretrain", "one training run; several ranks when started by a launcher"),
     "config": ("elas.config.cli", "what a setting means: `config`, `config SECTION`, `config KEY`"),
-    "launch": ("elas.launch.cli", "start a run: `launch local`, `ssh`, `slurm`; are hosts fit: `launch check`"),
+    "launch": ("elas.launch.cli", "start a run: `launch local`, `ssh`, `slurm`; check hosts: `launch check`"),
     "checkpoint": (
         "elas.checkpoint.cli",
-        "what a run saved: `checkpoint list`, `verify`, `info`, `export`, `import`",
+        "checkpoints of a run: `checkpoint list`, `verify`, `info`, `export`, `import`",
     ),
-    "build": ("elas.build", "compile ahead of time what runs on this machine will need"),
-    "bench": ("elas.bench.cli", "what things cost: `bench ffn`, `step`, `comm`, `checkpoint`, `prep`"),
+    "build": ("elas.build", "compile the extensions for this machine ahead of time"),
+    "bench": ("elas.bench.cli", "measure time and memory: `bench ffn`, `step`, `comm`, `checkpoint`, `prep`"),
     "prep": ("elas.data_prep.cli", "prepare data: `prep tokenizer`, `tokenize`, `merge`, `verify`, `info`"),
 }
 
 
 def run(argv: list[str]) -> int:
-    """Run one command; raises what it raises.
+    """Run one command.
 
     Args:
         argv: arguments after `elas`.
@@ -34,7 +33,7 @@ def run(argv: list[str]) -> int:
         The exit status.
 
     Raises:
-        UserError: unknown command, or whatever the command finds wrong.
+        UserError: the command is unknown, or raises it.
     """
     if argv[:1] in (["-V"], ["--version"]):
         from elas import __version__

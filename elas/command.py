@@ -1,7 +1,7 @@
-"""What every command is made of: its parser, groups of sub-commands, and mistakes as one line and an exit status.
+"""The parts that all commands share: the parser, groups of sub-commands, and errors as one line and an exit status.
 
-Each command lives beside the code it drives, as a function `main(argv) -> int`. Exit status: 0 done, 2 the user's
-mistake (one line on stderr), 1 everything else (traceback).
+Each command is a function `main(argv) -> int` next to the code it runs. Exit status: 0 done, 2 user error (one line on
+stderr), 1 everything else (traceback).
 """
 
 import argparse
@@ -21,13 +21,13 @@ from elas.errors import Failure, UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are a `UserError` and whose help ends in an example.
+    """An argument parser that raises `UserError` for errors, adds `--json`, and ends its help with an example.
 
     Args:
         prog: the command as typed, `elas prep tokenize`.
-        description: what it does, one sentence.
-        example: a command line that works, shown at the end of `--help`.
-        about: lines of `--help` before the example.
+        description: what it does, in one sentence.
+        example: a working command line, shown at the end of `--help`.
+        about: text of `--help` before the example.
     """
 
     def __init__(self, prog: str, description: str, example: str, *, about: str = ""):
@@ -41,17 +41,17 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--json", metavar="FILE", type=Path, help="also write the results to FILE as JSON")
 
     def parse_args(self, args=None, namespace=None):
-        """Parse, and refuse a `--json` that could not be written before hours of work end in it."""
+        """Parse arguments; an unwritable `--json` raises `UserError` now rather than after hours of work."""
         parsed = super().parse_args(args, namespace)
         path = parsed.json
         if path is not None:
-            there = next(p for p in path.absolute().parents if p.exists())
-            if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+            parent = next(p for p in path.absolute().parents if p.exists())
+            if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
                 raise UserError(f"--json {str(path)!r}: is a folder or cannot be written; give a file's path")
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing usage and exiting."""
+        """Raise `UserError` instead of printing the usage and exiting."""
         hint = None
         if message.startswith("unrecognized arguments: "):
             words = message.removeprefix("unrecognized arguments: ").split()
@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message} ({f'{hint}; ' if hint else ''}see {self.prog} --help)")
 
     def meant(self, word: str) -> str | None:
-        """What an unknown option may stand for, as a hint; None when nothing is near."""
+        """A hint which option an unknown one may mean; None if there is no similar one."""
         return None
 
 
@@ -68,7 +68,7 @@ def run_command(prog: str, commands: dict[str, tuple[Callable | str, str]], argv
 
     Args:
         prog: the group as typed.
-        commands: by name, a function of the arguments (or a module whose `main` is one), and what it does.
+        commands: by name, a function of the arguments (or the name of a module with such a `main`) and its description.
         argv: the command's name and its arguments.
         more: lines of `--help` below the commands.
 
@@ -76,12 +76,12 @@ def run_command(prog: str, commands: dict[str, tuple[Callable | str, str]], argv
         The exit status.
 
     Raises:
-        UserError: no such command, or whatever it finds wrong.
+        UserError: the command is unknown, or raises it.
     """
     if not argv or argv[0] in ("-h", "--help"):
         lines = [f"usage: {prog} COMMAND [options]", "", "commands:"]
         lines += [f"  {name:<12} {what}" for name, (_, what) in commands.items()]
-        print("\n".join([*lines, "", *more, "", f"`{prog} COMMAND --help` says more."]))
+        print("\n".join([*lines, "", *more, "", f"`{prog} COMMAND --help` shows its options."]))
         return 0
     if argv[0] not in commands:
         from difflib import get_close_matches
@@ -99,16 +99,16 @@ def run_command(prog: str, commands: dict[str, tuple[Callable | str, str]], argv
 def exit_status(function, argv: list[str]) -> int:
     """Call `function(argv)` and translate its exceptions.
 
-    `UserError` → one line and 2; `Failure`, or numbers that blew up in training → one line and 1; Ctrl-C → 130;
-    output into a pipe that is closed → 141, without a word.
+    `UserError` → one line and 2; `Failure`, or `FloatingPointError` from training → one line and 1; Ctrl-C → 130;
+    output into a closed pipe → 141, without a message.
     """
     try:
         return function(argv)
     except UserError as error:
-        _tell(error)
+        _print_error(error)
         return 2
     except (FloatingPointError, Failure) as error:
-        _tell(error)
+        _print_error(error)
         return 1
     except KeyboardInterrupt as interrupt:
         print(": ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
@@ -116,24 +116,24 @@ def exit_status(function, argv: list[str]) -> int:
     except BrokenPipeError:
         if not _output_is_closed():
             raise
-        return 141  # what a process ended by SIGPIPE has in a shell
+        return 141  # a shell's status for a process killed by SIGPIPE
 
 
 def _output_is_closed() -> bool:
-    """Whether the reader of stdout, such as `head`, has gone; what is left to print then goes nowhere."""
+    """Whether the reader of stdout, such as `head`, has exited; if so, further output is discarded."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     if not any(events & select.POLLERR for _, events in poll.poll(0)):
-        return False  # a connection of another kind broke
+        return False  # the error is from another pipe or socket
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
 
 
-def _tell(error: Exception) -> None:
-    """One line on stderr from one process of each machine.
+def _print_error(error: Exception) -> None:
+    """Print one line on stderr, from one process per machine.
 
-    Before they have met, all ranks of a machine find the same mistake; after, all ranks of the run. The others wait a
-    moment: launchers end the whole job when its first rank ends, and the line must be out by then.
+    All ranks of a machine (after the rendezvous, all ranks of the run) find the same error. The ranks that do not print
+    it wait 2 s: launchers end the whole job when the first rank ends, and the line must be printed before.
     """
     local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
     first = not (local_rank.isdecimal() and int(local_rank) > 0)
@@ -144,10 +144,10 @@ def _tell(error: Exception) -> None:
 
 
 def end_process(status: int) -> NoReturn:
-    """End this process with `status`; after process groups, without C++'s static destructors.
+    """End this process with `status`; if it has used process groups, without running C++'s static destructors.
 
-    Those of gloo's threads abort now and then ("terminate called without an active exception", one exit in about sixty
-    of two ranks), and a launcher would report a finished run as failed. Python's own exit handlers run.
+    With gloo's threads these destructors sometimes abort ("terminate called without an active exception", about one
+    exit in sixty with two ranks), and a launcher would report a completed run as failed. Python's exit handlers run.
     """
     if "elas.parallel" not in sys.modules:
         sys.exit(status)

@@ -1,7 +1,7 @@
-"""What people see while something runs: lines that stay, one that is rewritten in place, and one way to write times.
+"""Console output: permanent lines, a line that is rewritten in place, heartbeats, durations and tables.
 
-A rewritten line is cut to the terminal's width as it is at that moment: a longer one would wrap, and the next would
-leave its first half behind.
+A rewritten line is truncated to the terminal's current width: a longer one would wrap, and only its last row would be
+overwritten.
 """
 
 import os
@@ -16,7 +16,7 @@ _WIPE = "\r\x1b[2K"
 
 
 def clock(seconds: float) -> str:
-    """A duration: `0:48`, `12:05`, `3:04:00`, `8d 21:00:00`."""
+    """Format a duration: `0:48`, `12:05`, `3:04:00`, `8d 21:00:00`."""
     minutes, seconds = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -26,10 +26,10 @@ def clock(seconds: float) -> str:
 
 
 class Console:
-    """Lines on a stream, from any thread. One that is gone, as a closed terminal is, takes nothing from then on.
+    """Writes lines to a stream, from any thread; if the stream fails (closed terminal), later output is dropped.
 
     Args:
-        stream: `out` or `err`: standard output or error as they are when a line is written.
+        stream: `out` or `err`, for `sys.stdout` or `sys.stderr`, looked up at each write.
     """
 
     def __init__(self, stream: str = "out"):
@@ -47,14 +47,14 @@ class Console:
 
     @property
     def width(self) -> int:
-        """Columns of the terminal now; 80 where it does not say."""
+        """Current columns of the terminal; 80 if unknown."""
         try:
             return os.get_terminal_size(self._stream.fileno()).columns or 80
         except (OSError, ValueError, AttributeError):
             return 80
 
     def say(self, text: str) -> None:
-        """A line that stays, above the one that is rewritten; broken between words where a terminal would break it."""
+        """Print a permanent line above the rewritten one; on a terminal it is wrapped between words."""
         with self._lock:
             if self.is_terminal and len(text) > self.width:
                 text = textwrap.fill(text, self.width - 1, subsequent_indent="  ", break_on_hyphens=False)
@@ -64,7 +64,7 @@ class Console:
                 self._write(f"{text}\n")
 
     def live(self, text: str) -> None:
-        """Rewrite the last line; nothing where the stream is no terminal. Empty takes the line away."""
+        """Rewrite the last line, or remove it if `text` is empty; does nothing without a terminal."""
         with self._lock:
             if not self.is_terminal:
                 return
@@ -86,15 +86,15 @@ class Console:
 
 
 class Heartbeat:
-    """A line on standard error every eight seconds while a program loads: `still starting (16 s)`; a context.
+    """Prints a line on standard error every 8 s while a program loads: `still starting (16 s)`; a context manager.
 
-    Standard output belongs to what the program prints. A thread of its own writes, as imports take long on a busy
-    machine or a slow file system; one that holds the GIL throughout delays its line.
+    A separate thread writes, since imports may take long on a busy machine or a slow file system; an import that holds
+    the GIL delays the line. Standard output is left to the program.
 
     Args:
-        what: goes on, for the line.
-        shows: False on all ranks but 0.
-        every_s: seconds without a line, at most.
+        what: the current operation, for the line.
+        shows: False on all ranks but 0, where nothing is printed.
+        every_s: longest silence in seconds.
     """
 
     def __init__(self, what: str, *, shows: bool = True, every_s: float = 8.0):
@@ -115,11 +115,11 @@ class Heartbeat:
 
     @property
     def seconds(self) -> float:
-        """Since this was made."""
+        """Seconds since this was created."""
         return time.monotonic() - self._since
 
     def begin(self, what: str) -> None:
-        """Something else goes on from now; the caller has just said so."""
+        """Set the current operation; the caller must have printed it, so the silence starts now."""
         self._what, self._said = what, time.monotonic()
 
     def _run(self) -> None:
@@ -130,12 +130,12 @@ class Heartbeat:
 
 
 def table(headers: list[str], rows: Iterable[Iterable[str]], left: int = 1) -> str:
-    """Aligned columns under a rule.
+    """Format a table: headers, a rule, and aligned columns.
 
     Args:
-        headers: one a column.
-        rows: cells, as text.
-        left: columns, from the first, that are text and stand left; numbers stand right.
+        headers: one per column.
+        rows: cells as text.
+        left: number of leading columns that are left-aligned; the others are right-aligned.
     """
     rows = [list(row) for row in rows]
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
@@ -148,22 +148,22 @@ def table(headers: list[str], rows: Iterable[Iterable[str]], left: int = 1) -> s
 
 
 class LiveLine:
-    """One line on stderr, rewritten in place; nothing when stderr is not a terminal."""
+    """A line on stderr that is rewritten in place; prints nothing without a terminal."""
 
     def __init__(self):
         self._console = Console("err")
 
     def __call__(self, text: str) -> None:
-        """Say what runs now."""
+        """Rewrite the line."""
         self._console.live(text)
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         self("")
 
 
 def facts_table(rows: list[tuple[str, str]]) -> str:
-    """Two aligned columns between rules."""
+    """Format names and values as two aligned columns between rules."""
     width = max(len(name) for name, _ in rows)
     rule = "─" * (width + 3 + max(len(value) for _, value in rows))
     return "\n".join([rule, *(f"{name:<{width}}   {value}" for name, value in rows), rule])

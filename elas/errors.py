@@ -1,16 +1,16 @@
-"""The one exception family for mistakes a user can mend: one line that names the key, the value and the fix.
+"""The exceptions for errors that are reported to the user in one line.
 
-The command line turns a `UserError` into that line on stderr and exit status 2, a `Failure` into a line and 1, both
-without a traceback; everything else is a defect and exits 1 with its traceback.
+The command line turns a `UserError` into that line on stderr and exit status 2, a `Failure` into a line and status 1,
+both without a traceback; everything else is a bug and exits with 1 and its traceback.
 """
 
 
 class UserError(ValueError):
-    """A mistake of the user's: the message is a single line and says how to mend it.
+    """An error that the user can fix; the message is a single line that says how.
 
     Args:
         message: the line.
-        on_every_rank: every rank of a machine finds the same, so one of them tells it; False where only this one can.
+        on_every_rank: whether every rank of a machine finds the same error, so that only one of them prints it.
     """
 
     def __init__(self, message: str, *, on_every_rank: bool = True):
@@ -19,21 +19,18 @@ class UserError(ValueError):
 
 
 class Failure(RuntimeError):
-    """Not the user's mistake, but can be told in a line, with how to go on: a full disk, a killed worker.
-
-    The command line exits 1 with that line.
-    """
+    """An error at run time, not in the user's input, with a single-line message: a full disk, a killed worker."""
 
     def __init__(self, message: str):
         super().__init__(" ".join(str(message).split()))
 
 
 class ConfigError(UserError):
-    """A configuration value that cannot work: `key=value: why; fix`.
+    """An invalid configuration value: `key=value: why; fix`.
 
     Args:
         key: dotted key as the user would type it, `model.ffn_hidden_size`.
-        value: the offending value.
+        value: the invalid value.
         why: what is wrong with it.
         fix: what to do instead.
     """

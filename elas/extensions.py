@@ -1,15 +1,15 @@
-"""Compiled extensions: our own folder, built once, never waited for in silence.
+"""Compiled extensions, built once into our own folder, without stale locks.
 
-torch builds an extension on first use, in whichever process comes first, and marks the build with a `lock` file. A
-process killed meanwhile leaves that file behind, and every later process waits on it, forever and without a word.
-(DeepSpeed's CPU Adam, for offloading, is such an extension. So is its shared-memory op, which it builds on every CPU
-host, 30–110 s, and uses for inference only: runs here do without it, and need no compiler.) So here:
+torch builds an extension on first use, in the first process that needs it, and marks the build with a `lock` file. If
+that process is killed, the file remains, and every later process waits on it forever without a message. (DeepSpeed's
+CPU Adam, for offloading, is such an extension. So is its shared-memory op, which DeepSpeed builds on every CPU host in
+30–110 s, but uses only for inference: runs here skip it and need no compiler.) Therefore
 
-- extensions lie in a folder of ours, one for each torch, Python and processor;
-- a build holds a lock of ours, which the system releases when its holder dies. Whoever holds ours knows that nobody
-  else builds, so a `lock` found then is stale and is removed, aloud;
-- ranks load what is built, straight from its file. They never ask torch, which would run ninja again each time, and
-  build again whenever another ninja is first on PATH.
+- extensions are in our own folder, one for each torch, Python and processor;
+- a build holds our own lock, which the system releases when its holder dies. While it is held, no other process builds,
+  so an existing `lock` file is stale and is removed, with a message;
+- ranks load a built extension directly from its file, not through torch, which would run ninja each time and rebuild
+  whenever another ninja comes first on PATH.
 """
 
 import hashlib
@@ -32,17 +32,17 @@ TIMEOUT_S = 900.0
 
 
 def cache_dir() -> Path:
-    """Our cache folder: `$XDG_CACHE_HOME/elas`, or `~/.cache/elas`."""
+    """The cache folder: `$XDG_CACHE_HOME/elas`, or `~/.cache/elas`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elas"
 
 
 def extensions_dir(torch_version: str | None = None) -> Path:
-    """Where compiled extensions go: one folder per torch, Python and processor.
+    """The folder of compiled extensions for a version of torch, this Python and this processor.
 
-    They are built for the machine's own instruction set, so a home folder shared by unlike nodes needs one each.
+    Extensions are built for the machine's own instruction set, so nodes that share a home folder need separate ones.
 
     Args:
-        torch_version: None for the one that is installed, which imports it.
+        torch_version: None for the installed version, which imports torch.
     """
     if torch_version is None:
         import torch
@@ -59,7 +59,7 @@ def extensions_dir(torch_version: str | None = None) -> Path:
 
 
 def library(name: str) -> Path | None:
-    """The built extension's file, or None."""
+    """The file of a built extension; None if it is not built."""
     return _library(extensions_dir(), name)
 
 
@@ -69,15 +69,15 @@ def _library(folder: Path, name: str) -> Path | None:
 
 
 def is_built(name: str, *, torch_version: str) -> bool:
-    """Whether an extension is built for a version of torch; torch itself is not imported."""
+    """Whether an extension is built for a version of torch; does not import torch."""
     return _library(extensions_dir(torch_version), name) is not None
 
 
 def clear_stale_locks() -> list[Path]:
-    """Remove the `lock` files that killed builds left, of every torch and Python; those of builds that run stay.
+    """Remove the `lock` files of killed builds, for all versions of torch and Python; those of running builds are kept.
 
     Returns:
-        The files removed.
+        The removed files.
     """
     removed = []
     for lock in sorted((cache_dir() / "extensions").glob("*/*/lock")):
@@ -88,16 +88,16 @@ def clear_stale_locks() -> list[Path]:
             with FileLock(folder.parent / f"{folder.name}.elas-lock", timeout=0):
                 lock.unlink()
                 removed.append(lock)
-        except (Timeout, FileNotFoundError):  # somebody builds, or was faster
+        except (Timeout, FileNotFoundError):  # a build is running, or another process removed the file first
             continue
     return removed
 
 
 def compiler() -> str:
-    """The C++ compiler torch will use.
+    """Path of the C++ compiler that torch will use.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no C++ compiler.
     """
     found = shutil.which(os.environ.get("CXX", "c++"))
     if found is None:
@@ -106,19 +106,19 @@ def compiler() -> str:
 
 
 def build_once(name: str, build: Callable[[Path, float], None], *, what: str, timeout_s: float = TIMEOUT_S) -> float:
-    """Build an extension if it is not there yet; other processes that want it wait, and then find it.
+    """Build an extension if it is not built yet; if another process is building it, wait for that.
 
     Args:
-        name: the extension; `NAME/NAME.so` will lie in `extensions_dir()`.
-        build: called with the extension's folder and the time-out; leaves the library there, or raises.
-        what: what a person calls it, for the message.
-        timeout_s: how long to wait for another process's build.
+        name: the extension; the result is `NAME/NAME.so` in `extensions_dir()`.
+        build: called with the extension's folder and the time-out; must write the library there or raise.
+        what: description of the extension, for messages.
+        timeout_s: longest wait for another process's build, in seconds.
 
     Returns:
-        Seconds spent building; 0 when it was there.
+        Seconds spent building; 0 if it was already built.
 
     Raises:
-        UserError: another process builds for too long; or what `build` raises.
+        UserError: another process takes too long to build it, or `build` raises it.
     """
     from filelock import FileLock, Timeout
 
@@ -130,11 +130,11 @@ def build_once(name: str, build: Callable[[Path, float], None], *, what: str, ti
     try:
         with FileLock(folder.parent / f"{name}.elas-lock", timeout=timeout_s):
             if lock.exists():
-                Console("err").say(f"elas: removing a stale build lock, left by a killed process: {lock}")
+                Console("err").say(f"elas: removing a stale build lock of a killed process: {lock}")
                 lock.unlink()
             if library(name):
                 return 0.0
-            Console("err").say(f"elas: building {what}, once; this takes one to three minutes …")
+            Console("err").say(f"elas: building {what}; this takes one to three minutes, only once …")
             start = time.monotonic()
             try:
                 build(folder, timeout_s)
@@ -151,18 +151,18 @@ def build_once(name: str, build: Callable[[Path, float], None], *, what: str, ti
 
 
 def run_build(code: str, folder: Path, timeout_s: float, what: str) -> None:
-    """Run Python `code` that builds an extension, in a process of its own; its output is kept when it fails.
+    """Run Python `code` that builds an extension in a separate process; if it fails, its output goes to `build.log`.
 
     Args:
         code: Python source.
         folder: the extension's folder, for the log.
-        timeout_s: after which the build is given up.
-        what: what a person calls it.
+        timeout_s: seconds after which the build is killed.
+        what: description of the extension, for messages.
 
     Raises:
         UserError: it failed or took too long.
     """
-    # The environment's own folder first: torch looks for its `ninja` on PATH.
+    # Python's own folder comes first on PATH, where torch looks for `ninja`.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "TORCH_EXTENSIONS_DIR": str(folder.parent)}
     process = subprocess.Popen(
@@ -171,7 +171,7 @@ def run_build(code: str, folder: Path, timeout_s: float, what: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # so that the compilers can be ended with it
+        start_new_session=True,  # so that the compilers can be killed with it
     )
     try:
         output, _ = process.communicate(timeout=timeout_s)
@@ -179,7 +179,7 @@ def run_build(code: str, folder: Path, timeout_s: float, what: str) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if isinstance(stopped, subprocess.TimeoutExpired):
-            raise UserError(f"building {what} took over {timeout_s:.0f} s; see whether {compiler()} works") from None
+            raise UserError(f"building {what} took over {timeout_s:.0f} s; check that {compiler()} works") from None
         raise
     if process.returncode:
         log = folder / "build.log"
@@ -189,17 +189,17 @@ def run_build(code: str, folder: Path, timeout_s: float, what: str) -> None:
 
 
 def prebuild_deepspeed(*, offload: bool = False, timeout_s: float = TIMEOUT_S) -> float:
-    """Build the DeepSpeed ops that a run will need, before any rank needs them.
+    """Build the DeepSpeed ops that a run needs.
 
     Args:
-        offload: the optimizer is DeepSpeed's CPU Adam.
-        timeout_s: how long to wait for another process's build, and for ours.
+        offload: whether the optimizer is DeepSpeed's CPU Adam.
+        timeout_s: longest wait for another process's build, and for ours, in seconds.
 
     Returns:
         Seconds spent building.
 
     Raises:
-        UserError: no compiler, a failed build, or another process that builds for too long.
+        UserError: there is no compiler, the build failed, or another process takes too long to build.
     """
     return sum(_build_deepspeed_op(name, timeout_s) for name in _wanted(offload))
 
@@ -223,12 +223,12 @@ def _build_deepspeed_op(name: str, timeout_s: float) -> float:
 
 
 def load_deepspeed(*, offload: bool = False) -> None:
-    """Load the prebuilt DeepSpeed ops and hand them to DeepSpeed, which then compiles nothing.
+    """Load the built DeepSpeed ops into DeepSpeed's cache, so that it compiles nothing.
 
-    It gets None for its shared-memory op: only `inference_all_reduce` would use it.
+    The shared-memory op is set to None, since only `inference_all_reduce` uses it.
 
     Args:
-        offload: the optimizer is DeepSpeed's CPU Adam.
+        offload: whether the optimizer is DeepSpeed's CPU Adam.
     """
     from deepspeed.ops.op_builder.builder import OpBuilder
 
@@ -240,7 +240,7 @@ def load_deepspeed(*, offload: bool = False) -> None:
 
 
 def load_library(name: str):
-    """Import a built extension as a Python module, straight from its file."""
+    """Import a built extension as a Python module, directly from its file."""
     spec = importlib.util.spec_from_file_location(name, library(name))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,8 +1,8 @@
-"""A file by which a host's guard lets the ranks of a run know which of them have failed.
+"""A file in which a host's guard reports failed ranks to the other ranks.
 
-Launchers end the other ranks with SIGTERM, the signal that also asks a run to save and stop: only this file tells a
-rank which of the two it is. And a rank that knows ends at once, where missing heartbeats would take a while to notice.
-Standard library only: the guard starts before anything else is imported.
+Launchers end the other ranks with SIGTERM, the signal that also asks a run to save and stop; only this file
+distinguishes the two. It also lets ranks end at once, instead of waiting for missing heartbeats. Standard library only,
+since the guard must start fast.
 """
 
 import contextlib
@@ -10,17 +10,17 @@ import os
 from pathlib import Path
 
 VARIABLE = "ELAS_GUARD_FAILED"
-"""Names the file; set by `elas.launch.guard.guard` for what it runs, unset without a guard."""
+"""Environment variable with the file's path; set by `elas.launch.guard.guard`, unset without a guard."""
 
 
 def report(path: Path, what: str) -> None:
-    """Add a line: which rank failed, and how. A full disk is no error: the other ranks find out later."""
+    """Append a line: which rank failed, and how. Errors such as a full disk are ignored; heartbeats will be missing."""
     with contextlib.suppress(OSError), path.open("a") as file:
         file.write(f"{what}\n")
 
 
 class FailedRanks:
-    """What the guard reports from now on; what failed before a launcher began again (`--restarts`) is not seen."""
+    """Failures reported after this was created; those before a launcher restarted the ranks are ignored."""
 
     def __init__(self):
         self._path = os.environ.get(VARIABLE)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and rows of JSON lines."""
+"""Atomic writes of JSON files, and reading of JSONL rows."""
 
 import json
 import os
@@ -9,7 +9,11 @@ from elas.errors import UserError
 
 
 def write_json(path: Path | None, facts: dict) -> None:
-    """Write `facts` to `path` (nothing when None), whole or not at all; straight into a pipe or a device."""
+    """Write `facts` to `path` atomically (a pipe or device: directly); does nothing if `path` is None.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     if path is None:
         return
     text = json.dumps(facts, indent=2) + "\n"
@@ -19,7 +23,7 @@ def write_json(path: Path | None, facts: dict) -> None:
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}); give another path") from error
         return
-    path = path.resolve()  # a link stays one
+    path = path.resolve()  # so that a symbolic link is kept and its target replaced
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +34,11 @@ def write_json(path: Path | None, facts: dict) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Lines of a JSONL file; what is no row with a step, such as a line cut short by a kill, is left out."""
+    """Rows of a JSONL file; lines that are not a JSON object with an integer `step`, as after a kill, are skipped.
+
+    Returns:
+        The rows; empty if the file does not exist.
+    """
     if not path.exists():
         return []
     rows = []

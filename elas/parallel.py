@@ -1,7 +1,7 @@
-"""Process groups: Megatron-core's, and the view of them that DeepSpeed asks for as `mpu`.
+"""Megatron-core's process groups, and the interface to them that DeepSpeed expects as `mpu`.
 
-Ranks are laid out as Megatron does: tensor parallel fastest, then data parallel, then pipeline. `initialize` is called
-once by each process, after the configuration was validated.
+Ranks are laid out as in Megatron: tensor parallel varies fastest, then data parallel, then pipeline. Each process calls
+`initialize` once, after the configuration was validated.
 """
 
 import os
@@ -19,7 +19,7 @@ from elas.errors import Failure
 
 @dataclass(frozen=True)
 class Layout:
-    """Where this process stands. Sizes and ranks of the tensor (tp), pipeline (pp) and data (dp) dimensions."""
+    """Sizes of, and this process's ranks in, the tensor (tp), pipeline (pp) and data (dp) dimensions."""
 
     tp: int
     pp: int
@@ -34,12 +34,12 @@ class Layout:
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether this rank's pipeline stage holds the output layer, and so knows the loss."""
+        """Whether this rank's pipeline stage holds the output layer and computes the loss."""
         return self.pp_rank == self.pp - 1
 
 
 def world_size() -> int:
-    """Number of processes the launcher started (1 without a launcher); needs no process group."""
+    """Number of processes that the launcher started, 1 without a launcher; needs no process group."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -49,19 +49,19 @@ def initialize(config: ParallelConfig, *, seed: int, timeout_s: float | None = N
     Args:
         config: sizes; `world size / (tensor · pipeline)` ranks are data parallel.
         seed: the run's seed.
-        timeout_s: how long ranks wait for each other, to meet and in a collective; None for half an hour.
+        timeout_s: time-out of the rendezvous and of collectives; None for 1800 s.
 
     Returns:
-        This process's place.
+        This process's place in the layout.
 
     Raises:
-        Failure: not all ranks came.
+        Failure: not all ranks connected in time, or the port is in use.
     """
     accelerator.prepare_megatron()
     if accelerator.has_cuda():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
-        if "RANK" not in os.environ:  # one process, no launcher; DeepSpeed insists on a launcher's variables
+        if "RANK" not in os.environ:  # one process without a launcher; DeepSpeed requires a launcher's variables
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
             dist.init_process_group(accelerator.backend(), store=dist.HashStore(), rank=0, world_size=1)
         else:
@@ -79,19 +79,19 @@ def initialize(config: ParallelConfig, *, seed: int, timeout_s: float | None = N
 
 
 def _meet(timeout: timedelta) -> None:
-    """Join the other ranks where the launcher's variables say."""
+    """Connect to the other ranks at MASTER_ADDR:MASTER_PORT."""
     try:
         dist.init_process_group(accelerator.backend(), timeout=timeout)
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         if "EADDRINUSE" in str(error):
-            raise Failure(f"ranks cannot meet at {where}: the port is in use there; give another") from error
-        why = f"not all {os.environ['WORLD_SIZE']} ranks met at {where} within {timeout.total_seconds():g} s"
+            raise Failure(f"ranks cannot connect at {where}: the port is in use there; give another") from error
+        why = f"not all {os.environ['WORLD_SIZE']} ranks connected to {where} within {timeout.total_seconds():g} s"
         raise Failure(f"{why} ({error})"[:400]) from error
 
 
 def current_layout(sequence_parallel: bool = False) -> Layout:
-    """The layout that Megatron's process groups describe now."""
+    """The layout of Megatron's current process groups."""
     return Layout(
         tp=mpu.get_tensor_model_parallel_world_size(),
         pp=mpu.get_pipeline_model_parallel_world_size(),
@@ -107,22 +107,22 @@ def current_layout(sequence_parallel: bool = False) -> Layout:
 
 
 def shut_down() -> None:
-    """Destroy Megatron's groups; the default process group stays (see `torch.distributed.destroy_process_group`)."""
+    """Destroy Megatron's groups but keep the default process group (see `torch.distributed.destroy_process_group`)."""
     mpu.destroy_model_parallel()
 
 
 def leave() -> None:
-    """Leave every process group; the last thing a process does."""
+    """Destroy all process groups, at the end of a process."""
     shut_down()
     dist.destroy_process_group()
 
 
 class DeepSpeedGroups:
-    """What DeepSpeed asks of `mpu`, answered from Megatron's groups.
+    """The interface of `mpu` that DeepSpeed expects, implemented with Megatron's groups.
 
-    DeepSpeed's "model parallel" group is every rank that holds a different part of one model copy: tensor × pipeline.
-    Its model-parallel *rank*, though, only decides who counts replicated parameters in the gradient norm. Stages do
-    not replicate each other, so that must be the tensor-parallel rank (ZeRO-3 knows no finer question).
+    DeepSpeed's "model parallel" group is all ranks that hold a part of one model copy: tensor × pipeline. Its
+    model-parallel *rank*, however, only decides which rank counts replicated parameters in the gradient norm. Stages do
+    not replicate each other, so that must be the tensor-parallel rank (ZeRO 3 has no finer distinction).
     """
 
     def get_model_parallel_group(self):
@@ -134,7 +134,7 @@ class DeepSpeedGroups:
         return dist.get_world_size(mpu.get_model_parallel_group())
 
     def get_model_parallel_rank(self) -> int:
-        """The tensor-parallel rank; see the class."""
+        """The tensor-parallel rank, not the one in the model-parallel group; see the class."""
         return mpu.get_tensor_model_parallel_rank()
 
     def get_tensor_model_parallel_group(self):

@@ -1,8 +1,8 @@
-"""`elas quickstart`: from nothing to a trained model in minutes, on the text that every Python brings along.
+"""`elas quickstart`: trains a small model in minutes, on the source of Python's standard library.
 
-Corpus (the standard library's own source) → SentencePiece tokenizer → Megatron token files → training on two ranks
-started by the deepspeed launcher → evaluation → a loss curve and a table. Each stage leaves a file that says it is
-done, so running it again goes on where it stopped, or shows the result.
+Corpus → SentencePiece tokenizer → Megatron token files → training on two ranks with the deepspeed launcher →
+evaluation → a loss curve and a table. Each stage leaves a file that marks it as complete, so running the command again
+resumes where it stopped, or shows the result.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from elas.files import write_json
 
 VALID_FRACTION = 0.02
 VALID_MAX_BYTES = 65_536
-"""Longer files are all trained on: one of them would be a quarter of the held-out text, and the perplexity its own."""
+"""Longer files are never held out: one of them would be a quarter of the held-out text and dominate the perplexity."""
 OWN = ("data.train", "data.valid", "data.tokenizer", "train.run_dir")  # settings that follow from --workdir
 
 
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
         argv: arguments after the command.
 
     Returns:
-        Exit status: 0, or the training's.
+        Exit status: 0, or that of the training.
     """
     overrides, rest = split_overrides(argv)
     parser = SettingsParser(
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         "elas quickstart --steps 100 --workdir /tmp/elas",
     )
     parser.add_argument(
-        "--workdir", type=Path, default=Path("quickstart"), help="where everything goes (default: %(default)s)"
+        "--workdir", type=Path, default=Path("quickstart"), help="folder for all files (default: %(default)s)"
     )
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the preset's)")
     parser.add_argument("--ranks", type=int, default=2, help="processes to train on (default: %(default)s)")
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir}: is a file; give a folder")
     if options.ranks < 1:
-        raise UserError(f"--ranks {options.ranks}: nobody would train; give 1 or more")
+        raise UserError(f"--ranks {options.ranks}: must be at least 1")
     if overrides.get("train.steps", options.steps) != options.steps is not None:
         raise UserError(f"--steps {options.steps}: --train.steps says {overrides['train.steps']}; give one of the two")
     for key in sorted({*OWN, "data.split"} & overrides.keys()):
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     facts = _report(config, options.ranks, workdir)
     seconds = time.monotonic() - start
     print(f"total {clock(seconds)}")
-    # A resumed quickstart says nothing of how long one takes.
+    # The time of a resumed quickstart is not that of a complete one.
     write_json(options.json, {**facts, "seconds": round(seconds, 1) if fresh else None})
     return 0
 
@@ -81,7 +81,7 @@ def _say(text: str) -> None:
 
 
 def prepare(workdir: Path, config: Config, corpus: Corpus) -> None:
-    """Tokenizer and token files of a corpus, unless they are there."""
+    """Create the tokenizer and the token files of a corpus, unless they exist."""
     from elas.data_prep.tokenize_corpus import Options, tokenize_corpus
     from elas.data_prep.tokenizer_training import train_tokenizer
 
@@ -97,7 +97,7 @@ def prepare(workdir: Path, config: Config, corpus: Corpus) -> None:
             valid_max_bytes=VALID_MAX_BYTES,
         )
         _say(f"{facts['documents']:,} files, {facts['bytes_in'] / 1e6:.1f} MB")
-        shutil.rmtree(tokens, ignore_errors=True)  # those of another tokenizer
+        shutil.rmtree(tokens, ignore_errors=True)  # token files of an earlier tokenizer
     if not all((tokens / f"{part}.manifest.json").exists() for part in ("train", "valid")):
         _say("tokenising")
         options = Options(valid_output=tokens / "valid", valid_fraction=VALID_FRACTION, valid_max_bytes=VALID_MAX_BYTES)
@@ -106,11 +106,11 @@ def prepare(workdir: Path, config: Config, corpus: Corpus) -> None:
 
 
 def _train(config: Config, settings: dict, ranks: int) -> None:
-    """Start `launch/pretrain.py` with the deepspeed launcher, unless the run is finished.
+    """Start `launch/pretrain.py` with the deepspeed launcher, unless the run is complete.
 
     Raises:
-        UserError: the settings were refused, or do not fit the run that is there.
-        SystemExit: with the training's status, which has been told, when it did not come to its end.
+        UserError: the settings are invalid, or do not fit the existing run.
+        SystemExit: the training did not complete and has reported why; with its status.
     """
     from elas.checkpoint.choose import find_checkpoint
     from elas.data.corpus import check_corpus
@@ -180,6 +180,6 @@ def _report(config: Config, ranks: int, workdir: Path) -> dict:
 
 
 def settings_of(config: Config) -> dict:
-    """What the result depends on, by dotted key: all settings but the paths under `--workdir` and the layout."""
+    """The settings that determine the result, by dotted key: all but the paths under `--workdir` and the layout."""
     flat = flatten(config.to_dict())
     return {key: value for key, value in flat.items() if key not in OWN and not key.startswith("parallel.")}

@@ -1,4 +1,4 @@
-"""Pictures and tables of a run, from the files it left."""
+"""Plots a run's curves from its files."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from elas.files import read_jsonl
 
 
 def plot_curves(run_dir: Path, target: Path) -> Path:
-    """Draw loss, validation perplexity, and sparsity over tokens.
+    """Plot training and validation loss, and sparsity, over tokens.
 
     Args:
-        run_dir: a run's folder, with `metrics.jsonl` and `validation.jsonl`.
+        run_dir: a run's folder with `metrics.jsonl` and `validation.jsonl`.
         target: the PNG to write.
 
     Returns:
@@ -35,7 +35,7 @@ def plot_curves(run_dir: Path, target: Path) -> Path:
     for name, color, label in (
         ("sparsity", "#5b8c5a", "zeros after relu²"),
         ("dropped", "#b08030", "non-zeros dropped by 2:4"),
-    ):  # not counted: a gap
+    ):  # steps without a count become gaps
         percent = [float("nan") if row[name] is None else 100 * row[name] for row in metrics]
         sparsity.plot(tokens, percent, color=color, label=label)
     first = next((row["tokens"] / 1e3 for row in metrics if row.get("sparse_active")), None)

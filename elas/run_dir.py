@@ -1,6 +1,6 @@
-"""A run's folder: who may write in it, where its checkpoints are, and the markers that say how the run ended.
+"""A run's folder: its lock, its checkpoints folder, and the markers of how the run ended.
 
-`DONE` and `REQUEUE` are spelled here and in `launch/slurm/pretrain.sbatch` alone. Imports no torch.
+`launch/slurm/pretrain.sbatch` also uses the names `DONE` and `REQUEUE`. Does not import torch.
 """
 
 import time
@@ -16,15 +16,15 @@ DONE, REQUEUE = "DONE", "REQUEUE"
 
 
 def checkpoints_dir(config: Config) -> Path:
-    """Where a run keeps its checkpoints."""
+    """The folder of a run's checkpoints."""
     return Path(config.train.run_dir) / "checkpoints"
 
 
 def claim(config: Config) -> BaseFileLock | None:
-    """Make the folder and lock it for this process; the system lets go when the process ends, however it ends.
+    """Create the run's folder and lock it; the system releases the lock when this process ends for any reason.
 
     Raises:
-        ConfigError: another run holds it, or it cannot be made.
+        ConfigError: another run holds the lock, or the folder cannot be created or written to.
     """
     folder, key = Path(config.train.run_dir), "train.run_dir"
     try:
@@ -41,19 +41,19 @@ def claim(config: Config) -> BaseFileLock | None:
 
 
 def clear_markers(config: Config) -> None:
-    """Remove the markers of the run before; on rank 0."""
+    """Remove the markers of the previous start; call it on rank 0 only."""
     for name in (DONE, REQUEUE):
         (Path(config.train.run_dir) / name).unlink(missing_ok=True)
 
 
 def write_marker(config: Config, facts: dict, stopped: str) -> None:
-    """Say how the run ended; on rank 0.
+    """Write `DONE`, or `REQUEUE` if the run stopped early; call it on rank 0 only.
 
     Args:
-        config: the run's.
-        facts: `step`, `checkpoint` and what else is worth knowing.
-        stopped: why it stopped before its end; empty at the end.
+        config: the run's configuration.
+        facts: `step`, `checkpoint` and further facts.
+        stopped: why it stopped early; empty if it completed.
     """
     name = REQUEUE if stopped else DONE
-    facts = {**facts, "time": time.time()}  # no two endings leave the same marker
+    facts = {**facts, "time": time.time()}  # so that no two markers are equal
     write_json(Path(config.train.run_dir) / name, facts | ({"stopped": stopped} if stopped else {}))

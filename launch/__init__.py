@@ -1,1 +1,1 @@
-"""Starting jobs: `pretrain.py` is the one file that every launcher starts."""
+"""Launchers; all of them start the same script, `pretrain.py`."""

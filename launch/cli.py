@@ -1,4 +1,4 @@
-"""`elas launch`: finds the way to start a run; each way is a module with a `main(argv)`."""
+"""`elas launch`: dispatches to its sub-commands; each is a module with a `main(argv)`."""
 
 from elas.command import run_command
 
@@ -6,7 +6,7 @@ COMMANDS = {
     "local": ("elas.launch.local", "ranks on this machine, with the deepspeed launcher or torchrun"),
     "ssh": ("elas.launch.ssh.command", "ranks on the hosts of a hostfile, with the deepspeed launcher over pdsh"),
     "slurm": ("elas.launch.slurm.submit", "a SLURM job that saves at its time limit and queues itself again"),
-    "check": ("elas.launch.preflight.check", "see whether hosts are fit for a run, before there is one"),
+    "check": ("elas.launch.preflight.check", "check whether hosts are fit for a run, before starting one"),
 }
 
 

@@ -1,4 +1,4 @@
-"""`elas train --dry-run`: every check of a start, and what the run would be. Writes nothing, makes no process group."""
+"""`elas train --dry-run`: runs every check of a start and shows the run. Writes nothing, creates no process group."""
 
 import sys
 import tempfile
@@ -13,22 +13,22 @@ from elas.train.result import finished
 
 
 def world_of(ranks: int | None, world: int) -> int:
-    """Ranks to plan for: those of `--ranks`, else of the launcher.
+    """The number of ranks to plan for: `--ranks` if given, else the launcher's.
 
     Raises:
-        UserError: they differ, or are no number of ranks.
+        UserError: `--ranks` is out of range, or differs from what the launcher started.
     """
     if ranks is None:
         return world
     if not 1 <= ranks <= LARGEST:
-        raise UserError(f"--ranks {ranks}: out of range; give 1 or more")
+        raise UserError(f"--ranks {ranks}: out of range; must be at least 1")
     if world not in (1, ranks):
         raise UserError(f"--ranks {ranks}: the launcher started {world} ranks; leave --ranks out")
     return ranks
 
 
 def check_data(config: Config) -> None:
-    """`check_corpus`, with the cache folder that it makes, to see whether it can, removed again."""
+    """Run `check_corpus`, and remove the cache folder that it creates to test whether it can."""
     from elas.data.corpus import check_corpus
 
     cache = Path(config.data.cache).absolute() if config.data.cache else None
@@ -42,7 +42,7 @@ def check_data(config: Config) -> None:
 
 
 def check_kernel(config: Config) -> None:
-    """A kernel that is asked for by name can be had; `auto` finds one always, at the start."""
+    """Check that a kernel requested by name is available; `auto` always finds one when the run starts."""
     if config.model.activation == "relu2" and config.sparsity.implementation != "auto":
         import torch
 
@@ -54,16 +54,16 @@ def check_kernel(config: Config) -> None:
 
 
 def check_run_dir(config: Config) -> None:
-    """The run's folder can be made and written to, tried with a folder that is removed again.
+    """Check that the run's folder can be created and written to, by creating and removing a temporary folder there.
 
     Raises:
-        ConfigError: it cannot, as `elas.run_dir.claim` would say it.
+        ConfigError: it cannot; with the message of `elas.run_dir.claim`.
     """
-    there = Path(config.train.run_dir).absolute()
-    while not there.exists():
-        there = there.parent
+    parent = Path(config.train.run_dir).absolute()
+    while not parent.exists():
+        parent = parent.parent
     try:
-        with tempfile.TemporaryDirectory(prefix=".elas-dry-run-", dir=there):
+        with tempfile.TemporaryDirectory(prefix=".elas-dry-run-", dir=parent):
             return
     except OSError as error:
         why = f"cannot be written to ({error.strerror})"
@@ -71,19 +71,19 @@ def check_run_dir(config: Config) -> None:
 
 
 def dry_run(config: Config, world: int, json_file: Path | None, *, shows: bool) -> int:
-    """Check a run of `world` ranks and show what it would be.
+    """Check a run of `world` ranks and show its parameters, tokens, memory and schedule.
 
     Args:
-        config: as read.
-        world: ranks.
-        json_file: where the facts also go.
+        config: as read, not yet validated.
+        world: number of ranks.
+        json_file: also receives the facts as JSON; None for none.
         shows: whether this process prints.
 
     Returns:
         Exit status 0.
 
     Raises:
-        UserError: the first thing found wrong, as a start would.
+        UserError: the first error found, the same that a real start would raise.
     """
     from elas import run_dir
     from elas.checkpoint.choose import find_checkpoint
@@ -102,7 +102,7 @@ def dry_run(config: Config, world: int, json_file: Path | None, *, shows: bool) 
     check_kernel(config)
     check_run_dir(config)
     if (Path(config.train.run_dir) / ".lock").exists():
-        run_dir.claim(config).release()  # another run's?
+        run_dir.claim(config).release()  # raises if another run holds the folder
     if not shows:
         return 0
     facts = run_facts(config, world, resume.step if resume else 0)

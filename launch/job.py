@@ -1,4 +1,4 @@
-"""A run that is to be started: its settings, checked before anything starts, and how it ended, read from its marker."""
+"""A run to launch: its settings, validated before anything starts, and its outcome, read from its markers."""
 
 import json
 from argparse import ArgumentParser
@@ -12,12 +12,12 @@ from elas.errors import UserError
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be started.
+    """A validated run.
 
     Attributes:
         config: the settings, validated for `world` ranks.
-        arguments: for `launch/pretrain.py`, each value as it was typed.
-        world: ranks.
+        arguments: arguments of `launch/pretrain.py`, each value as the user typed it.
+        world: number of ranks.
     """
 
     config: Config
@@ -26,13 +26,13 @@ class Job:
 
     @property
     def run_dir(self) -> Path:
-        """The run's folder."""
+        """`train.run_dir`."""
         return Path(self.config.train.run_dir)
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended: `done`, `stopped` (it was asked to, and saved), or `failed`."""
+    """Outcome of a run: `done`, `stopped` (on request, after saving), or `failed`."""
 
     state: str
     step: int | None = None
@@ -41,16 +41,16 @@ class Ending:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """The options of a run that are no settings, as `elas train` has them."""
+    """Add the options of `elas train` that are not settings."""
     parser.add_argument("--config", metavar="FILE", help="YAML file, or a preset's name")
     parser.add_argument("--deepspeed_config", help="DeepSpeed JSON, such as ds_configs/zero1.json")
 
 
 def split_argv(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Settings, as `--section.key=VALUE`, and everything else.
+    """Separate the settings, as `--section.key=VALUE`, from all other arguments.
 
     Raises:
-        ConfigError: an unknown key, or one without a value.
+        ConfigError: a key is unknown or has no value.
     """
     settings, rest = split_settings(argv)
     return [f"--{key}={value}" for key, value in settings], rest
@@ -61,12 +61,12 @@ def read_job(settings: list[str], options, world: int, *, look_at_files: bool = 
 
     Args:
         settings: `--section.key=VALUE`, from `split_argv`.
-        options: parsed, with those of `add_options`.
-        world: ranks.
-        look_at_files: also look at the corpus and at what the run's folder holds, which this machine must see.
+        options: parsed options, including those of `add_options`.
+        world: number of ranks.
+        look_at_files: also check the corpus and the run's checkpoints, which must be visible on this machine.
 
     Raises:
-        UserError: the first thing found wrong.
+        UserError: the first error found.
     """
     from elas.config.deepspeed import choose_zero_stage
     from elas.config.rules import validate
@@ -90,7 +90,7 @@ def read_job(settings: list[str], options, world: int, *, look_at_files: bool = 
 
 
 def input_files(config: Config) -> tuple[str, ...]:
-    """The token files that a run reads."""
+    """Paths of the token files (`.idx` and `.bin`) that a run reads."""
     from elas.data.corpus import parse_blend
 
     prefixes = []
@@ -100,7 +100,7 @@ def input_files(config: Config) -> tuple[str, ...]:
 
 
 def markers(run_dir: Path) -> dict[str, str]:
-    """The text of the markers that a run has left, by name."""
+    """The contents of the markers `DONE` and `REQUEUE` in a run's folder, by name; missing ones are left out."""
     found = {}
     for name in ("DONE", "REQUEUE"):
         try:
@@ -111,16 +111,16 @@ def markers(run_dir: Path) -> dict[str, str]:
 
 
 def how_it_ended(job: Job, before: dict[str, str], after: dict[str, str], status: int) -> Ending:
-    """Judge a run by the marker of its rank 0, and never by an exit status alone.
+    """Determine a run's outcome from the marker that its rank 0 wrote, never from an exit status alone.
 
     Args:
         job: the run.
-        before: its markers before it was started: an old one says nothing about this start,
-        after: and when everything had ended.
-        status: exit status of whatever started it.
+        before: its markers before the start; an unchanged one is from an earlier start and is ignored.
+        after: its markers after all processes ended.
+        status: exit status of the launcher.
 
     Returns:
-        `done` also where there was nothing left to do.
+        The outcome; `done` also if the run was already complete and exited at once.
     """
     new = {name: text for name, text in after.items() if before.get(name) != text}
     for name, state in (("DONE", "done"), ("REQUEUE", "stopped")):
@@ -142,27 +142,27 @@ def _facts(text: str | None) -> dict:
 
 
 def whole_number(option: str, value: int | None, least: int = 1, most: int | None = None) -> None:
-    """Refuse a number that cannot be; None is whatever the default is.
+    """Check that an option's value is from `least` to `most`; None (option not given) passes.
 
     Raises:
-        UserError: it is too small or too large.
+        UserError: the value is out of range.
     """
     if value is not None and (value < least or (most is not None and value > most)):
-        fix = f"give {least} or more" if most is None else f"give a number from {least} to {most}"
-        raise UserError(f"{option} {value}: cannot be; {fix}")
+        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise UserError(f"{option} {value}: must be {bounds}")
 
 
 def shared_arguments(options) -> list[str]:
-    """The options of `elas.launch.job.add_options` as arguments again."""
+    """Turn the parsed options of `add_options` back into arguments."""
     given = {"--config": options.config, "--deepspeed_config": options.deepspeed_config}
     return [f"{name}={value}" for name, value in given.items() if value]
 
 
 def read_arguments(argv: list[str], world: int, *, look_at_files: bool = True) -> Job:
-    """The run that arguments of `launch/pretrain.py` describe, for `world` ranks.
+    """Parse and check arguments of `launch/pretrain.py` for `world` ranks.
 
     Raises:
-        UserError: the first thing found wrong.
+        UserError: the first error found.
     """
     settings, rest = split_argv(argv)
     example = "sbatch --nodes 2 launch/slurm/pretrain.sbatch --config F"

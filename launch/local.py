@@ -1,4 +1,4 @@
-"""`elas launch local`: ranks on this machine, with the deepspeed launcher or torchrun."""
+"""`elas launch local`: runs ranks on this machine with the deepspeed launcher or torchrun."""
 
 import os
 import shlex
@@ -27,10 +27,10 @@ def main(argv: list[str]) -> int:
         argv: arguments after the command.
 
     Returns:
-        0 when the run came to its end, 2 for a mistake of the user's, 130 or 143 when it was asked to stop, else 1.
+        0 if the run completed, 2 for a user error, 130 or 143 if a signal asked it to stop, else 1.
 
     Raises:
-        UserError: a mistake that can be seen before anything starts.
+        UserError: an error found before anything starts.
     """
     settings, rest = split_argv(argv)
     parser = SettingsParser(
@@ -39,19 +39,21 @@ def main(argv: list[str]) -> int:
         "elas launch local --ranks 2 --config 60m --data.train data/c4 --train.run_dir runs/60m",
     )
     add_options(parser)
-    parser.add_argument("--ranks", type=int, metavar="N", help="processes (default: one a GPU, or one)")
+    parser.add_argument("--ranks", type=int, metavar="N", help="processes (default: one per GPU, else one)")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="deepspeed", help="default: %(default)s")
-    parser.add_argument("--restarts", type=int, metavar="N", help="begin again after a fault, N times (torchrun)")
-    parser.add_argument("--master-port", type=int, metavar="P", help="where ranks meet (default: a free port)")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
-    parser.add_argument("--sweep", type=Path, metavar="FILE", help="a run for each line, which holds further settings")
+    parser.add_argument("--restarts", type=int, metavar="N", help="restart after a fault, up to N times (torchrun)")
+    parser.add_argument("--master-port", type=int, metavar="P", help="rendezvous port (default: a free port)")
+    parser.add_argument("--dry-run", action="store_true", help="print the command and exit")
+    parser.add_argument("--sweep", type=Path, metavar="FILE", help="one run per line, each with further settings")
     parser.add_argument("--parallel", type=int, metavar="N", help="with --sweep: runs at a time (default: 1)")
     options = parser.parse_args(rest)
     whole_number("--ranks", options.ranks)
     whole_number("--restarts", options.restarts, 0)
     whole_number("--master-port", options.master_port, 1, 65535)
     if options.restarts and options.launcher != "torchrun":
-        raise UserError(f"--restarts {options.restarts}: deepspeed does not begin again; add --launcher torchrun")
+        raise UserError(
+            f"--restarts {options.restarts}: the deepspeed launcher cannot restart ranks; add --launcher torchrun"
+        )
     whole_number("--parallel", options.parallel)
     if options.sweep is not None:
         return _sweep(settings, options)
@@ -63,12 +65,12 @@ def main(argv: list[str]) -> int:
         check_kernel(job.config)
     port = options.master_port or free_port()
     if options.master_port and not port_is_free(options.master_port):
-        raise UserError(f"--master-port {port}: something listens there already; give another, or leave it out")
+        raise UserError(f"--master-port {port}: the port is already in use; give another, or leave it out")
     command = command_of(job, options.launcher, port, options.restarts or 0)
     print(f"{'would run' if options.dry_run else 'running'}: {shlex.join(command)}", flush=True)
     if options.dry_run:
         return 0
-    claim(job.config).release()  # another run's, or not to be written to: told now
+    claim(job.config).release()  # fail now if another run holds the folder or it is not writable
     return run(job, command, options.json)
 
 
@@ -81,9 +83,9 @@ def _sweep(settings: list[str], options) -> int:
     ranks = options.ranks or max(1, gpus // parallel)
     if options.master_port:
         raise UserError(
-            f"--master-port {options.master_port}: not with --sweep, each run takes a free one; leave it out"
+            f"--master-port {options.master_port}: not with --sweep, where each run takes a free port; leave it out"
         )
-    if gpus and parallel > 1:  # deepspeed's launcher gives every run the first GPUs
+    if gpus and parallel > 1:  # the deepspeed launcher would give every run the same first GPUs
         raise UserError(f"--parallel {parallel}: runs would share this machine's {gpus} GPUs; give --parallel 1")
     with Heartbeat("checking the settings"):
         jobs = read_runs(options.sweep, [*shared_arguments(options), *settings], ranks)
@@ -97,11 +99,11 @@ def _sweep(settings: list[str], options) -> int:
 
 
 def run(job: Job, command: list[str], json_file=None) -> int:
-    """Run a command of `command_of` to its end; returns the exit status of `main`."""
+    """Run a command from `command_of` until it ends; returns the exit status for `main`."""
     parts = {os.uname().nodename: range(job.world)}
     before = markers(job.run_dir)
-    watched = Supervisor(command, parts, None, environment(job.world)).run()
-    return conclude(job, watched, parts, before, markers(job.run_dir), json_file, run_speaks=True)
+    outcome = Supervisor(command, parts, None, environment(job.world)).run()
+    return conclude(job, outcome, parts, before, markers(job.run_dir), json_file, run_speaks=True)
 
 
 def command_of(job: Job, launcher: str, port: int, restarts: int = 0) -> list[str]:
@@ -117,25 +119,25 @@ def command_of(job: Job, launcher: str, port: int, restarts: int = 0) -> list[st
 
 
 def environment(ranks: int) -> dict[str, str]:
-    """This process's environment for ranks of this machine: threads shared out, Python's own programs on the path."""
+    """The environment of the ranks: this process's, with `OMP_NUM_THREADS` divided and Python's programs on PATH."""
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
-    # torchrun's ranks would meet in its own store, where those that begin again find what the last ones left, and hang.
+    # With torchrun's shared store, restarted ranks would find the keys of the previous start and hang.
     own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    # DeepSpeed's launcher, two processes, would each warn that it found no accelerator.
+    # Without this, both processes of the deepspeed launcher warn that they found no accelerator.
     accelerator = {} if _gpus() else {"DS_ACCELERATOR": "cpu"}
     return {"OMP_NUM_THREADS": str(threads), **own_store, **accelerator, **os.environ, "PATH": path}
 
 
 def free_port() -> int:
-    """A port of this machine on which nothing listens now."""
+    """A TCP port that is free on this machine now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def port_is_free(port: int) -> bool:
-    """Whether this machine could listen there."""
+    """Whether this process could listen on the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,8 +1,8 @@
-"""`elas launch local --sweep FILE`: the runs of a file on this machine, one after another or a few at a time.
+"""`elas launch local --sweep FILE`: the runs of a sweep on this machine, one after another or a few at a time.
 
-Each run is an `elas launch local` of its own, in its own session, with its output in `RUN_DIR/launch.log`. A finished
-run is skipped, so the same command goes on with what is left; a run that fails does not stop the others. A request to
-stop is handed on: runs under way save and end, the others are not started.
+Each run is an `elas launch local` of its own, in its own session, with its output in `RUN_DIR/launch.log`. Finished
+runs are skipped, so repeating the command resumes the sweep. A failed run does not stop the others. A signal to stop is
+forwarded: running ones save and end, the others are not started.
 """
 
 import os
@@ -24,7 +24,7 @@ from elas.run_dir import claim
 from elas.train.result import finished
 
 POLL_S, SAY_S = 0.2, 10.0
-"""How often processes are looked at, and how often a run's progress is said."""
+"""Seconds between polls of the processes, and between two progress lines of a run."""
 LOG = "launch.log"
 
 
@@ -50,7 +50,7 @@ class _Run:
         return f"run {self.number}/{self.of} ({self.job.run_dir})"
 
     def facts(self) -> dict:
-        """For scripts."""
+        """This run's entry in the JSON file."""
         valid = read_jsonl(self.job.run_dir / "validation.jsonl")
         done = self.state in ("done", "skipped")
         return {
@@ -66,34 +66,34 @@ class _Run:
 
 
 def run_sweep(jobs: list[Job], options: list[str], parallel: int, json_file: Path | None) -> int:
-    """Run them all.
+    """Run a sweep.
 
     Args:
-        jobs: of the sweep's lines, checked, each with its own folder.
-        options: of `elas launch local`, for every run.
-        parallel: runs at a time.
-        json_file: where the facts go: `runs[]`, one for each line.
+        jobs: one per line of the sweep, checked, each with its own folder.
+        options: options of `elas launch local` that apply to every run.
+        parallel: number of runs at a time.
+        json_file: receives `runs[]`, one entry per line; None for none.
 
     Returns:
-        0 when every run came to its end, 128 + n when it was asked to stop by signal n, else 1.
+        0 if every run completed, 128 + n if signal n asked to stop, else 1.
     """
     runs = [_Run(number, len(jobs), job) for number, job in enumerate(jobs, 1)]
     waiting = [run for run in runs if not _is_finished(run)]
     under_way: list[_Run] = []
     asked: list[int] = []
-    handed_on = 0
+    forwarded = 0
     with noted_signals(asked):
         while under_way or (waiting and not asked):
             while waiting and len(under_way) < parallel and not asked:
                 run = waiting.pop(0)
                 if _start(run, options, parallel):
                     under_way.append(run)
-            for number in asked[handed_on:]:
+            for number in asked[forwarded:]:
                 name, left = signal.Signals(number).name, _runs(len(waiting))
-                _say(f"{name}: {_runs(len(under_way))} to save and end, {left} not started")
+                _say(f"{name}: {_runs(len(under_way))} asked to save and end, {left} not started")
                 for run in under_way:
                     run.process.send_signal(number)
-            handed_on = len(asked)
+            forwarded = len(asked)
             time.sleep(POLL_S)
             for run in list(under_way):
                 _show_progress(run)
@@ -112,15 +112,15 @@ def _is_finished(run: _Run) -> bool:
     if finished(run.job.config, found) is None:
         return False
     run.state, run.status, run.ending = "skipped", 0, Ending("done", found.step, str(found.path))
-    _say(f"{run.name}: trained to step {found.step} already, skipped")
+    _say(f"{run.name}: already trained to step {found.step}, skipped")
     return True
 
 
 def _start(run: _Run, options: list[str], parallel: int) -> bool:
-    """Start one; whether it could be."""
+    """Start a run; False if its folder cannot be used."""
     run.began = time.monotonic()
     try:
-        claim(run.job.config).release()  # makes the folder
+        claim(run.job.config).release()  # creates the folder
     except UserError as error:
         run.state, run.status = "failed", 2
         _say(f"{run.name}: {error}")
@@ -137,7 +137,7 @@ def _start(run: _Run, options: list[str], parallel: int) -> bool:
             stdout=output,
             stderr=subprocess.STDOUT,
             env={"OMP_NUM_THREADS": str(cores), **os.environ},
-            start_new_session=True,  # a Ctrl-C reaches it once, from here
+            start_new_session=True,  # so Ctrl-C reaches it only once, forwarded from here
             preexec_fn=end_with_parent,
         )
     run.state = "running"
@@ -168,7 +168,7 @@ def _judge(run: _Run) -> None:
 
 
 def _why(run: _Run) -> str:
-    """The first error in what this start of a run printed, else its last line."""
+    """The first `error:` line in the log of this start, else its last line."""
     with (run.job.run_dir / LOG).open("rb") as file:
         file.seek(run.log_begins)
         lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]

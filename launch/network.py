@@ -1,7 +1,7 @@
-"""This host's network interfaces, and which of them leads to another host. Only the standard library; Linux.
+"""This host's network interfaces, and which of them routes to another host. Standard library only; Linux.
 
-gloo takes the interface that has the address of this host's own name. Debian writes `127.0.1.1 HOSTNAME` into
-/etc/hosts, so that is loopback, where no other host gets an answer. Here the kernel is asked for its route instead.
+gloo binds to the interface that has the address of this host's own name. Debian writes `127.0.1.1 HOSTNAME` into
+/etc/hosts, so gloo picks loopback, which other hosts cannot reach. This module asks the kernel for the route instead.
 """
 
 import array
@@ -18,7 +18,7 @@ _SIOCGIFCONF, _SIOCGIFFLAGS, _SIOCGIFMTU = 0x8912, 0x8913, 0x8921
 _UP, _LOOPBACK, _RUNNING = 0x1, 0x8, 0x40
 _IFREQ = 40  # bytes of a struct ifreq
 _INSIDE = re.compile(r"(docker|veth|virbr|cni|flannel|podman|lxc|lxd)|br-[0-9a-f]{12}$")
-"""How interfaces are called that lead to containers and virtual machines of this host alone."""
+"""Names of interfaces that only reach containers and virtual machines on this host."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Interface:
     Attributes:
         name: `eth0`.
         addresses: its addresses, IPv4 first.
-        up: whether it is switched on and its cable is in.
-        loopback: whether it leads nowhere but here.
-        mtu: bytes that a packet may have.
+        up: whether it is enabled and has a carrier.
+        loopback: whether it only reaches this host.
+        mtu: maximum packet size in bytes.
     """
 
     name: str
@@ -44,29 +44,29 @@ def interfaces() -> list[Interface]:
     """Every interface of this host."""
     addresses = _addresses()
     found = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # gone meanwhile
-                flags, mtu = _ask(asked, _SIOCGIFFLAGS, name, "H"), _ask(asked, _SIOCGIFMTU, name, "i")
+            with contextlib.suppress(OSError):  # the interface was removed meanwhile
+                flags, mtu = _ioctl(handle, _SIOCGIFFLAGS, name, "H"), _ioctl(handle, _SIOCGIFMTU, name, "i")
                 up = bool(flags & _UP and flags & _RUNNING)
                 found.append(Interface(name, tuple(addresses.get(name, ())), up, bool(flags & _LOOPBACK), mtu))
     return found
 
 
-def _ask(asked: socket.socket, request: int, name: str, form: str) -> int:
-    answer = fcntl.ioctl(asked, request, struct.pack("16s24x", name.encode()))
+def _ioctl(handle: socket.socket, request: int, name: str, form: str) -> int:
+    answer = fcntl.ioctl(handle, request, struct.pack("16s24x", name.encode()))
     return struct.unpack_from(form, answer, 16)[0]
 
 
 def _addresses() -> dict[str, list[str]]:
     """Addresses by interface."""
     found: dict[str, list[str]] = {}
-    room = array.array("B", bytes(_IFREQ * 512))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        answer = fcntl.ioctl(asked, _SIOCGIFCONF, struct.pack("iP", len(room), room.buffer_info()[0]))
+    buffer = array.array("B", bytes(_IFREQ * 512))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
+        answer = fcntl.ioctl(handle, _SIOCGIFCONF, struct.pack("iP", len(buffer), buffer.buffer_info()[0]))
     for at in range(0, struct.unpack_from("i", answer)[0], _IFREQ):
-        name = bytes(room[at : at + 16]).partition(b"\0")[0].decode().partition(":")[0]
-        found.setdefault(name, []).append(socket.inet_ntoa(bytes(room[at + 20 : at + 24])))
+        name = bytes(buffer[at : at + 16]).partition(b"\0")[0].decode().partition(":")[0]
+        found.setdefault(name, []).append(socket.inet_ntoa(bytes(buffer[at + 20 : at + 24])))
     table = Path("/proc/net/if_inet6")
     for line in table.read_text().splitlines() if table.exists() else ():
         digits, *_, name = line.split()
@@ -75,7 +75,7 @@ def _addresses() -> dict[str, list[str]]:
 
 
 def resolve(name: str) -> list[str]:
-    """The addresses of a host by its name, the preferred first; none when it is not known."""
+    """The addresses that a host name resolves to, preferred ones first; empty if it does not resolve."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -84,7 +84,7 @@ def resolve(name: str) -> list[str]:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is this host's own alone: 127.*, ::1."""
+    """Whether an address is loopback: 127.*, ::1."""
     return ipaddress.ip_address(address).is_loopback
 
 
@@ -94,18 +94,18 @@ def owner(address: str) -> Interface | None:
 
 
 def local_address(address: str) -> str | None:
-    """This host's address that packets to `address` leave from; None without a route. Nothing is sent."""
+    """The source address that the kernel would use for packets to `address`; None without a route. Sends nothing."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as asked:
+    with socket.socket(family, socket.SOCK_DGRAM) as handle:
         try:
-            asked.connect((address, 9))
+            handle.connect((address, 9))  # on a UDP socket this only looks up the route
         except OSError:
             return None
-        return asked.getsockname()[0].partition("%")[0]
+        return handle.getsockname()[0].partition("%")[0]
 
 
 def answers(address: str, port: int) -> bool:
-    """Whether something listens on a port there."""
+    """Whether a TCP connection to `address:port` succeeds within 3 s."""
     try:
         socket.create_connection((address, port), timeout=3).close()
     except OSError:
@@ -114,11 +114,11 @@ def answers(address: str, port: int) -> bool:
 
 
 def outward(found: list[Interface]) -> list[Interface]:
-    """Interfaces that may lead to other hosts: up, with an IPv4 address, and not to containers if there are others."""
+    """Interfaces that may reach other hosts: up, with IPv4; those to containers only if there are no others."""
     able = [interface for interface in found if interface.up and not interface.loopback and ipv4(interface)]
     return [interface for interface in able if not _INSIDE.match(interface.name)] or able
 
 
 def ipv4(interface: Interface) -> list[str]:
-    """The IPv4 addresses of an interface that another host could use."""
+    """The IPv4 addresses of an interface that other hosts can use: without link-local ones."""
     return [address for address in interface.addresses if "." in address and not address.startswith("169.254.")]

@@ -1,12 +1,12 @@
-"""Start one training run: the file that the deepspeed launcher, torchrun, srun and `elas train` all start.
+"""The entry point of a training run; the deepspeed launcher, torchrun, srun and `elas train` all run this file.
 
     elas train --config 60m --data.train corpus
     deepspeed --num_gpus 2 launch/pretrain.py --config run.yaml --deepspeed_config ds_configs/zero1.json
     torchrun --nproc_per_node 2 launch/pretrain.py --config run.yaml --parallel.tensor 2
     srun … python launch/pretrain.py --config run.yaml
 
-Every mistake that can be seen in the settings, the files and the number of ranks is one line, with exit status 2,
-before any process group exists.
+Errors in the settings, the files or the number of ranks are reported in one line, with exit status 2, before any
+process group exists.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def parse(argv: list[str]) -> tuple[Config, dict]:
         argv: `--config`, `--deepspeed_config`, and `--section.key value` overrides.
 
     Returns:
-        The configuration, and the other options.
+        The configuration, and the other options as a dict.
 
     Raises:
-        UserError: an unknown option or key, or a bad value.
+        UserError: an unknown option or key, or an invalid value.
     """
     overrides, rest = split_overrides(argv)
     parser = SettingsParser(
@@ -57,13 +57,13 @@ def parse(argv: list[str]) -> tuple[Config, dict]:
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file, or a preset's name")
     parser.add_argument("--deepspeed_config", help="DeepSpeed JSON, such as ds_configs/zero1.json")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers; not used")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help="passed by launchers; ignored")
     parser.add_argument(
         "--show-config",
         action="store_true",
-        help="print the whole configuration as YAML (--json FILE: as JSON too), and stop",
+        help="print the whole configuration as YAML (--json FILE: as JSON too) and exit",
     )
-    dry = "check everything, show parameters, tokens, epochs, memory and schedule, and stop"
+    dry = "check everything, show parameters, tokens, epochs, memory and schedule, and exit"
     parser.add_argument("--dry-run", action="store_true", help=dry)
     parser.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: as if started on N ranks")
     options = vars(parser.parse_args(rest))
@@ -75,7 +75,7 @@ def parse(argv: list[str]) -> tuple[Config, dict]:
 
 
 def warn(config: Config, start: int) -> None:
-    """A line on stderr for each phase that the run will not reach, going on after step `start`, and for waste."""
+    """Warn on stderr of phases that a run resumed after step `start` will not reach, and of unused vocabulary."""
     from elas.data.corpus import unused_vocabulary
 
     for line in (*unreached(config, start), *unused_vocabulary(config)):
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
         Exit status 0.
 
     Raises:
-        UserError: a mistake in the settings, the files or the number of ranks.
+        UserError: an error in the settings, the files or the number of ranks.
     """
     end_with_launcher()
     with Heartbeat("starting", shows=is_first_rank()) as heartbeat:
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Ready:
-    """A run that was checked and may start."""
+    """A checked run, ready to start."""
 
     config: Config
     resume: Checkpoint | None
@@ -128,10 +128,10 @@ class _Ready:
 
 
 def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
-    """Check all that a start checks, and load what it needs; None where that was all there was to do.
+    """Run all checks and import what training needs; None if nothing is left to do (`--dry-run`, a finished run).
 
     Raises:
-        UserError: a mistake in the settings, the files or the number of ranks.
+        UserError: an error in the settings, the files or the number of ranks.
     """
     config, options = parse(argv)
     from elas.config.rules import validate
@@ -185,7 +185,7 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
 
 @contextlib.contextmanager
 def _interrupted_before_training(resume: Checkpoint | None) -> Iterator[None]:
-    """Say what is saved where Ctrl-C comes before a run listens to signals."""
+    """On Ctrl-C before the run handles signals itself, report what is saved."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Which rank this process is, from the variables that torchrun, the deepspeed launcher or srun set."""
+"""The rank and rendezvous variables of torchrun, the deepspeed launcher and srun, and the network interface to use."""
 
 import os
 
@@ -7,16 +7,16 @@ from elas.launch import network
 
 
 def srun_environment() -> None:
-    """Under srun without torchrun, name the rank variables as torch.distributed wants them.
+    """Under srun without torchrun, set the rank variables of torch.distributed from SLURM's.
 
     Raises:
-        ConfigError: several SLURM tasks, but no MASTER_ADDR to meet at; or a variable that is no number.
+        ConfigError: there are several SLURM tasks but no MASTER_ADDR, or a variable is not a number.
     """
     if "RANK" in os.environ or "SLURM_PROCID" not in os.environ or _whole("SLURM_NTASKS", 1, least=1) <= 1:
         return
     if "MASTER_ADDR" not in os.environ:
         fix = 'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1) before srun'
-        raise ConfigError("MASTER_ADDR", None, "srun started several tasks that do not know where to meet", fix)
+        raise ConfigError("MASTER_ADDR", None, "srun started several tasks without a rendezvous address", fix)
     names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
     for name, slurm in names.items():
         os.environ[name] = str(_whole(slurm))
@@ -24,18 +24,18 @@ def srun_environment() -> None:
 
 
 def is_first_rank() -> bool:
-    """Whether this process shows what goes on, before its variables are checked: rank 0, or no rank of a launcher's."""
+    """Whether this process prints progress: rank 0, or a process without a launcher. Variables may be unchecked yet."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's rank and how many there are; 0 and 1 without a launcher.
+    """This process's rank and the world size; 0 and 1 without a launcher.
 
     Raises:
-        ConfigError: the variables are no numbers, contradict each other, or some are missing.
+        ConfigError: the variables are not numbers, contradict each other, or some are missing.
     """
     if "RANK" not in os.environ and _whole("WORLD_SIZE", 1, least=1) > 1:
-        why = "but no RANK: some launcher's variable is left over"
+        why = "but no RANK: probably left over from another launcher"
         raise ConfigError("WORLD_SIZE", os.environ["WORLD_SIZE"], why, "unset WORLD_SIZE, or start with a launcher")
     rank, world = _whole("RANK", 0), _whole("WORLD_SIZE", 1, least=1)
     _whole("LOCAL_RANK", 0)
@@ -44,23 +44,23 @@ def rank_and_world() -> tuple[int, int]:
     if "RANK" in os.environ:
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             if not os.environ.get(name):
-                raise ConfigError(name, None, "the ranks do not know where to meet", "start with a launcher, or set it")
+                raise ConfigError(name, None, "missing, ranks need it to connect", "start with a launcher, or set it")
         port = os.environ["MASTER_PORT"]
         if not (port.isdecimal() and 0 < int(port) < 65536):
-            raise ConfigError("MASTER_PORT", port, "is no port", "give a number from 1 to 65535")
+            raise ConfigError("MASTER_PORT", port, "is not a port number", "must be from 1 to 65535")
     return rank, world
 
 
 def choose_interface() -> str | None:
-    """For a run of several hosts, tell gloo and NCCL the interface that leads to the others, unless the user has.
+    """On runs of several hosts, select the interface that reaches the others, unless the user has set one.
 
-    Sets GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME; called after `rank_and_world`, before any process group.
+    Sets GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME. Call it after `rank_and_world` and before any process group exists.
 
     Returns:
-        gloo's interface; None when the run has one host, as far as can be seen, and any will do.
+        gloo's interface; None if the run appears to have one host, where any interface works.
 
     Raises:
-        ConfigError: MASTER_ADDR is unknown here, or loopback, or without a route; or the user's interface cannot be.
+        ConfigError: MASTER_ADDR does not resolve here, is loopback, or has no route; or the user's interface is wrong.
     """
     if not _several_hosts():
         return None
@@ -75,12 +75,12 @@ def choose_interface() -> str | None:
         os.environ["GLOO_SOCKET_IFNAME"] = interface.name
     chosen = os.environ["GLOO_SOCKET_IFNAME"]
     if not os.environ.get("NCCL_SOCKET_IFNAME"):
-        os.environ["NCCL_SOCKET_IFNAME"] = f"={chosen}"  # NCCL would take eth01 for eth0, too
+        os.environ["NCCL_SOCKET_IFNAME"] = f"={chosen}"  # `=`: exact match, else NCCL also matches eth01 for eth0
     return chosen
 
 
 def _several_hosts() -> bool:
-    """Whether ranks run on other hosts: what torchrun, the deepspeed launcher, or srun alone says."""
+    """Whether ranks run on other hosts, according to the variables of torchrun, the deepspeed launcher or srun."""
     if "RANK" not in os.environ:
         return False
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
@@ -90,9 +90,10 @@ def _several_hosts() -> bool:
 
 
 def _on_first_host(address: str) -> bool:
-    """Whether rank 0 runs here, or torchrun, whose store is there before any rank, answers on loopback.
+    """Whether rank 0 runs on this host.
 
-    The latter are several agents of torchrun on one machine. Ranks of a host follow each other.
+    True if this host's first rank is 0 (a host's ranks are consecutive), or if torchrun's store, which exists before
+    any rank, answers on loopback: then several torchrun agents run on one machine.
     """
     if _whole("RANK", 0) == _whole("LOCAL_RANK", 0):
         return True
@@ -108,9 +109,9 @@ def _here() -> str:
 
 
 def _check_interface(name: str, found: dict[str, network.Interface]) -> None:
-    """Refuse a user's interface that is not there, or is loopback."""
+    """Raise `ConfigError` if the user's interface does not exist, or is loopback while other hosts take part."""
     value = os.environ[name]
-    if value.startswith("^"):  # NCCL: any but these
+    if value.startswith("^"):  # NCCL's exclusion list
         return
     exact = name.startswith("GLOO") or value.startswith("=")
     for wanted in value.removeprefix("=").split(","):
@@ -118,7 +119,7 @@ def _check_interface(name: str, found: dict[str, network.Interface]) -> None:
         loopback = all(interface.loopback for interface in match)
         if match and (not loopback or all(map(network.is_loopback, network.resolve(os.environ["MASTER_ADDR"])))):
             continue
-        why = f"{wanted} is loopback, which leads to no other host," if match else f"there is no interface {wanted}"
+        why = f"{wanted} is loopback, which reaches no other host," if match else f"there is no interface {wanted}"
         outward = ", ".join(interface.name for interface in network.outward(list(found.values()))) or "one that is up"
         raise ConfigError(name, value, f"{why} {_here()}", f"give {outward}, or unset it")
 
@@ -128,7 +129,7 @@ def _interface_to_master(found: dict[str, network.Interface]) -> network.Interfa
     addresses = network.resolve(master)
     if not addresses:
         fix = "give an address, or add the name to /etc/hosts there"
-        raise ConfigError("MASTER_ADDR", master, f"is not known {_here()}", fix)
+        raise ConfigError("MASTER_ADDR", master, f"does not resolve {_here()}", fix)
     elsewhere = [address for address in addresses if not network.is_loopback(address)]
     if not elsewhere:
         return _interface_of_first_host(master, addresses[0], network.outward(list(found.values())))
@@ -142,17 +143,20 @@ def _interface_to_master(found: dict[str, network.Interface]) -> network.Interfa
 
 
 def _interface_of_first_host(master: str, address: str, outward: list[network.Interface]) -> network.Interface | None:
-    """Debian's `127.0.1.1 HOSTNAME` on the first host itself: other hosts know the name by another address."""
+    """The interface if MASTER_ADDR resolves to loopback, as Debian's `127.0.1.1 HOSTNAME` does on the first host.
+
+    Other hosts resolve that name to another address, so the first host may use its only outward interface.
+    """
     literal = master in (address, "localhost")
     here = _on_first_host(address)
     if here and literal and _torchruns_store():
-        return None  # its agents may all be on this machine; one that is not will find no store, and refuse
+        return None  # all agents may be on this machine; an agent on another host finds no store and raises
     if here and not literal and len(outward) == 1:
         return outward[0]
-    why = f"is {address} {_here()}: loopback, where no other host gets an answer"
+    why = f"is {address} {_here()}: loopback, which other hosts cannot reach"
     fix = "give the first host's address on the network that all hosts share"
     if not literal:
-        fix += f", or take {master} off the 127.* lines of /etc/hosts there"
+        fix += f", or remove {master} from the 127.* lines of /etc/hosts there"
     if here and not literal and outward:
         names = ", ".join(interface.name for interface in outward)
         fix = f"set GLOO_SOCKET_IFNAME there to the right one of {names}; or {fix}"
@@ -168,5 +172,5 @@ def _whole(name: str, default: int | None = None, *, least: int = 0) -> int:
     except (TypeError, ValueError):
         value = -1
     if value < least:
-        raise ConfigError(name, text, "is no rank or number of ranks", "start with a launcher, or unset it")
+        raise ConfigError(name, text, f"must be a whole number, at least {least}", "start with a launcher, or unset it")
     return value

@@ -1,4 +1,4 @@
-"""A sweep: one file, a run on every line, whose settings come after those that all runs share."""
+"""Sweeps: a file with one run per line, whose settings follow, and so override, those shared by all runs."""
 
 import os
 import shlex
@@ -15,21 +15,22 @@ def read_sweep(path: Path) -> list[list[str]]:
     """Read a sweep.
 
     Args:
-        path: arguments of `launch/pretrain.py`, a line for each run, quoted as for a shell; nothing is expanded.
+        path: one run per line: arguments of `launch/pretrain.py`, quoted as for a shell; nothing is expanded.
 
     Returns:
-        The arguments of each run, in the order of the lines.
+        The arguments of each run, in line order.
 
     Raises:
-        UserError: unreadable, no lines, an empty one, or one with a quote too many.
+        UserError: the file is unreadable or empty, or a line is empty or has an unbalanced quote.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "no text"
-        raise UserError(f"--sweep {path}: cannot be read ({why}); give a file with a line of settings a run") from None
+        why = getattr(error, "strerror", None) or "not UTF-8 text"
+        fix = "give a file with one line of settings per run"
+        raise UserError(f"--sweep {path}: cannot be read ({why}); {fix}") from None
     if not lines:
-        raise UserError(f"--sweep {path}: holds no line; write the settings of a run on each")
+        raise UserError(f"--sweep {path}: is empty; write the settings of one run on each line")
     return [_words(path, number, line) for number, line in enumerate(lines, 1)]
 
 
@@ -39,21 +40,21 @@ def _words(path: Path, number: int, line: str) -> list[str]:
     except ValueError as error:
         raise UserError(f"--sweep {path}: line {number}: {error}; fix the quotes") from None
     if not words:
-        raise UserError(f"--sweep {path}: line {number} is empty; take it out, each line is a run")
+        raise UserError(f"--sweep {path}: line {number} is empty; remove it, each line is one run")
     return words
 
 
 def of_this_task(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The arguments of this task of an array, as ELAS_SWEEP gives them; none without it.
+    """The arguments of this SLURM array task: its line of the file ELAS_SWEEP; empty if the variable is unset.
 
     Raises:
-        UserError: no array, no such line, or what `read_sweep` finds.
+        UserError: the job is not an array, the line does not exist, or the file is invalid.
     """
     path, task = environment.get(VARIABLE), environment.get(TASK)
     if not path:
         return []
     if task is None:
-        raise UserError(f"{VARIABLE}={path}: this job is no array; submit it with sbatch --array=0-N")
+        raise UserError(f"{VARIABLE}={path}: this job is not an array; submit it with sbatch --array=0-N")
     runs = read_sweep(Path(path))
     if not task.isdecimal() or int(task) >= len(runs):
         why = f"{path} has {len(runs)} lines, for tasks 0 to {len(runs) - 1}"
@@ -62,10 +63,10 @@ def of_this_task(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def read_runs(path: Path, given: list[str], world: int) -> list[Job]:
-    """The runs of a sweep's file, whose lines follow the arguments `given` to all of them.
+    """Read and check the runs of a sweep; each line's arguments are appended to `given`.
 
     Raises:
-        UserError: the first thing found wrong, with its line; or two runs in one folder.
+        UserError: the first error found, with its line; or two runs share a folder.
     """
     jobs: list[Job] = []
     for number, line in enumerate(read_sweep(path), 1):

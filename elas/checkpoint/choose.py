@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, by manifests and sizes; needs no process group."""
+"""Selects the checkpoint that a run resumes from, by manifests and file sizes; needs no process group."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,26 +12,26 @@ from elas.run_dir import checkpoints_dir
 
 
 def find_checkpoint(config: Config) -> Checkpoint | None:
-    """The checkpoint that `checkpoint.resume` asks for, by manifests and sizes; needs no process group.
+    """The checkpoint that `checkpoint.resume` selects.
 
     Returns:
-        None to start afresh.
+        The checkpoint; None to start a new run.
 
     Raises:
-        ConfigError: a named checkpoint is not whole, the model differs, the run is past `train.steps`, or a fresh
-            start would overwrite a run.
+        ConfigError: a named checkpoint is not intact, the model differs, the run is past `train.steps`, or a new run
+            would overwrite an existing one.
     """
     resume = config.checkpoint.resume
     if resume == "none":
         metrics = Path(config.train.run_dir) / "metrics.jsonl"
         if metrics.exists():
-            fix = "give another folder, move this one away, or set checkpoint.resume=auto to go on with it"
+            fix = "give another folder, move this one away, or set checkpoint.resume=auto to resume it"
             raise ConfigError("train.run_dir", config.train.run_dir, "already holds a run", fix)
         return None
     if resume != "auto":
         found = no_checkpoint(Path(resume)) or read_checkpoint(Path(resume))
         if isinstance(found, str):
-            fix = "give the folder of a whole checkpoint, RUN_DIR/checkpoints/step_…, or auto or none"
+            fix = "give the folder of an intact checkpoint, RUN_DIR/checkpoints/step_…, or auto or none"
             raise ConfigError("checkpoint.resume", resume, found, fix)
         return _check_compatible(found, config)
     found = newest_checkpoint(config, ())
@@ -41,11 +41,14 @@ def find_checkpoint(config: Config) -> Checkpoint | None:
 
 
 def newest_checkpoint(config: Config, broken: tuple[str, ...]) -> Checkpoint | None:
-    """The newest checkpoint of the run that looks whole; None where there is none at all.
+    """The run's newest checkpoint that is intact by manifest and sizes; None if the run has no checkpoint at all.
 
     Args:
-        config: of the run.
-        broken: what is known to be wrong with the newest ones, a line for each.
+        config: the run's configuration.
+        broken: one line for each of the newest checkpoints that are already known to be damaged; these are skipped.
+
+    Raises:
+        ConfigError: none of the run's checkpoints is intact, or the newest does not fit the configuration.
     """
     passed_over = list(broken)
     for path in list(checkpoints_in(checkpoints_dir(config)))[len(broken) :]:
@@ -54,19 +57,20 @@ def newest_checkpoint(config: Config, broken: tuple[str, ...]) -> Checkpoint | N
             return _check_compatible(replace(found, passed_over=tuple(passed_over)), config)
         passed_over.append(f"{path}: {found}")
     if passed_over:
-        why = f"none of its checkpoints is whole ({'; '.join(passed_over)})"
-        raise ConfigError("train.run_dir", config.train.run_dir, why, "mend one, move the folder away, or give another")
+        why = f"none of its checkpoints is intact ({'; '.join(passed_over)})"
+        fix = "restore one, move the folder away, or give another"
+        raise ConfigError("train.run_dir", config.train.run_dir, why, fix)
     return None
 
 
 def _check_not_lost(config: Config) -> None:
-    """Refuse to start over a run that had checkpoints; one killed before its first is simply begun again."""
+    """Raise `ConfigError` if a run must have had checkpoints; one killed before its first simply starts again."""
     rows = read_jsonl(Path(config.train.run_dir) / "metrics.jsonl")
     every = config.checkpoint.every_steps
     last = rows[-1]["step"] if rows else 0
     if last and (last >= config.train.steps or (every and last > every)):
         why = f"its metrics go to step {last}, but its checkpoints are gone"
-        fix = "put them back, name one as checkpoint.resume, move the folder away, or give another"
+        fix = "restore them, name one as checkpoint.resume, move the folder away, or give another"
         raise ConfigError("train.run_dir", config.train.run_dir, why, fix)
 
 
@@ -77,6 +81,6 @@ def _check_compatible(found: Checkpoint, config: Config) -> Checkpoint:
         raise ConfigError(key, typed(config, key), f"{found.path} holds weights without moments", fix)
     check_same_run(config, identity(config), found)
     if found.step > config.train.steps:
-        why = f"the run is at step {found.step} already ({found.path})"
+        why = f"the run is already at step {found.step} ({found.path})"
         raise ConfigError("train.steps", config.train.steps, why, "give more steps, or start in another folder")
     return found

@@ -1,4 +1,4 @@
-"""`elas checkpoint`: what checkpoints there are, whether they are intact, what is in one; to and from Megatron-LM."""
+"""`elas checkpoint`: list, verify and inspect checkpoints; export to and import from Megatron-LM."""
 
 from pathlib import Path
 
@@ -19,8 +19,8 @@ def main(argv: list[str]) -> int:
 
 
 def list_(argv: list[str]) -> int:
-    """`elas checkpoint list`: all checkpoints of a run, the oldest first, by manifests and sizes."""
-    options = _parser("list", "List the checkpoints of a run, the oldest first.").parse_args(argv)
+    """`elas checkpoint list`: all checkpoints of a run, oldest first, checked by manifests and sizes."""
+    options = _parser("list", "List the checkpoints of a run, oldest first.").parse_args(argv)
     rows = [_row(path, read_checkpoint(path)) for path in reversed(_folders(options.path))]
     write_json(options.json, {"checkpoints": rows})
     cells = [
@@ -32,7 +32,7 @@ def list_(argv: list[str]) -> int:
 
 
 def verify(argv: list[str]) -> int:
-    """`elas checkpoint verify`: read every byte, compare with the checksums; 1 if something is wrong."""
+    """`elas checkpoint verify`: compare every byte with the checksums; returns 1 if a checkpoint is damaged."""
     options = _parser("verify", "Check every byte of checkpoints against their checksums.").parse_args(argv)
     bad, files, checked = [], 0, []
     for path in _folders(options.path):
@@ -47,8 +47,8 @@ def verify(argv: list[str]) -> int:
 
 
 def info(argv: list[str]) -> int:
-    """`elas checkpoint info`: what a checkpoint holds (of a run: its newest whole one)."""
-    options = _parser("info", "Show what a checkpoint holds.").parse_args(argv)
+    """`elas checkpoint info`: the contents of a checkpoint, or of a run's newest intact one."""
+    options = _parser("info", "Show the contents of a checkpoint.").parse_args(argv)
     found = _intact(options.path)
     manifest = found.manifest
     tensors = _tensors(found)
@@ -58,25 +58,27 @@ def info(argv: list[str]) -> int:
              "parameters": sum(row["numel"] for row in tensors), "tensors": tensors,
              "config": manifest["config"]}  # fmt: skip
     write_json(options.json, facts)
-    told = {**facts, "files": f"{len(manifest['files'])}, {_size(sum(f['bytes'] for f in manifest['files'].values()))}"}
-    told |= {"layout": _layout_in_words(facts["layout"])}
-    told |= {"versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items())}
-    told |= {
-        "tensors": f"{len(tensors)} weights, " + ("alone" if manifest.get("weights_only") else "with their two moments")
+    size = _size(sum(file["bytes"] for file in manifest["files"].values()))
+    moments = "without moments" if manifest.get("weights_only") else "with their two moments"
+    texts = {
+        "layout": _layout_in_words(facts["layout"]),
+        "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        "files": f"{len(manifest['files'])}, {size}",
+        "tensors": f"{len(tensors)} weights, {moments}",
     }
     for key in ("path", "step", "tokens", "consumed_samples", "parameters", "layout", "versions", "files", "tensors"):
-        value = told[key]
+        value = texts.get(key, facts[key])
         print(f"{key.replace('_', ' '):<18}{value if isinstance(value, str) else f'{value:,}'}")
     return 0
 
 
 def export_(argv: list[str]) -> int:
-    """`elas checkpoint export`: write one for Megatron-LM to load."""
+    """`elas checkpoint export`: write a checkpoint that Megatron-LM can load."""
     example = "elas checkpoint export runs/60m megatron/60m"
     parser = Parser("elas checkpoint export", "Write a checkpoint as Megatron-LM's torch_dist.", example)
     parser.add_argument("path", type=Path, metavar="PATH", help="a run's folder, or one checkpoint")
-    parser.add_argument("target", type=Path, metavar="FOLDER", help="to be made, for Megatron-LM's --load")
-    adam = "which Adam will read it: fused with Apex or Transformer Engine, torch without (default: as installed here)"
+    parser.add_argument("target", type=Path, metavar="FOLDER", help="created, for Megatron-LM's --load")
+    adam = "the Adam that will read it: fused with Apex or Transformer Engine, else torch (default: as installed here)"
     parser.add_argument("--adam", choices=["fused", "torch"], help=adam)
     options = parser.parse_args(argv)
     import elas
@@ -89,22 +91,22 @@ def export_(argv: list[str]) -> int:
     adam = options.adam or adam_here()
     print(f"writing {options.target} from {found.path} (step {found.step}), for {adam} Adam", flush=True)
     facts = export(found, options.target, adam)
-    print("go on with it by --load, --override-opt-param-scheduler and --low-rank as it was trained")
+    print("to resume with it: --load, --override-opt-param-scheduler, and --low-rank as it was trained")
     if not facts["moments"]:
-        print("it holds weights alone: no moments of AdamW's were there")
+        print("it holds weights only: the checkpoint has no AdamW moments")
     write_json(options.json, {**facts, "adam": adam, "checkpoint": str(found.path)})
     return 0
 
 
 def import_(argv: list[str]) -> int:
-    """`elas checkpoint import`: take one of Megatron-LM's as the first of a run."""
+    """`elas checkpoint import`: convert a checkpoint of Megatron-LM into the first one of a run."""
     example = "elas checkpoint import megatron/60m --config 60m --data.train data/c4 --train.run_dir runs/60m"
     overrides, rest = split_overrides(argv)
-    what = "Take a torch_dist checkpoint of Megatron-LM into a run's folder; `elas train` goes on from it."
+    what = "Import a torch_dist checkpoint of Megatron-LM into a run's folder; `elas train` resumes from it."
     parser = SettingsParser("elas checkpoint import", what, example)
     parser.add_argument("path", type=Path, metavar="FOLDER", help="Megatron-LM's --save folder, or an iter_… in it")
     parser.add_argument("--config", metavar="FILE", help="YAML file, or a preset's name")
-    alone = "without moments, for checkpoint.init_from; needs no corpus"
+    alone = "import no moments, for checkpoint.init_from; needs no corpus"
     parser.add_argument("--weights-only", action="store_true", help=alone)
     options = parser.parse_args(rest)
     config = load_config(options.config, overrides)
@@ -129,17 +131,17 @@ def import_(argv: list[str]) -> int:
     lock.release()
     facts = {"checkpoint": str(written), "iteration": foreign.iteration, "weights_only": options.weights_only}
     key = "checkpoint.init_from" if options.weights_only else "train.run_dir"
-    print(f"iteration {foreign.iteration} is {written}; go on with the same settings, {key}={config.train.run_dir}")
+    print(f"iteration {foreign.iteration} is {written}; train with the same settings, {key}={config.train.run_dir}")
     write_json(options.json, facts)
     return 0
 
 
 COMMANDS = {
-    "list": (list_, "all checkpoints of a run, the oldest first, and which count"),
-    "verify": (verify, "read every byte and compare with the checksums"),
-    "info": (info, "step, layout, versions, parameters of one"),
-    "export": (export_, "write one for Megatron-LM to load"),
-    "import": (import_, "take one of Megatron-LM's as the first of a run"),
+    "list": (list_, "list all checkpoints of a run, oldest first, and what is wrong with damaged ones"),
+    "verify": (verify, "compare every byte with the checksums"),
+    "info": (info, "show step, layout, versions, parameters of a checkpoint"),
+    "export": (export_, "write a checkpoint for Megatron-LM"),
+    "import": (import_, "import a checkpoint of Megatron-LM as the first of a run"),
 }
 
 
@@ -150,7 +152,7 @@ def _parser(name: str, what: str) -> Parser:
 
 
 def _folders(path: Path) -> list[Path]:
-    """The checkpoint at a path, or those of a run, the newest first."""
+    """The checkpoint at a path, or those of a run, newest first."""
     if path.name.startswith("step_") and path.is_dir():
         return [path]
     for folder in (path / "checkpoints", path):
@@ -160,7 +162,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _intact(path: Path) -> Checkpoint:
-    """The checkpoint at a path, or the newest intact one of a run, by manifests and sizes."""
+    """The checkpoint at a path, or a run's newest that is intact by manifest and sizes."""
     read = [read_checkpoint(one) for one in _folders(path)]
     found = next((one for one in read if isinstance(one, Checkpoint)), None)
     if found is None:
@@ -177,14 +179,13 @@ def _row(path: Path, found: Checkpoint | str) -> dict:
     if isinstance(found, str):
         return {"path": str(path), "step": None, "tokens": None, "bytes": None, "layout": "", "why": found}
     manifest, layout = found.manifest, found.manifest["layout"]
-    told = _layout_in_words(layout)
     size = sum(facts["bytes"] for facts in manifest["files"].values())
-    return {"path": str(path), "step": found.step, "tokens": manifest["tokens"], "bytes": size, "layout": told,
-            "why": ""}  # fmt: skip
+    return {"path": str(path), "step": found.step, "tokens": manifest["tokens"], "bytes": size,
+            "layout": _layout_in_words(layout), "why": ""}  # fmt: skip
 
 
 def _tensors(found: Checkpoint) -> list[dict]:
-    """Name, shape and size of every weight."""
+    """Name, shape and number of elements of every weight."""
     import pickle
 
     from elas.checkpoint.storage import read_index

@@ -1,10 +1,10 @@
-"""Checkpoint folders: which count, whether they are whole, which are kept.
+"""Checkpoint folders: writing, reading, checking and pruning them.
 
     RUN_DIR/checkpoints/step_00000100/__0_0.distcp …  .metadata  manifest.json  manifest.sha256
 
-A save writes into `step_N.partial`; when all ranks' files, their index and the manifest with every file's size and
-SHA-256 are on the disk, the folder is renamed. So a run killed at any moment finds its last whole checkpoint, and any
-byte that changed since is found: in the files by the manifest, in the manifest by `manifest.sha256`.
+A save writes into `step_N.partial`. The folder is renamed when all ranks' files, their index, and the manifest with
+every file's size and SHA-256 are on disk, so a run killed at any moment still finds its last intact checkpoint. Any
+byte that changes later is detected: in the files by the manifest, in the manifest by `manifest.sha256`.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ _NAME = re.compile(r"step_(\d{8,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose manifest is whole and whose files have their sizes: its folder and the manifest."""
+    """A checkpoint that is intact by its manifest and file sizes; checksums of the files may still be unchecked."""
 
     path: Path
     manifest: dict
     passed_over: tuple[str, ...] = ()
-    """Newer checkpoints that are not whole, and why."""
+    """Newer checkpoints that were skipped because they are not intact: a line `PATH: why` for each."""
 
     @property
     def step(self) -> int:
@@ -37,15 +37,15 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint | str:
-    """Read a checkpoint's manifest and compare the sizes of its files; a text says why it does not count."""
+    """Read a checkpoint's manifest and compare the sizes of its files; returns a reason if it is not intact."""
     try:
         data = (path / MANIFEST).read_bytes()
         seal = (path / SEAL).read_text(encoding="ascii")
         if seal != _seal(data):
-            return f"{MANIFEST} is not the one that was written ({SEAL})"
+            return f"{MANIFEST} does not match {SEAL}"
         manifest = json.loads(data)
         if manifest["format"] != FORMAT:
-            return f"is of format {manifest['format']}, which this version does not read"
+            return f"has format {manifest['format']}, which this version cannot read"
         names = {name: facts["bytes"] for name, facts in manifest["files"].items()}
         named = _NAME.fullmatch(path.name)
         if named and int(named[1]) != manifest["step"]:
@@ -53,16 +53,16 @@ def read_checkpoint(path: Path) -> Checkpoint | str:
     except OSError as error:
         return f"no readable {Path(error.filename).name} ({error.strerror})"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return f"{MANIFEST} is not a checkpoint's"
+        return f"{MANIFEST} is not a checkpoint's manifest"
     for name, size in names.items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
-            return f"{name} is missing or cut short"
+            return f"{name} is missing or truncated"
     return Checkpoint(path, manifest)
 
 
 def no_checkpoint(path: Path) -> str:
-    """What a path is that was given as a checkpoint's folder and is something else; empty where it may be one."""
+    """Why a path cannot be a checkpoint's folder; empty if it may be one."""
     if not path.exists():
         return "no such folder"
     if not path.is_dir():
@@ -71,36 +71,36 @@ def no_checkpoint(path: Path) -> str:
         return ""
     if (path / "checkpoints").is_dir():
         newest = next(checkpoints_in(path / "checkpoints"), None)
-        return "is a run's folder, not a checkpoint" + (f"; its newest is {newest}" if newest else "")
+        return "is a run's folder, not a checkpoint" + (f"; its newest one is {newest}" if newest else "")
     newest = next(checkpoints_in(path), None)
     if newest:
-        return f"is a folder of checkpoints, the newest of which is {newest}"
+        return f"is a folder of checkpoints; the newest one is {newest}"
     return f"holds no checkpoint: there is no {MANIFEST}"
 
 
 def damaged_files(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> list[str]:
-    """Read files and compare their SHA-256; what is wrong with those that are not as they were written."""
+    """Compare the SHA-256 of a checkpoint's files (default: all); returns a line for each damaged one."""
     found = []
     for name in checkpoint.manifest["files"] if names is None else names:
         try:
             with (checkpoint.path / name).open("rb") as file:
-                whole = hashlib.file_digest(file, "sha256").hexdigest() == checkpoint.manifest["files"][name]["sha256"]
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             found.append(f"{name} cannot be read ({error.strerror})")
             continue
-        if not whole:
+        if digest != checkpoint.manifest["files"][name]["sha256"]:
             found.append(f"{name} is damaged")
     return found
 
 
 def checkpoints_in(folder: Path) -> Iterator[Path]:
-    """Folders of checkpoints, by their names the newest first; whole or not. Links do not count."""
+    """Folders of checkpoints, newest first by name, intact or not; symbolic links are ignored."""
     found = [(int(m[1]), path) for path in folder.glob("step_*") if (m := _NAME.fullmatch(path.name))]
     yield from (path for _, path in sorted(found, reverse=True) if not path.is_symlink())
 
 
 def newer_than(folder: Path, step: int) -> set[str]:
-    """Names of the folders of checkpoints after a step, intact or not."""
+    """Names of the checkpoint folders after a step, intact or not."""
     return {path.name for path in checkpoints_in(folder) if int(_NAME.fullmatch(path.name)[1]) > step}
 
 
@@ -111,7 +111,7 @@ def file_facts(path: Path) -> dict:
 
 
 def put_in_place(partial: Path, target: Path, manifest: dict) -> None:
-    """Write the manifest of a folder whose files are all on the disk, and give the folder its name."""
+    """Write the manifest of a folder whose files are all on disk, and rename the folder to `target`."""
     data = json.dumps({"format": FORMAT, **manifest}, indent=1).encode()
     for name, content in ((MANIFEST, data), (SEAL, _seal(data).encode())):
         with (partial / name).open("wb") as file:
@@ -126,7 +126,7 @@ def put_in_place(partial: Path, target: Path, manifest: dict) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint; its manifest goes first, so a half-removed one never counts."""
+    """Remove a checkpoint, its manifest first, so that a partly removed one never counts as intact."""
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
@@ -135,29 +135,29 @@ def prune(newest: Path, keep: int, keep_every: int, left_alone: Collection[str] 
     """Remove checkpoints older than the one just written.
 
     Args:
-        newest: that one, which counts and stays.
-        keep: how many of the newest intact ones stay; 0 for all.
-        keep_every: checkpoints at multiples of this many steps stay too; 0 for none.
-        left_alone: names of those that do not count and stay, such as damaged ones that a resume passed over: counted,
-            they would push out the intact ones.
+        newest: the checkpoint just written; kept, and counted.
+        keep: number of newest intact checkpoints to keep; 0 for all.
+        keep_every: also keep checkpoints at multiples of this many steps; 0 for none.
+        left_alone: names of checkpoints to keep without counting them, such as damaged ones that a resume skipped;
+            counted, they would displace intact ones.
     """
     if not keep:
         return
     counted = [path for path in checkpoints_in(newest.parent) if path.name not in left_alone]
-    whole = [found for path in counted if isinstance(found := read_checkpoint(path), Checkpoint)]
-    step = next(found.step for found in whole if found.path == newest)
-    for old in [found for found in whole if found.step <= step][keep:]:
+    intact = [found for path in counted if isinstance(found := read_checkpoint(path), Checkpoint)]
+    step = next(found.step for found in intact if found.path == newest)
+    for old in [found for found in intact if found.step <= step][keep:]:
         if not keep_every or old.step % keep_every:
             remove(old.path)
 
 
 def _seal(data: bytes) -> str:
-    """A line as sha256sum writes it."""
+    """The manifest's checksum, in the format of sha256sum."""
     return f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}\n"
 
 
 def _flush(folder: Path) -> None:
-    """Let renames and new names in a folder reach the disk."""
+    """Sync a folder, so that renames and new files in it reach the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,7 @@
-"""What must stay the same for a run to go on from a checkpoint: the model, the optimizer, the order of samples.
+"""What must stay the same when a run resumes from a checkpoint: the model, the optimizer, the order of samples.
 
-Only that: another `data.valid`, initialisation or layout is no other run. Settings are compared by what they amount to
-(a width left out is its default; a blend's weights add up to 1), and named in messages as they were typed.
+`data.valid`, the initialisation and the layout may change. Settings are compared by their effective values (an omitted
+width is its default, a blend's weights are normalised), and quoted in messages as the user typed them.
 """
 
 from typing import Any
@@ -15,18 +15,18 @@ from elas.errors import ConfigError
 SHAPE = ("model.hidden_size", "model.num_layers", "model.num_attention_heads", "model.num_query_groups",
          "model.activation", "model.ffn_hidden_size", "model.vocab_size", "model.tie_embeddings", "low_rank.kind",
          "low_rank.rank")  # fmt: skip
-"""Settings that decide which weights there are, of which shapes."""
+"""Settings that determine the names and shapes of the weights."""
 _FUNCTION = ("model.norm_eps", "model.rotary_base", "sparsity.kind")
 _RUN = ("model.seq_length", "train.dtype", "train.seed", "train.global_batch_size", "optimizer.kind", "data.packing")
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What a checkpoint keeps of its run to be compared: settings by key, and what the corpora hold."""
+    """What a checkpoint stores for this comparison: settings by key, and the contents of the corpora."""
     return effective(config) | corpus_identity(config)
 
 
 def effective(config: Config) -> dict[str, Any]:
-    """The settings that must not change, by key, as what they amount to; those that decide nothing are left out."""
+    """Effective values, by key, of the settings that must not change; those without effect are left out."""
     found = {key: typed(config, key) for key in (*SHAPE, *_FUNCTION, *_RUN)}
     found["model.ffn_hidden_size"] = ffn_width(config)
     found["model.num_query_groups"] = config.model.num_query_groups or config.model.num_attention_heads
@@ -42,13 +42,13 @@ def effective(config: Config) -> dict[str, Any]:
 
 
 def typed(config: Config, key: str) -> Any:
-    """A setting's value as it was given."""
+    """A setting's value as the user gave it."""
     section, name = key.split(".")
     return getattr(getattr(config, section), name)
 
 
 def written_config(checkpoint: Checkpoint) -> Config:
-    """The settings that wrote a checkpoint; keys that its version did not know have their defaults."""
+    """The configuration that wrote a checkpoint; keys unknown to its version have their defaults."""
     config = Config()
     for section, values in checkpoint.manifest.get("config", {}).items():
         for name, value in values.items():
@@ -58,21 +58,21 @@ def written_config(checkpoint: Checkpoint) -> Config:
 
 
 def check_same_run(config: Config, now: dict[str, Any], checkpoint: Checkpoint) -> None:
-    """Check that a run may go on from a checkpoint.
+    """Check that a run may resume from a checkpoint.
 
     Args:
-        config: the run's.
+        config: the run's configuration.
         now: its `identity`.
-        checkpoint: of any version.
+        checkpoint: a checkpoint written by any version.
 
     Raises:
-        ConfigError: a setting or a corpus that must stay the same differs; as typed, now and then.
+        ConfigError: a setting or a corpus that must stay the same differs; names both values as typed.
     """
     then, written = checkpoint.manifest["identity"], written_config(checkpoint)
     known = bool(checkpoint.manifest.get("config"))
     if "data.held_out" not in then:
         then = _of_older_version(then, written)
-    way_out = "start in another train.run_dir" if config.checkpoint.resume == "auto" else "do without this checkpoint"
+    way_out = "start in another train.run_dir" if config.checkpoint.resume == "auto" else "do not use this checkpoint"
     fix = f"resume with the same setting, or {way_out}"
     for key in effective(config):
         if key in then and then[key] != now[key]:
@@ -93,7 +93,7 @@ def _check_corpus(config: Config, now: dict, then: dict, written: Config, checkp
             f"{sum(source[1] for source in part):,} documents of {sum(source[2] for source in part):,} tokens"
             for part in (old, sources)
         ]
-        what = f"{counts[0]}, here are {counts[1]}" if counts[0] != counts[1] else f"other tokens in {counts[0]}"
+        what = f"{counts[0]}, now {counts[1]}" if counts[0] != counts[1] else f"other tokens in {counts[0]}"
         why += f", which held {what}"
         fix = fix.replace("the same setting", "the same corpus")
     raise ConfigError(key, config.data.train, why, fix)
@@ -105,7 +105,7 @@ def _check_held_out(config: Config, now: Any, then: Any, written: Config, checkp
     now, then = now or [None], then or [None]
     path, split = checkpoint.path, written.data.split
     if (config.data.valid is None) != (written.data.valid is None):
-        did = "did not apply" if config.data.valid is None else "held documents of data.train back from training"
+        did = "did not apply" if config.data.valid is None else "held out documents of data.train"
         why = f"the checkpoint {path} was written with data.valid={written.data.valid!r}, so data.split={split!r} {did}"
         raise ConfigError("data.valid", config.data.valid, why, fix)
     if now[1:] != then[1:]:
@@ -117,7 +117,7 @@ def _check_held_out(config: Config, now: Any, then: Any, written: Config, checkp
 
 
 def _normalised(sources: list[list]) -> list[list]:
-    """Sources whose weights add up to 1; of a single one the weight says nothing."""
+    """Sources with weights normalised to 1; a single source's weight has no effect and is None."""
     if len(sources) == 1:
         return [[None, *sources[0][1:]]]
     if any(weight is None for weight, *_ in sources):
@@ -127,7 +127,7 @@ def _normalised(sources: list[list]) -> list[list]:
 
 
 def _of_older_version(then: dict, written: Config) -> dict:
-    """The identity of a checkpoint from before held-out documents were spread: as typed, without `data.held_out`."""
+    """Convert the identity of a checkpoint written before held-out documents were spread, without `data.held_out`."""
     found = effective(written) | {"data.held_out": None}
     if "data.train" in then:
         found["data.train"] = then["data.train"]
@@ -137,7 +137,7 @@ def _of_older_version(then: dict, written: Config) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what wrote a checkpoint."""
+    """Versions of the installed packages, stored in a checkpoint's manifest."""
     import importlib.metadata
 
     import torch

@@ -1,7 +1,7 @@
-"""Starting a new run from another's weights: `checkpoint.init_from`, for other data, another schedule or optimizer.
+"""`checkpoint.init_from`: starts a new run from another run's weights, with other data, schedule or optimizer.
 
-Weights alone come from there. Moments, step, schedule and the order of samples begin afresh, and so does everything on
-any layout. Once the run has a checkpoint of its own it goes on from that.
+Only the weights are taken, on any layout; moments, step, schedule and the order of samples start anew. Once the run has
+a checkpoint of its own, it resumes from that.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from elas.checkpoint.folder import Checkpoint, checkpoints_in, damaged_files, no_checkpoint, read_checkpoint
 from elas.checkpoint.identity import SHAPE, effective, typed, written_config
-from elas.checkpoint.resume import load_together, share_out, together
+from elas.checkpoint.resume import files_of_rank, gather_problems, load_on_all_ranks
 from elas.config import Config
 from elas.errors import ConfigError
 
@@ -18,36 +18,36 @@ KEY = "checkpoint.init_from"
 
 @dataclass(frozen=True)
 class Initial:
-    """Where the weights of a new run come from."""
+    """The checkpoint whose weights a new run starts with."""
 
     checkpoint: Checkpoint
     differs: tuple[str, ...]
-    """Settings of the model's function, not of its shape, that are others than there; a line each."""
+    """One line for each setting that differs and changes the model's function, but not its shapes."""
 
     def facts(self, config: Config) -> dict:
-        """What the run's manifests keep of it."""
+        """The entry `init_from` of the run's manifests."""
         given = str(Path(config.checkpoint.init_from).resolve())
         return {"given": given, "checkpoint": str(self.checkpoint.path.resolve()), "step": self.checkpoint.step}
 
     def says(self) -> list[str]:
-        """Lines for the console: which checkpoint it is, what was passed over for it, and what differs."""
+        """Lines for the console: skipped checkpoints, the one in use, and differing settings."""
         path, step = self.checkpoint.path, self.checkpoint.step
-        passed_over = [f"passed over {what}" for what in self.checkpoint.passed_over]
-        return [*passed_over, f"begins with the weights of {path} (step {step}); all else afresh", *self.differs]
+        skipped = [f"skipped {what}" for what in self.checkpoint.passed_over]
+        return [*skipped, f"starting with the weights of {path} (step {step}); all other state is new", *self.differs]
 
 
 def find_initial(config: Config, resume: Checkpoint | None) -> Initial | None:
-    """The checkpoint that `checkpoint.init_from` means, by manifests and sizes; needs no process group.
+    """The checkpoint that `checkpoint.init_from` selects, by manifests and sizes; needs no process group.
 
     Args:
-        config: the run's.
-        resume: what it goes on from, from `find_checkpoint`.
+        config: the run's configuration.
+        resume: the checkpoint that the run resumes from, from `find_checkpoint`.
 
     Returns:
-        None without `init_from`, and where the run goes on from a checkpoint of its own.
+        The checkpoint; None without `init_from`, or if the run resumes from a checkpoint of its own.
 
     Raises:
-        ConfigError: no intact checkpoint there, a model of another shape, or a run that did not begin from it.
+        ConfigError: there is no intact checkpoint, its shapes differ, or the resumed run did not start from it.
     """
     given = config.checkpoint.init_from
     if given is None:
@@ -57,7 +57,7 @@ def find_initial(config: Config, resume: Checkpoint | None) -> Initial | None:
         return None
     found = _checkpoint_in(Path(given))
     if isinstance(found, str):
-        raise ConfigError(KEY, given, found, "give a run's folder, or that of an intact checkpoint in it")
+        raise ConfigError(KEY, given, found, "give a run's folder, or the folder of an intact checkpoint in it")
     written, there, here = written_config(found), effective(written_config(found)), effective(config)
     for key in SHAPE:
         if key in here and there.get(key) != here[key]:
@@ -69,7 +69,7 @@ def find_initial(config: Config, resume: Checkpoint | None) -> Initial | None:
         key for key in here if key.startswith(("model.", "low_rank.", "sparsity.")) and key != "model.seq_length"
     ]
     differs = [
-        f"{key}={typed(config, key)!r}, and the weights were trained with {typed(written, key)!r}"
+        f"{key}={typed(config, key)!r}, but the weights were trained with {typed(written, key)!r}"
         for key in function
         if there.get(key, here[key]) != here[key]
     ]
@@ -77,7 +77,7 @@ def find_initial(config: Config, resume: Checkpoint | None) -> Initial | None:
 
 
 def _checkpoint_in(folder: Path) -> Checkpoint | str:
-    """A checkpoint's folder, or the newest intact one of a run's; a text says what is wrong."""
+    """The checkpoint in a folder, or the newest intact one of a run's folder; a text is the reason for none."""
     inside = folder / "checkpoints"
     if not inside.is_dir():
         return no_checkpoint(folder) or read_checkpoint(folder)
@@ -91,36 +91,36 @@ def _checkpoint_in(folder: Path) -> Checkpoint | str:
 
 
 def _check_origin(config: Config, resume: Checkpoint) -> None:
-    """Refuse to leave `init_from` out silently: the run goes on, and must have begun from it."""
+    """Raise `ConfigError` unless the resumed run started from `init_from`, which must not be ignored silently."""
     given = config.checkpoint.init_from
     if config.checkpoint.resume != "auto":
         fix = "give one of the two"
-        raise ConfigError(KEY, given, f"not with checkpoint.resume={config.checkpoint.resume}", fix)
+        raise ConfigError(KEY, given, f"conflicts with checkpoint.resume={config.checkpoint.resume}", fix)
     began = resume.manifest.get("init_from")
     if began is None or began["given"] != str(Path(given).resolve()):
-        why = f"train.run_dir={config.train.run_dir} holds a run that began " + (
+        why = f"train.run_dir={config.train.run_dir} holds a run that started " + (
             "without it" if began is None else f"from {began['given']}"
         )
-        raise ConfigError(KEY, given, why, "give another train.run_dir, or leave it out to go on with that run")
+        raise ConfigError(KEY, given, why, "give another train.run_dir, or leave it out to resume that run")
 
 
 def load_weights(engine, initial: Initial) -> None:
-    """Fill the engine's weights, fp32 and computed with, and nothing else; every rank calls it.
+    """Load only the engine's weights, the fp32 masters and the model's; every rank must call it.
 
     Raises:
-        ConfigError: a file is damaged, or the weights are not this model's; the same on every rank.
+        ConfigError: a file is damaged, or the weights do not fit the model; raised on every rank.
     """
     from elas.checkpoint import state, storage
     from elas.engine.zero import publish
 
     checkpoint = initial.checkpoint
-    problems = together(damaged_files(checkpoint, share_out(checkpoint)))
+    problems = gather_problems(damaged_files(checkpoint, files_of_rank(checkpoint)))
     if problems:
         raise ConfigError(KEY, str(checkpoint.path), ", ".join(problems), "give another checkpoint")
 
     def load() -> None:
         storage.read(checkpoint.path, state.master_weights(engine))
-        storage.read(checkpoint.path, state.computed_with(engine))
+        storage.read(checkpoint.path, state.model_weights(engine))
 
-    load_together(load, KEY, checkpoint)
+    load_on_all_ranks(load, KEY, checkpoint)
     publish(engine)

@@ -1,4 +1,4 @@
-"""Saving, in the foreground or beside training; every rank writes its part, and a checkpoint counts for all or none."""
+"""Saves checkpoints, synchronously or in the background; one is complete once all ranks have written their part."""
 
 import shutil
 import threading
@@ -20,18 +20,18 @@ from elas.run_dir import checkpoints_dir
 
 
 class Saver:
-    """Writes the checkpoints of a run; every rank has one, and calls its methods at the same steps.
+    """Writes the checkpoints of a run; every rank has one and must call its methods at the same steps.
 
-    With `checkpoint.async_save`, `save` copies this rank's part and returns while a thread writes it; `finish` puts the
-    checkpoint in place once all ranks are `ready`. Only one is under way at a time.
+    With `checkpoint.async_save`, `save` copies this rank's part and returns while a thread writes it; `finish`
+    completes the checkpoint once all ranks are `ready`. Only one checkpoint is written at a time.
 
     Args:
-        config: the run's.
-        engine: what is saved.
+        config: the run's configuration.
+        engine: the engine whose state is saved.
 
     Attributes:
-        blocked_s: seconds that the last `save` kept training waiting.
-        last: folder of the last checkpoint that is in place.
+        blocked_s: seconds that the last `save` blocked training.
+        last: folder of the last complete checkpoint.
         last_step: the step that it holds.
     """
 
@@ -46,40 +46,40 @@ class Saver:
         self._copies: storage.Tensors | None = None
         self._writing: _Writing | None = None
 
-    def goes_on_from(self, resumed: Checkpoint) -> None:
-        """Say which checkpoint the run resumed from. Newer ones were passed over: they never count as kept."""
+    def resumed_from(self, resumed: Checkpoint) -> None:
+        """Set the checkpoint that the run resumed from. Newer ones were skipped and never count for `keep`."""
         self.last, self.last_step = resumed.path, resumed.step
         self._left_alone = newer_than(checkpoints_dir(self.config), resumed.step)
 
     @property
     def ready(self) -> bool:
-        """Whether this rank has written its part of a checkpoint that is not in place yet."""
+        """Whether this rank has written its part of the checkpoint in progress."""
         return self._writing is not None and self._writing.done
 
     @property
     def under_way(self) -> bool:
-        """Whether a checkpoint is being written; the same on every rank."""
+        """Whether a checkpoint is in progress; the same on every rank."""
         return self._writing is not None
 
     @property
     def copy_bytes(self) -> int:
-        """Host memory that asynchronous saves keep allocated."""
+        """Bytes of host memory that asynchronous saves keep allocated."""
         tensors = (self._copies or {}).values()
         return sum(
             sum(part.nbytes for part in t.parts.values()) if isinstance(t, PartOfTensor) else t.nbytes for t in tensors
         )
 
     def save(self, step: int, tokens: int, facts: dict | None = None) -> None:
-        """Save the state after `step`; waits for the checkpoint before it, if that is still being written.
+        """Save the state after `step`; first waits for the previous checkpoint if that is still being written.
 
         Args:
             step: optimizer steps taken.
             tokens: tokens trained on.
-            facts: more for the manifest, such as `consumed_samples`.
+            facts: further entries of the manifest, such as `consumed_samples`.
 
         Raises:
-            Failure: it could not be written, or masters are not the model's weights; the same on every rank. What was
-                there before stays.
+            Failure: it could not be written, or the fp32 masters differ from the model's weights; raised on every rank.
+                Earlier checkpoints are kept.
         """
         start = time.perf_counter()
         self.finish()
@@ -103,24 +103,24 @@ class Saver:
         self.blocked_s = time.perf_counter() - start
 
     def finish(self) -> Path | None:
-        """Wait for what is being written, and put it in place; every rank calls it.
+        """Wait for the checkpoint in progress and complete it; every rank must call it.
 
         Returns:
-            Its folder; None when nothing was under way.
+            Its folder; None if none was in progress.
 
         Raises:
-            Failure: a rank could not write; the same on every rank.
+            Failure: a rank could not write; raised on every rank.
         """
         if self._writing is None:
             return None
         writing, self._writing = self._writing, None
         results = writing.wait()
-        everybody: list = [None] * dist.get_world_size()
-        dist.all_gather_object(everybody, (results, writing.problem))
-        problems = [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(everybody) if problem]
+        gathered: list = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, (results, writing.problem))
+        problems = [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(gathered) if problem]
         problem = [None]
         if dist.get_rank() == 0:
-            problem = ["; ".join(problems) or self._put_in_place(writing, [results for results, _ in everybody])]
+            problem = ["; ".join(problems) or self._put_in_place(writing, [results for results, _ in gathered])]
         dist.broadcast_object_list(problem, src=0)
         if problem[0]:
             raise Failure(f"checkpoint {writing.target.name} could not be written ({problem[0]}); {self._kept()}")
@@ -131,16 +131,16 @@ class Saver:
         return f"the last intact one is {self.last}" if self.last else "there is none before it"
 
     def _check(self, target: Path) -> None:
-        """Compare the masters with the model's weights, on every rank."""
+        """Raise `Failure` on every rank if the fp32 masters differ from the model's weights on any of them."""
         wrong: list = [None] * dist.get_world_size()
         dist.all_gather_object(wrong, selfcheck.scrambled_weight(self.engine))
         for rank, name in enumerate(wrong):
             if name:
-                what = f"the optimizer's copy of {name} on rank {rank} is not the weight that the model computes with"
+                what = f"the optimizer's fp32 copy of {name} on rank {rank} differs from the model's weight"
                 raise Failure(f"checkpoint {target.name} was not written: {what}; {self._kept()}")
 
     def _put_in_place(self, writing: "_Writing", results: list) -> str | None:
-        """Index, manifest, name; a text says what went wrong."""
+        """Write the index and the manifest and rename the folder; returns the problem, or None."""
         files = {name: facts for of_rank, _ in results for name, facts in of_rank.items()}
         try:
             storage.write_index(writing.partial, self._plan, [written for _, written in results])
@@ -149,7 +149,7 @@ class Saver:
                 if not (writing.partial / name).is_file():
                     return f"rank 0 does not see {name}: train.run_dir must lie on a file system that all hosts share"
                 if (writing.partial / name).stat().st_size != facts["bytes"]:
-                    return f"{name} is cut short"
+                    return f"{name} is truncated"
             if difference := writing.sample.difference(writing.partial):
                 return f"rank 0: {difference}"
             put_in_place(writing.partial, writing.target, writing.manifest | {"files": files})
@@ -158,12 +158,12 @@ class Saver:
         try:
             self._left_alone.discard(writing.target.name)
             prune(writing.target, self.config.checkpoint.keep, self.config.checkpoint.keep_every, self._left_alone)
-        except OSError as error:  # the new one is in place, which is what counts
+        except OSError as error:  # not an error of the save: the new checkpoint is complete
             Console("err").say(f"warning: an old checkpoint could not be removed ({error})")
         return None
 
     def _begin(self, partial: Path) -> None:
-        """Make the folder, on rank 0; an error there is one everywhere."""
+        """Create the folder on rank 0; an error there is raised on every rank."""
         problem = [None]
         if dist.get_rank() == 0:
             try:
@@ -171,7 +171,7 @@ class Saver:
                     shutil.rmtree(stale)
                 partial.mkdir(parents=True)
             except OSError as error:
-                problem = [f"{partial} cannot be made ({error.strerror})"]
+                problem = [f"{partial} cannot be created ({error.strerror})"]
         dist.broadcast_object_list(problem, src=0)
         if problem[0]:
             raise Failure(problem[0])
@@ -190,7 +190,7 @@ class Saver:
         }
 
     def _copy(self, tensors: storage.Tensors) -> storage.Tensors:
-        """Copies in host memory, which stay allocated from one save to the next."""
+        """Copy the tensors to host memory, which stays allocated for the next save."""
         if self._copies is None:
             self._copies = {
                 name: tensor.copied() if isinstance(tensor, PartOfTensor) else tensor.clone()
@@ -210,7 +210,7 @@ class Saver:
 
 
 def _why(error: BaseException) -> str:
-    """The system's own words for an error, where it is one of the system's; torch's writer hides them."""
+    """The system's message of an underlying `OSError`, which torch's writer wraps; else the error itself."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -220,7 +220,7 @@ def _why(error: BaseException) -> str:
 
 
 class _Writing:
-    """One rank's part of one checkpoint, on its way to the disk."""
+    """One rank's part of a checkpoint in progress."""
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ class _Writing:
         self._started = False
 
     def start(self) -> None:
-        """Write in a thread of its own."""
+        """Write in a background thread."""
         self._started = True
         self._thread.start()
 
@@ -248,17 +248,17 @@ class _Writing:
         return not self._thread.is_alive()
 
     def run(self) -> None:
-        """Write, and note every file's size and checksum."""
+        """Write this rank's part, and record every file's size and checksum."""
         try:
             written = storage.write(self.partial, self._plan, self._tensors)
             names = sorted({result.storage_data.relative_path for result in written})
             self._results = {name: file_facts(self.partial / name) for name in names}, written
-        except Exception as error:  # of a thread: to be raised where everybody hears of it
+        except Exception as error:  # in a thread; `Saver.finish` raises it on every rank
             self.problem = _why(error)
         self._tensors = None
 
     def wait(self) -> tuple[dict, list]:
-        """Files and DCP's results, once it is written."""
+        """Wait until it is written; returns the facts of the files, and DCP's results."""
         if self._started:
             self._thread.join()
         return self._results

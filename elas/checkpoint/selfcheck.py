@@ -1,13 +1,13 @@
-"""A save checks itself: what goes to the disk against the weights that the model computes with.
+"""Self-check of a save: compares what is written with the weights of the model.
 
-A checkpoint holds ZeRO's fp32 masters and moments, found through DeepSpeed's own bookkeeping (`elas.engine.zero`).
-Were that bookkeeping misread, files would be intact and their checksums right, and resuming would train another model.
-The model's weights are an independent witness: DeepSpeed copies every master into them, rounded to their dtype.
+A checkpoint holds ZeRO's fp32 masters and moments, located through DeepSpeed's bookkeeping (`elas.engine.zero`). If
+that were misread, the files and checksums would still be correct, but resuming would train another model. The model's
+weights allow an independent check: DeepSpeed copies every master into them, rounded to their dtype.
 
-- Before anything is written, every rank compares windows of each of its masters with the model's weights. Moments lie
+- Before anything is written, every rank compares windows of each of its masters with the model's weights. Moments are
   at the same offsets as masters.
-- After the index is written, rank 0 reads windows of some tensors back by name, others at each save, through the index
-  and whichever ranks' files hold them.
+- After the index is written, rank 0 reads windows of some tensors back by name, different ones at each save, through
+  the index and any rank's files that hold them.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ READ_BACK = 4  # tensors a save
 
 
 def computing_weights(engine: Engine, parameter: torch.nn.Parameter) -> tuple[torch.Tensor, int]:
-    """The weights of a parameter that this rank computes with: flat, and the index of the first in the shard."""
+    """This rank's part of a parameter of the model: flat, and the index of its first element in the shard."""
     if engine.stage < 3:
         return parameter.data.view(-1), 0
     shard = parameter.ds_tensor
@@ -36,7 +36,7 @@ def computing_weights(engine: Engine, parameter: torch.nn.Parameter) -> tuple[to
 
 
 def _windows(numel: int) -> Iterator[tuple[int, int]]:
-    """The beginning, middle and end of a stretch, as (first, count)."""
+    """Windows at the beginning, middle and end of a range, as (first, count)."""
     count = min(WINDOW, numel)
     for first in sorted({0, (numel - count) // 2, numel - count}):
         yield first, count
@@ -44,7 +44,7 @@ def _windows(numel: int) -> Iterator[tuple[int, int]]:
 
 @torch.no_grad()
 def scrambled_weight(engine: Engine) -> str | None:
-    """Name of the first weight whose master on this rank is not what the model computes with; None if all agree."""
+    """Name of the first weight whose fp32 master on this rank differs from the model's weight; None if all agree."""
     held, names, differ = fragments(engine), [], []
     for name, parameter in parameters_by_name(engine).items():
         fragment = held.get(parameter)
@@ -59,16 +59,16 @@ def scrambled_weight(engine: Engine) -> str | None:
             differ.append((master.narrow(0, first, count).to(here.device, here.dtype) != here).any())
     if not differ:
         return None
-    wrong = torch.stack(differ).nonzero()  # one read from the device
+    wrong = torch.stack(differ).nonzero()  # stacked, to synchronise with the device only once
     return names[int(wrong[0])] if len(wrong) else None
 
 
 class Sample:
-    """Windows of some of this rank's weights as they are now, to be compared with a checkpoint's files later.
+    """Copies of windows of some of this rank's weights, to compare with a checkpoint's files later.
 
     Args:
-        engine: whose weights.
-        step: decides which tensors and windows: others at each save.
+        engine: the engine whose weights are sampled.
+        step: seeds the choice of tensors and windows, so that each save checks different ones.
     """
 
     def __init__(self, engine: Engine, step: int):
@@ -86,10 +86,13 @@ class Sample:
             self._windows[f"weight.{name}"] = (place_of(engine, parameter), start + first, values)
 
     def difference(self, folder: Path) -> str | None:
-        """Read the windows back; a text names the first tensor that does not hold them.
+        """Read the windows back and compare them.
 
         Args:
-            folder: of a checkpoint whose index is written.
+            folder: folder of a checkpoint whose index is written.
+
+        Returns:
+            A message that names the first tensor that differs; None if all agree.
         """
         read = {name: torch.zeros(values.numel()) for name, (_, _, values) in self._windows.items()}
         parts = {name: PartOfTensor.of(place, read[name], first) for name, (place, first, _) in self._windows.items()}
@@ -99,5 +102,5 @@ class Sample:
             return f"reading it back failed ({' '.join(str(error).split())[:200]})"
         for name, (_, _, values) in self._windows.items():
             if not torch.equal(read[name].to(values.dtype), values):
-                return f"{name} read back is not the model's"
+                return f"{name} read back differs from the model's weight"
         return None

@@ -1,7 +1,7 @@
-"""The training state by global names: fp32 weights and both moments, where ZeRO keeps them, whatever the layout.
+"""The training state by global names, independent of the layout: fp32 weights and both moments, as views of ZeRO's.
 
-`weight.NAME`, `exp_avg.NAME` and `exp_avg_sq.NAME`, each a `PartOfTensor` of the whole tensor; names are those of the
-whole model. What every parameter shares (the optimizer's step count) is a number beside them.
+`weight.NAME`, `exp_avg.NAME` and `exp_avg_sq.NAME` are each a `PartOfTensor` of the whole tensor; names are those of
+the whole model. The optimizer's step count, which all parameters share, is a separate number.
 """
 
 import base64
@@ -24,12 +24,12 @@ RANDOM_BYTES = 65536
 
 
 def parameters_by_name(engine: Engine) -> dict[str, torch.nn.Parameter]:
-    """This rank's parameters by their names in the whole model; of a tied embedding the stage's own copy."""
+    """This rank's parameters by their names in the whole model; for a tied embedding, this stage's own copy."""
     return {name: p for chunk in engine.chunks for name, p in global_names(chunk).items()}
 
 
 def capture(engine: Engine) -> dict[str, PartOfTensor]:
-    """What this rank is to save: views of live tensors. Of what several ranks hold alike, one saves each part."""
+    """The tensors that this rank saves, as views of live ones; one rank saves each part of a replicated tensor."""
     held, state = fragments(engine), base_state(engine)
     tensors = {}
     for number, (name, parameter) in enumerate(parameters_by_name(engine).items()):
@@ -44,7 +44,7 @@ def capture(engine: Engine) -> dict[str, PartOfTensor]:
 
 
 def targets(engine: Engine) -> dict[str, PartOfTensor]:
-    """What this rank is to load, first part: the fp32 weights and moments that its optimizer updates."""
+    """The fp32 weights and moments that this rank's optimizer updates, to load into; the first part of loading."""
     held, state = fragments(engine), base_state(engine)
     tensors = {}
     for name, parameter in parameters_by_name(engine).items():
@@ -72,8 +72,8 @@ def master_weights(engine: Engine) -> dict[str, PartOfTensor]:
     }
 
 
-def computed_with(engine: Engine) -> dict[str, PartOfTensor]:
-    """What this rank is to load, second part: the weights that the model computes with, in their own dtype."""
+def model_weights(engine: Engine) -> dict[str, PartOfTensor]:
+    """The model's weights on this rank, in their own dtype, to load into; the second part of loading."""
     tensors = {}
     for name, parameter in parameters_by_name(engine).items():
         place = place_of(engine, parameter)
@@ -89,12 +89,12 @@ def computed_with(engine: Engine) -> dict[str, PartOfTensor]:
 
 
 def step_count(engine: Engine) -> int:
-    """The optimizer's own count of steps, since the last refresh: what bias correction goes by."""
+    """The optimizer's step count since the last refresh, which bias correction uses."""
     return int(next(iter(base_state(engine).values()))["step"])
 
 
 def finish_loading(engine: Engine, step: int) -> None:
-    """After both parts are loaded: the step count, and what ZeRO 3 keeps whole."""
+    """After both parts are loaded: set the step count, and gather the parameters that ZeRO 3 keeps whole."""
     on_device = isinstance(engine.base_optimizer, torch.optim.AdamW)  # fused: counts beside the weights
     state = base_state(engine)
     for fragment in fragments(engine).values():
@@ -110,7 +110,7 @@ def finish_loading(engine: Engine, step: int) -> None:
 
 
 def layout_facts(engine: Engine) -> dict[str, int | bool]:
-    """The layout, as manifests tell it."""
+    """The layout, as stored in manifests."""
     layout = engine.layout
     sizes = {"world_size": layout.world, "tensor": layout.tp, "pipeline": layout.pp, "virtual_pipeline": layout.vpp}
     return sizes | {"sequence": layout.sequence_parallel, "data": layout.dp, "zero": engine.stage}
@@ -122,7 +122,7 @@ def random_name() -> str:
 
 
 def capture_random() -> torch.Tensor:
-    """This rank's random streams, as a JSON text filled up with blanks, uint8 `[65536]`."""
+    """This rank's random streams as JSON text padded with spaces, uint8 `[65536]`."""
     version, words, gauss = random.getstate()
     numpy_state = np.random.get_state(legacy=False)
     numpy_state["state"] = {"key": numpy_state["state"]["key"].tolist(), "pos": numpy_state["state"]["pos"]}
@@ -138,7 +138,7 @@ def capture_random() -> torch.Tensor:
 
 
 def restore_random(tensor: torch.Tensor) -> None:
-    """Put back what `capture_random` took, on the layout that it was taken on."""
+    """Restore random streams from `capture_random`; the layout must be the same."""
     facts = json.loads(tensor.numpy().tobytes())
     version, words, gauss = facts["python"]
     random.setstate((version, tuple(words), gauss))
@@ -152,7 +152,7 @@ def restore_random(tensor: torch.Tensor) -> None:
 
 
 def place_of(engine: Engine, parameter: torch.nn.Parameter) -> Place:
-    """Where this rank's tensor-parallel shard of a parameter lies in the whole tensor."""
+    """The position of this rank's tensor-parallel shard of a parameter in the whole tensor."""
     shape = tuple(parameter.ds_shape) if engine.stage == 3 else tuple(parameter.shape)
     layout: Layout = engine.layout
     if layout.tp == 1 or not getattr(parameter, "tensor_model_parallel", False):
@@ -163,7 +163,7 @@ def place_of(engine: Engine, parameter: torch.nn.Parameter) -> Place:
 
 
 def _saves(engine: Engine, parameter: torch.nn.Parameter, number: int) -> bool:
-    """Whether this rank saves its part: those that hold the same are dealt out by the parameter's number."""
+    """Whether this rank saves its part; replicas take turns by the parameter's number."""
     layout = engine.layout
     if getattr(parameter, "ds_pipe_replicated", False):
         return False

@@ -1,8 +1,8 @@
-"""Writing and reading tensors with torch.distributed.checkpoint's file format, one file a rank.
+"""Writes and reads tensors in the file format of torch.distributed.checkpoint, one file per rank.
 
-Its parts are called one by one rather than through `save` and `async_save`: the plan, which all ranks make together, is
-separate from the writing, which then needs nobody and may happen beside training. Reading executes nothing: tensors are
-read with `weights_only`, and the index, a pickle too, by an unpickler that knows a dozen types.
+Its parts are called one by one rather than through `save` and `async_save`, to separate planning, which needs all
+ranks, from writing, which needs no other rank and can run in the background. Reading executes no code from files:
+tensors are read with `weights_only`, and the index, also a pickle, with an unpickler that allows about twenty names.
 """
 
 import pickle
@@ -37,43 +37,43 @@ _KNOWN = {
 
 @dataclass
 class Plan:
-    """What each rank writes, for one layout."""
+    """What this rank writes, for one layout."""
 
     mine: SavePlan
     metadata: Metadata | None
-    """Of the whole checkpoint; on rank 0 only."""
+    """Metadata of the whole checkpoint; on rank 0 only."""
 
 
 def make_plan(tensors: Tensors) -> Plan:
-    """Agree on what is written; every rank calls it. The plan holds as long as names and rectangles stay the same."""
+    """Plan who writes what; every rank must call it. A plan is valid while names and rectangles stay the same."""
     rank, world = dist.get_rank(), dist.get_world_size()
     planner = _planner(tensors)
-    everybody: list = [None] * world if rank == 0 else None
-    dist.gather_object(planner.create_local_plan(), everybody, dst=0)
-    metadata, dealt = None, None
+    gathered: list = [None] * world if rank == 0 else None
+    dist.gather_object(planner.create_local_plan(), gathered, dst=0)
+    metadata, plans = None, None
     if rank == 0:
-        plans, metadata = planner.create_global_plan(everybody)
-        dealt = FileSystemWriter(".").prepare_global_plan(plans)
+        plans, metadata = planner.create_global_plan(gathered)
+        plans = FileSystemWriter(".").prepare_global_plan(plans)
     mine: list = [None]
-    dist.scatter_object_list(mine, dealt, src=0)
+    dist.scatter_object_list(mine, plans, src=0)
     return Plan(mine[0], metadata)
 
 
 def write(folder: Path, plan: Plan, tensors: Tensors) -> list[WriteResult]:
-    """Write this rank's part, and let it reach the disk; needs no other rank."""
+    """Write and sync this rank's part; needs no other rank."""
     planner = _planner(tensors)
     writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
     return writer.write_data(planner.finish_plan(plan.mine), planner).wait()
 
 
 def write_index(folder: Path, plan: Plan, results: list[list[WriteResult]]) -> None:
-    """Write the index over all ranks' parts; rank 0 calls it."""
+    """Write the index of all ranks' parts; call it on rank 0 only."""
     plan.metadata.planner_data = None
     FileSystemWriter(folder).finish(plan.metadata, results)
 
 
 def write_alone(folder: Path, tensors: Tensors) -> None:
-    """Write tensors and their index from one process, without process groups; `folder` exists."""
+    """Write tensors and their index from one process, without process groups; `folder` must exist."""
     planner = _planner(tensors)
     plans, metadata = planner.create_global_plan([planner.create_local_plan()])
     plan = Plan(FileSystemWriter(folder).prepare_global_plan(plans)[0], metadata)
@@ -81,27 +81,30 @@ def write_alone(folder: Path, tensors: Tensors) -> None:
 
 
 def read_index(folder: Path) -> Metadata:
-    """The index of a checkpoint.
+    """Read the index of a checkpoint.
 
     Raises:
-        pickle.UnpicklingError: it is damaged, or holds anything but an index.
+        pickle.UnpicklingError: it is damaged, or contains types that do not belong to an index.
         OSError: it cannot be read.
     """
     return _Reader(folder).read_metadata()
 
 
 def read(folder: Path, tensors: Tensors) -> None:
-    """Fill the tensors' parts from a checkpoint of any layout; needs no other rank.
+    """Load the tensors' parts from a checkpoint written on any layout; needs no other rank.
 
     Raises:
-        RuntimeError, KeyError: a name is missing there, or has another shape.
+        KeyError: the checkpoint lacks a name.
+        RuntimeError: a tensor has another shape there.
     """
     reader, planner = _Reader(folder), DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     metadata = reader.read_metadata()
     for name, tensor in tensors.items():
         there = metadata.state_dict_metadata[name].size
         if there != tensor.size():
-            raise RuntimeError(f"{name} is {tuple(there)} there, and {tuple(tensor.size())} here")
+            raise RuntimeError(
+                f"{name} has shape {tuple(there)} in the checkpoint, {tuple(tensor.size())} in the model"
+            )
     planner.set_up_planner(tensors, metadata, is_coordinator=True)
     reader.set_up_storage_reader(metadata, is_coordinator=True)
     plan = planner.finish_plan(reader.prepare_local_plan(planner.create_local_plan()))
@@ -120,7 +123,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         if name in _KNOWN.get(module, ()):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no part of an index")
+        raise pickle.UnpicklingError(f"it contains {module}.{name}, which does not belong to an index")
 
 
 class _Reader(FileSystemReader):
@@ -128,7 +131,7 @@ class _Reader(FileSystemReader):
         with open(Path(self.path) / INDEX, "rb") as file:
             metadata = _Unpickler(file).load()
         if not isinstance(metadata, Metadata):
-            raise pickle.UnpicklingError("it holds no index")
+            raise pickle.UnpicklingError("it does not contain an index")
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
         return metadata

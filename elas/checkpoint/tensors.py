@@ -1,8 +1,8 @@
-"""What a rank holds of a whole tensor, as torch.distributed.checkpoint wants to see it: a few rectangles, in place.
+"""A rank's part of a whole tensor as rectangles, the form that torch.distributed.checkpoint expects, without copies.
 
-ZeRO cuts the flattened tensor-parallel shard of a parameter, so a rank holds a stretch of it: part of a row, whole
-rows, part of a row. Each is a rectangle of the whole tensor, and a view into ZeRO's own buffer. Written by one layout,
-it reads into the rectangles of any other.
+ZeRO splits the flattened tensor-parallel shard of a parameter, so a rank holds a range of it: part of a row, whole
+rows, part of a row. Each is a rectangle of the whole tensor and a view into ZeRO's own buffer. A tensor written on one
+layout can be read into the rectangles of any other.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor-parallel shard lies in the whole tensor.
+    """The position of a tensor-parallel shard in the whole tensor.
 
     Args:
-        shape: of the shard.
-        full_shape: of the whole tensor.
-        dim: dimension that is cut, None where every rank holds all.
+        shape: shape of the shard.
+        full_shape: shape of the whole tensor.
+        dim: the sharded dimension; None if every rank holds the whole tensor.
         rank: this rank's number in the tensor-parallel group.
-        stride: blocks of the cut dimension that are cut each by itself: 2 for a gate and an up projection in one.
+        stride: number of blocks of that dimension that are sharded separately: 2 for fused gate and up projections.
     """
 
     shape: tuple[int, ...]
@@ -32,10 +32,10 @@ class Place:
     stride: int = 1
 
     def rectangles(self, start: int, numel: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int]]:
-        """Cut elements `[start, start + numel)` of the flattened shard into rectangles.
+        """Split elements `[start, start + numel)` of the flattened shard into rectangles.
 
         Yields:
-            Offsets in the whole tensor, sizes, and the flat index in the shard of the first element.
+            Offsets in the whole tensor, sizes, and the index of the first element in the flattened shard.
         """
         columns = self.shape[1] if len(self.shape) > 1 else 1
         block = self.shape[0] // self.stride if self.dim == 0 else self.shape[0]
@@ -45,7 +45,7 @@ class Place:
             whole_rows = (end - start) // columns
             if column or not whole_rows:  # within a row
                 rows, width = 1, min(columns - column, end - start)
-            else:  # up to the end of the rows, or of the block that stays together
+            else:  # whole rows, up to the end of the range or of the block
                 rows, width = min(whole_rows, block - row % block), columns
             yield self._offsets(row, column, block), (rows, width)[: len(self.shape)], start
             start += rows * width
@@ -60,28 +60,28 @@ class Place:
 
 
 class PartOfTensor(torch.Tensor):
-    """A tensor of the whole shape of which this process holds some rectangles; good for saving and loading only.
+    """A tensor with the whole shape of which this process holds some rectangles; supports only saving and loading.
 
     Attributes:
-        parts: offsets in the whole tensor → a view of what is held there.
+        parts: offsets in the whole tensor → view of the rectangle there.
     """
 
     parts: dict[tuple[int, ...], torch.Tensor]
 
     @staticmethod
     def __new__(cls, full_shape: tuple[int, ...], dtype: torch.dtype, parts: dict):
-        """A wrapper without memory of its own."""
+        """Create a wrapper without storage of its own."""
         made = torch.Tensor._make_wrapper_subclass(cls, full_shape, dtype=dtype)
         made.parts = parts
         return made
 
     @classmethod
     def of(cls, place: Place, flat: torch.Tensor, start: int) -> "PartOfTensor":
-        """Of a stretch of a shard.
+        """Create it from a range of a shard.
 
         Args:
-            place: of the shard.
-            flat: the stretch, contiguous `[numel]`; its elements are viewed, not copied.
+            place: position of the shard.
+            flat: the range, contiguous `[numel]`; viewed, not copied.
             start: index of its first element in the flattened shard.
         """
         parts = {}
@@ -91,7 +91,7 @@ class PartOfTensor(torch.Tensor):
         return cls(place.full_shape, flat.dtype, parts)
 
     def copied(self) -> "PartOfTensor":
-        """The same with copies of the rectangles, in host memory."""
+        """The same with copies of the rectangles in host memory."""
         parts = {offsets: part.to("cpu", copy=True) for offsets, part in self.parts.items()}
         return PartOfTensor(tuple(self.shape), self.dtype, parts)
 
@@ -116,4 +116,4 @@ class PartOfTensor(torch.Tensor):
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         if function is torch.ops.aten.detach.default:
             return args[0]
-        raise NotImplementedError(f"{function} of a part of a tensor")
+        raise NotImplementedError(f"{function} on a PartOfTensor")

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration as `deepspeed.initialize` takes it: the user's knobs, and what follows from ours."""
+"""Builds the configuration for `deepspeed.initialize` from the user's DeepSpeed JSON and our own settings."""
 
 from elas.config import Config
 from elas.config.deepspeed import read_deepspeed_json, zero_stage
@@ -7,10 +7,12 @@ from elas.errors import ConfigError
 
 
 def check_deepspeed_json(config: Config) -> None:
-    """Let DeepSpeed check its own knobs, before any process group exists (imports DeepSpeed).
+    """Validate the user's DeepSpeed JSON with DeepSpeed's own model, before any process group exists.
+
+    Imports DeepSpeed.
 
     Raises:
-        ConfigError: a knob that DeepSpeed does not have, or a value that it does not take.
+        ConfigError: DeepSpeed has no such option, or rejects its value.
     """
     if config.parallel.deepspeed_config is None:
         return
@@ -26,7 +28,7 @@ def check_deepspeed_json(config: Config) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(["zero_optimization", *map(str, first["loc"])])
-        why = f"DeepSpeed refuses {name}: {first['msg']}"
+        why = f"DeepSpeed rejects {name}: {first['msg']}"
         raise ConfigError(KEY, config.parallel.deepspeed_config, why, "fix or remove it") from None
 
 
@@ -34,25 +36,26 @@ def deepspeed_config(config: Config, *, micro_batches: int, dp: int) -> dict:
     """The whole configuration for `deepspeed.initialize`.
 
     Args:
-        config: ours, validated.
-        micro_batches: micro-batches that DeepSpeed itself accumulates over: 1 where Megatron's schedule does it.
-        dp: data-parallel ranks.
+        config: our configuration, validated.
+        micro_batches: micro-batches over which DeepSpeed itself accumulates; 1 if Megatron's schedule does that.
+        dp: number of data-parallel ranks.
 
     Returns:
-        A dict. At ZeRO 0 clipping is left to `elas.engine.engine`: DeepSpeed does not clip by the model's norm there.
+        A dict. At ZeRO 0 it disables clipping, which `elas.engine.engine` does instead: DeepSpeed would not use the
+        whole model's norm there.
     """
     values = read_deepspeed_json(config)
     stage = zero_stage(values)
     if config.parallel.pipeline > 1 or stage <= 1:
-        # Gradients are reduced once, after Megatron's schedule; hooks that reduce earlier would reduce too often.
+        # Gradients are reduced once, after Megatron's schedule; overlapping hooks would reduce every micro-batch.
         values.setdefault("zero_optimization", {})["overlap_comm"] = False
     if dp == 1:
-        # Nobody to send gradients to: casting them to the type of communication and back would only cost time.
+        # No communication happens: casting gradients to its type and back would only cost time.
         values.pop("communication_data_type", None)
     bf16 = config.train.dtype == "bfloat16"
     if bf16 and stage >= 2:
-        # ZeRO's partitions sum up micro-batches; in bf16 they would lose what is 256 times smaller than the sum.
-        # (ZeRO 0 and 1 sum outside of DeepSpeed, in `elas.engine.grads.Fp32Accumulation`.)
+        # ZeRO's partitions accumulate micro-batches; a bf16 sum drops addends 256 times smaller than itself.
+        # (For ZeRO 0 and 1, `elas.engine.grads.Fp32Accumulation` accumulates outside of DeepSpeed.)
         values["data_types"] = {"grad_accum_dtype": "fp32"}
     return {
         **values,
@@ -62,6 +65,6 @@ def deepspeed_config(config: Config, *, micro_batches: int, dp: int) -> dict:
         "gradient_accumulation_steps": micro_batches,
         "train_batch_size": config.train.micro_batch_size * micro_batches * dp,
         "gradient_clipping": 0.0 if stage == 0 else config.optimizer.clip_grad,
-        # No pass over all gradients to look for infinities: the loop ends a run whose norm is not finite.
+        # Skips a pass over all gradients that looks for infinities: the loop checks the norm instead.
         "bf16": {"enabled": bf16, "check_grad_overflow": False},
     }

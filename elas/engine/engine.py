@@ -1,15 +1,13 @@
-"""One optimizer step, on any layout: Megatron's schedules for the pass, DeepSpeed for the optimizer state.
+"""The training engine: Megatron's schedules run forward and backward, DeepSpeed holds the optimizer state.
 
 Two paths, chosen by the ZeRO stage:
 
 - **ZeRO 0, 1**: Megatron's schedule (plain, 1F1B or interleaved) runs forward and backward over the chunks inside
-  DeepSpeed's engine and leaves local gradients; then what sequence parallelism and tied embeddings owe is summed, then
-  DeepSpeed reduces over data parallel and steps.
-- **ZeRO 2, 3** (no pipeline): `engine(…)`, `engine.backward`, `engine.step`, since those stages hand gradients and
-  weights around during the passes. Sums owed to sequence parallelism happen in hooks, before DeepSpeed sees them.
-
-The chunks stand in a `ModuleList` of their own: DeepSpeed hooks the forward of the module it is given, and a
-`ModuleList` has none, so Megatron's schedule runs unseen.
+  DeepSpeed's engine and leaves local gradients. Then the partial sums of sequence parallelism and tied embeddings are
+  reduced, then DeepSpeed reduces over data parallel and steps.
+- **ZeRO 2, 3** (no pipeline): `engine(…)`, `engine.backward`, `engine.step`, since these stages communicate gradients
+  and weights during the passes. The sums of sequence parallelism are computed in hooks, before DeepSpeed reads the
+  gradients.
 """
 
 import contextlib
@@ -39,14 +37,14 @@ from elas.parallel import DeepSpeedGroups, Layout
 
 
 class LossModel(torch.nn.Module):
-    """A whole model (no pipeline) whose forward is the mean loss: what DeepSpeed's own forward path wants."""
+    """A whole model (no pipeline) whose forward returns the mean loss, as DeepSpeed's own forward path requires."""
 
     def __init__(self, model: torch.nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, tokens: torch.Tensor, labels: torch.Tensor, counted: float | None = None) -> torch.Tensor:
-        """`tokens` and `labels [b, s]` to `mean_loss`, a 0-dim fp32 tensor."""
+        """Returns `mean_loss` of `tokens` and `labels [b, s]`, a 0-dim fp32 tensor."""
         return mean_loss(token_losses(self.model, tokens, labels), labels, counted)
 
 
@@ -57,13 +55,13 @@ def token_losses(model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Ten
 
 
 def mean_loss(losses: torch.Tensor, labels: torch.Tensor, counted: float | None) -> torch.Tensor:
-    """Mean of a micro-batch's losses `[b, s]`.
+    """Mean of a micro-batch's losses.
 
     Args:
-        losses: per token, fp32.
-        labels: −1 where there is nothing to predict.
-        counted: labels that count, on average over all micro-batches of the global batch, so that the mean over those
-            is the mean over all its tokens; None where every label counts.
+        losses: `[b, s]`, per token, fp32.
+        labels: `[b, s]`, −1 where there is nothing to predict.
+        counted: average number of counted labels per micro-batch of the global batch, so that the mean over
+            micro-batches is the mean over all counted tokens; None if every label counts.
     """
     return losses.mean() if counted is None else torch.where(labels >= 0, losses, 0).sum() / counted
 
@@ -73,16 +71,16 @@ class Engine:
 
     Args:
         config: a validated configuration.
-        layout: where this rank stands; groups must exist.
-        between: counts micro-batches, and says when to leave a step; None never leaves one.
+        layout: this rank's place in the layout; process groups must exist.
+        between: counts micro-batches and decides when to abandon a step; with None, no step is abandoned.
 
     Attributes:
         chunks: this rank's parts of the model.
         stage: ZeRO stage.
         deepspeed: DeepSpeed's engine.
-        base_optimizer: what DeepSpeed steps: AdamW or LORO.
-        between: `mark` of it says what comes next, by name.
-        labels: labels of the last step's global batch that count; without those that fill up a document's sample.
+        base_optimizer: the optimizer inside DeepSpeed's: AdamW or LORO.
+        between: `between.mark` names the next operation.
+        labels: number of labels in the last step's global batch that count, without padding of a document's sample.
     """
 
     def __init__(self, config: Config, layout: Layout, between: MicroBatches | None = None):
@@ -98,6 +96,8 @@ class Engine:
             settings = deepspeed_config(config, micro_batches=self.micro_batches, dp=layout.dp)
             grads.sum_sequence_partial_in_backward(self.chunks)
         self._mark_replicated()
+        # DeepSpeed hooks the forward of the module it is given. A `ModuleList` has none, so that Megatron's schedule
+        # can call the chunks without DeepSpeed's hooks.
         module = torch.nn.ModuleList(self.chunks) if self.uses_schedule else LossModel(self.chunks[0])
         _fit_buckets(settings, self.chunks)
         offload = offloads_optimizer(settings)
@@ -107,7 +107,7 @@ class Engine:
         else:
             self.base_optimizer = build_adamw(module, config.optimizer, offload=offload)
         _quiet_deepspeed()
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line on every rank about its op
+        with contextlib.redirect_stdout(io.StringIO()):  # suppresses a line that every rank prints about an op
             deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         with accelerator.shared_gloo_groups():
             self.deepspeed, *_ = deepspeed.initialize(
@@ -118,23 +118,23 @@ class Engine:
                 dist_init_required=False,
             )
         if self.stage == 0 and config.train.dtype == "bfloat16":
-            # To allocate its state, DeepSpeed's unfused optimizer took a step with zero gradients. Left in, that step
-            # counts in Adam's bias correction from then on: the drift of bf16 at ZeRO 0.
+            # DeepSpeed's unfused optimizer takes a step with zero gradients to allocate its state. If kept, that step
+            # would count in Adam's bias correction, and bf16 at ZeRO 0 would drift from the other stages.
             self.deepspeed.optimizer.optimizer.state.clear()
         self.base_optimizer.blocked = self._gradients_are_bad
         if config.optimizer.kind == "loro":
-            refresh(self.base_optimizer.state.values())  # of the step that ZeRO takes to allocate its state
+            refresh(self.base_optimizer.state.values())  # undoes the step that ZeRO takes to allocate its state
 
         self.labels = 0
         self._accumulation = None
         self._last: list[Batch] = []
         self.between = between or MicroBatches()
-        self.between.together(everybody=not self.uses_schedule)
+        self.between.look_with(all_ranks=not self.uses_schedule)
         if self.uses_schedule and config.train.dtype == "bfloat16" and self.micro_batches > 1:
             self._accumulation = grads.Fp32Accumulation(self.chunks)
 
     def _mark_replicated(self) -> None:
-        """Keep the last stage's copy of a tied embedding out of the gradient norm."""
+        """Mark the last stage's copy of a tied embedding, so that the gradient norm does not count it twice."""
         if not self.config.model.tie_embeddings or self.layout.pp == 1:
             return
         for chunk in self.chunks:
@@ -142,7 +142,7 @@ class Engine:
                 chunk.shared_embedding_or_output_weight().ds_pipe_replicated = True
 
     def set_learning_rate(self, lr: float) -> None:
-        """Learning rate of the next step, in every parameter group."""
+        """Set the learning rate of the next step in every parameter group."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
 
@@ -153,11 +153,11 @@ class Engine:
             batches: yields this data-parallel rank's micro-batches in order.
 
         Returns:
-            Mean loss over the global batch and the gradient norm before clipping; the same on every rank. Where the
-            norm is not finite, nothing was updated.
+            Mean loss over the global batch and the gradient norm before clipping; the same on every rank. If the norm
+            is not finite, nothing was updated.
 
         Raises:
-            Abandoned: the ranks were asked to stop, and left before the update; on every rank.
+            Abandoned: the run was asked to stop and the step abandoned before its update; raised on every rank.
         """
         self.between.mark("reading the batch")
         micro = self._last = [next(batches) for _ in range(self.micro_batches)]
@@ -165,10 +165,10 @@ class Engine:
         losses = self._pass_schedule(micro, counted) if self.uses_schedule else self._pass_deepspeed(micro, counted)
         self.between.check()
         norm = self._update() if self.uses_schedule else float(self.deepspeed.get_global_grad_norm())
-        return self._mean_loss(losses), norm if norm >= 0 else math.nan  # DeepSpeed's norm of such gradients is −1
+        return self._mean_loss(losses), norm if norm >= 0 else math.nan  # DeepSpeed returns −1 for a non-finite norm
 
     def pass_again(self) -> None:
-        """Forward and backward on the batch of the last step, without an update; leaves gradients behind."""
+        """Repeat forward and backward on the batch of the last step, without an update; leaves gradients behind."""
         counted = self._counted(self._last)
         self.between.begin("the bad batch again", self.micro_batches, len(self.chunks))
         if self.uses_schedule:
@@ -178,23 +178,23 @@ class Engine:
             self.deepspeed.backward(self.deepspeed(tokens, labels, counted))
 
     def _gradients_are_bad(self) -> bool:
-        """Whether DeepSpeed's norm of the gradients of this step is no number; it knows before it updates anything."""
+        """Whether DeepSpeed's gradient norm of this step is not finite; DeepSpeed computes it before the update."""
         norm = getattr(self.deepspeed.optimizer, "_global_grad_norm", None)
         return norm is not None and not 0 <= float(norm) < math.inf
 
     @torch.no_grad()
     def evaluate(self, micro: list[Batch]) -> tuple[float, int]:
-        """Forward without gradients; every rank calls it with as many micro-batches.
+        """Forward without gradients; every rank must call it with the same number of micro-batches.
 
         Args:
-            micro: this data-parallel rank's, as many as an interleaved schedule can take.
+            micro: this data-parallel rank's micro-batches, a number that an interleaved schedule allows.
 
         Returns:
-            Sum of the losses of all ranks' labels that count (nats), and how many there are: to be added up before
-            dividing, since batches may hold unequal numbers of them. The same on every rank.
+            The sum of the losses (nats) over all ranks' counted labels, and the number of these labels. Add up both
+            before dividing, since batches may have different numbers. The same on every rank.
 
         Raises:
-            Abandoned: the ranks were asked to stop, and left before the end; on every rank.
+            Abandoned: the run was asked to stop during the evaluation; raised on every rank.
         """
         if self.uses_schedule:
             sums = self._pass_schedule(micro, counted=1.0, forward_only=True)  # the sum over one label
@@ -216,15 +216,15 @@ class Engine:
 
     @torch.no_grad()
     def is_finite(self) -> bool:
-        """Whether every weight of the model is a finite number; the same on every rank."""
+        """Whether every weight of the model is finite; the same on every rank."""
         weights = [p.ds_tensor if self.stage == 3 else p for chunk in self.chunks for p in chunk.parameters()]
         worst = torch.stack([w.abs().max().float() if w.numel() else w.new_zeros(()).float() for w in weights]).max()
-        finite = torch.isfinite(worst).to(torch.int32)  # max hands a NaN on
+        finite = torch.isfinite(worst).to(torch.int32)  # max propagates NaN
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         return bool(finite)
 
     def _counted(self, micro: list[Batch]) -> float | None:
-        """Labels that count, on average over all micro-batches; None where all do."""
+        """Average number of counted labels per micro-batch of the global batch; None if all labels count."""
         if self.config.data.packing == "packed":
             self.labels = self.config.train.global_batch_size * self.config.model.seq_length
             return None
@@ -238,15 +238,15 @@ class Engine:
     ) -> list[torch.Tensor]:
         def forward_step(iterator, model):
             tokens, labels = next(iterator)
-            leaves = self.between.next()
-            if leaves and self.layout.pp == 1:
+            abandoned = self.between.next()
+            if abandoned and self.layout.pp == 1:
                 raise Abandoned
 
             def loss_function(output: torch.Tensor):
                 loss = mean_loss(output, labels, counted)
                 return loss, {"loss": loss.detach().clone()}  # the schedule scales `loss` in place
 
-            if leaves:
+            if abandoned:
                 shards = self.layout.tp if self.layout.sequence_parallel else 1
                 return idle_output(model, tokens, shards), loss_function
             return token_losses(model, tokens, labels), loss_function
@@ -264,7 +264,7 @@ class Engine:
         )
         try:
             return [result["loss"] for result in schedule()]
-        except Abandoned:  # by this rank; `between.check` asks the others
+        except Abandoned:  # on this rank; `between.check` raises it on all ranks
             return []
 
     def _pass_deepspeed(self, micro: list[Batch], counted: float | None) -> list[torch.Tensor]:
@@ -291,8 +291,8 @@ class Engine:
                 for chunk in self.chunks:
                     chunk.zero_grad(set_to_none=True)
                 return math.nan
-            # Not DeepSpeed's clipping: its bf16 optimizer takes the norm of bare tensors, without the marks that keep
-            # replicated and tied parameters from being counted again.
+            # Not DeepSpeed's clipping: its bf16 optimizer computes the norm of tensors that lack the marks of
+            # replicated and tied parameters, and so would count these more than once.
             self.base_optimizer.clip_scale = grads.clip_scale(norm, self.config.optimizer.clip_grad)
             self.deepspeed.step()
             return float(norm)
@@ -302,7 +302,7 @@ class Engine:
 
     @property
     def _knows_loss(self) -> bool:
-        """Whether this rank's losses are to be summed: of those that hold the same, one is."""
+        """Whether this rank contributes its losses to sums: one rank per data-parallel replica does."""
         return self.layout.is_last_stage and self.layout.tp_rank == 0
 
     def _mean_loss(self, losses: list[torch.Tensor]) -> float:
@@ -314,7 +314,7 @@ class Engine:
 
 
 def _fit_buckets(settings: dict, chunks: list[torch.nn.Module]) -> None:
-    """Let a reduction bucket be no larger than the model: DeepSpeed allocates it whole."""
+    """Limit the reduction bucket to the model's size, since DeepSpeed allocates it in full."""
     zero = settings.get("zero_optimization", {})
     parameters = sum(p.numel() for chunk in chunks for p in chunk.parameters())
     if type(zero.get("reduce_bucket_size")) is int:
@@ -322,12 +322,12 @@ def _fit_buckets(settings: dict, chunks: list[torch.nn.Module]) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """All but DeepSpeed's warning about optimizers that it does not know by class: ours are tested at every stage."""
+    """Filter out DeepSpeed's warning about untested optimizers: ours are tested at every ZeRO stage."""
     return "untested optimizer" not in record.getMessage()
 
 
 def _quiet_deepspeed() -> None:
-    """DeepSpeed logs its whole configuration at INFO on every start; keep its warnings."""
+    """Reduce DeepSpeed's log to warnings; at INFO it logs its whole configuration on every start."""
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)

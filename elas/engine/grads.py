@@ -1,8 +1,8 @@
-"""What gradients owe beyond data parallelism, and their norm.
+"""Gradient reductions other than ZeRO's data-parallel one, the gradient norm, and fp32 accumulation.
 
-Two debts arise from how Megatron cuts a model. Under sequence parallelism a replicated parameter sees only its rank's
-tokens, so its gradient is a partial sum over the tensor-parallel group. With tied embeddings under a pipeline the first
-and the last stage each hold half of the gradient. Data parallelism is DeepSpeed's part.
+Two reductions follow from how Megatron shards a model. Under sequence parallelism a replicated parameter sees only its
+rank's tokens, so its gradient is a partial sum over the tensor-parallel group. With tied embeddings under a pipeline,
+the first and the last stage each hold a part of the gradient.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ def is_sequence_partial(parameter: torch.nn.Parameter) -> bool:
 
 
 def sum_sequence_partial(models: Iterable[torch.nn.Module]) -> None:
-    """Sum partial gradients over the tensor-parallel group, in one collective for each dtype."""
+    """Sum partial gradients over the tensor-parallel group, with one collective per dtype."""
     if mpu.get_tensor_model_parallel_world_size() == 1:
         return
     by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
@@ -34,10 +34,10 @@ def sum_sequence_partial(models: Iterable[torch.nn.Module]) -> None:
 
 
 def sum_sequence_partial_in_backward(models: Iterable[torch.nn.Module]) -> None:
-    """Like `sum_sequence_partial`, but by a hook on each parameter, before anybody else sees the gradient.
+    """Like `sum_sequence_partial`, but in a hook on each parameter, before DeepSpeed reads the gradient.
 
-    For ZeRO 2 and 3, which hand gradients on as the backward pass makes them. Costs a collective for each parameter
-    and micro-batch.
+    For ZeRO 2 and 3, which reduce gradients during the backward pass. Costs one collective per parameter and
+    micro-batch.
     """
     group = mpu.get_tensor_model_parallel_group()
     if dist.get_world_size(group) == 1:
@@ -64,7 +64,7 @@ def sum_tied_embeddings(models: Iterable[torch.nn.Module]) -> None:
 
 
 def grad_norm(models: Iterable[torch.nn.Module]) -> torch.Tensor:
-    """Global L2 norm of reduced gradients: each parameter counted once over tensor- and pipeline-parallel ranks.
+    """Global L2 norm of reduced gradients; each parameter is counted once over tensor- and pipeline-parallel ranks.
 
     Returns:
         0-dim fp32 tensor, the same on every rank.
@@ -100,18 +100,18 @@ def average_over_data_parallel(models: Iterable[torch.nn.Module]) -> None:
 
 
 def clip_scale(norm: torch.Tensor, limit: float) -> torch.Tensor | None:
-    """What gradients of a norm are to be multiplied by so that it is at most `limit`; None for a limit of 0."""
+    """The factor that scales gradients with this norm to a norm of at most `limit`; None for a limit of 0."""
     return (limit / (norm + 1e-6)).clamp(max=1.0) if limit > 0 else None
 
 
 class Fp32Accumulation:
-    """Adds up the gradients of micro-batches in fp32 where the model's are bf16.
+    """Accumulates bf16 gradients of micro-batches in fp32.
 
-    A bf16 sum loses what is 256 times smaller than itself, so many micro-batches would stop counting. Costs 4 bytes a
-    parameter. The total is rounded once, when it is handed over.
+    A bf16 sum drops addends 256 times smaller than itself, so later micro-batches would have no effect. Costs 4 bytes
+    per parameter. The total is rounded once, in `hand_over`.
 
     Args:
-        models: whose gradients to add up; from then on a backward pass leaves `grad` None.
+        models: models whose gradients to accumulate; from then on a backward pass leaves `grad` None.
     """
 
     def __init__(self, models: Iterable[torch.nn.Module]):
@@ -132,7 +132,7 @@ class Fp32Accumulation:
         parameter.grad = None
 
     def hand_over(self) -> None:
-        """Put the totals into `grad` and begin anew."""
+        """Move the totals into `grad`, rounded to its dtype, and start the next sum."""
         for parameter in self._fresh:
             parameter.grad = self._totals[parameter].to(parameter.dtype)
         self._fresh.clear()

@@ -1,9 +1,9 @@
 """LORO's exact steps over sharded factors, and the refresh.
 
-Each pair is gathered whole, in fp32, on one rank of its pipeline stage, by summing what the ranks hold of it: fragments
-of ZeRO's partitions and tensor-parallel shards alike. The pairs of a stage are dealt out to its ranks in turn, so they
-are computed side by side; a rank never holds more than its own pair and one tensor in transit. The results go back to
-every rank, which keeps its part.
+Each pair is gathered in fp32 on one rank of its pipeline stage, by summing the ranks' parts of it: fragments of ZeRO's
+partitions as well as tensor-parallel shards. The pairs of a stage are assigned to its ranks round-robin and computed in
+parallel; a rank holds at most its own pair and one tensor in transit. The results are broadcast to the stage, and every
+rank keeps its part.
 """
 
 import time
@@ -26,7 +26,7 @@ from elas.optim.riemannian import NotTaken, exact_step
 
 @dataclass(frozen=True)
 class Pair:
-    """One factor pair: W = factor_out · factor_in, with factor_in's rows [first, first + r) of a stack."""
+    """A factor pair, W = factor_out · factor_in; its part of a stacked factor_in is the rows [first, first + rank)."""
 
     factor_in: torch.nn.Parameter
     factor_out: torch.nn.Parameter
@@ -36,21 +36,21 @@ class Pair:
 
 @dataclass(frozen=True)
 class ExactReport:
-    """What an exact step took."""
+    """Duration and counts of an exact step."""
 
     seconds: float
     pairs: int
-    """Over the whole model."""
+    """Number of pairs in the whole model."""
     not_taken: int
-    """Pairs that made the approximate step instead: rank-deficient, or the SVD failed."""
+    """Pairs that took the approximate step instead: rank-deficient, or the SVD failed."""
 
     def metrics(self) -> dict[str, float]:
-        """For metrics.jsonl."""
+        """Entries for metrics.jsonl."""
         return {"exact_s": self.seconds, "exact_pairs": self.pairs, "exact_not_taken": self.not_taken}
 
 
 def pairs_of(models: list[torch.nn.Module]) -> Iterator[Pair]:
-    """Factor pairs of this rank's chunks, in the order of the model."""
+    """Factor pairs of this rank's chunks, in model order."""
     for model in models:
         for module in model.modules():
             if isinstance(module, LowRankColumnParallelLinear):
@@ -61,11 +61,11 @@ def pairs_of(models: list[torch.nn.Module]) -> Iterator[Pair]:
 
 
 class LoroCycle:
-    """When exact steps and refreshes are due, and taking them.
+    """Schedules and takes exact steps and refreshes.
 
     Args:
-        engine: whose optimizer is `elas.optim.loro.Loro`.
-        config: `exact_every` and `refresh` say when; betas, eps and weight decay how.
+        engine: an engine whose optimizer is `elas.optim.loro.Loro`.
+        config: `exact_every` and `refresh` set the schedule; betas, eps and weight decay apply to the steps.
     """
 
     def __init__(self, engine: Engine, config: OptimizerConfig):
@@ -76,15 +76,15 @@ class LoroCycle:
         self.factor_scale = factor_scale(engine.config)
 
     def due(self, step: int) -> bool:
-        """Whether an exact step or a refresh comes with this step."""
+        """Whether an exact step or a refresh is due at this step."""
         return self.config.exact_every is not None and step % self.config.exact_every == 0
 
     def begin(self, step: int) -> None:
-        """Call before the optimizer step: on an exact step it moves the factors' moments, but not the factors."""
+        """Call before the optimizer step. If an exact step is due, the optimizer then updates only the moments."""
         self.engine.base_optimizer.moments_only = self.due(step) and self.config.refresh != "only"
 
     def end(self, step: int, lr: float) -> ExactReport | None:
-        """Call after the optimizer step, with its learning rate: the exact step and the refresh, where they are due."""
+        """Call after the optimizer step, with its learning rate; takes the exact step and the refresh if due."""
         if not self.due(step):
             return None
         report = self._exact(lr) if self.config.refresh != "only" else None
@@ -100,14 +100,14 @@ class LoroCycle:
         lr_t = corrected(lr, (self.config.beta1, self.config.beta2), steps_since_refresh)
         not_taken = 0
         for first in range(0, len(self.pairs), len(self.ranks)):
-            dealt = list(zip(self.pairs[first : first + len(self.ranks)], self.ranks))
+            owned = list(zip(self.pairs[first : first + len(self.ranks)], self.ranks))
             mine = None
-            for pair, owner in dealt:
+            for pair, owner in owned:
                 whole = [self._gather(pair, kind, owner, held, state) for kind in ("m", "n", "d_m", "d_n")]
                 mine = whole if owner == dist.get_rank() else mine
             result = None if mine is None else self._move(*mine, lr, lr_t)
             mine = None
-            for pair, owner in dealt:
+            for pair, owner in owned:
                 not_taken += self._spread(pair, owner, result, held)
         publish(self.engine)
         counts = torch.tensor([len(self.pairs), not_taken], device=torch.cuda.current_device())
@@ -117,7 +117,7 @@ class LoroCycle:
     def _move(
         self, m: Tensor, n: Tensor, d_m: Tensor, d_n: Tensor, lr: float, lr_t: float
     ) -> tuple[Tensor, Tensor, bool]:
-        """New M `[o, r]` and N `[i, r]`, and whether the exact step was taken; else they made the approximate one."""
+        """New M `[o, r]` and N `[i, r]`, and whether they are from the exact step (else from the approximate one)."""
         try:
             return *exact_step(m, n, d_m, d_n, lr_t), True
         except NotTaken:
@@ -125,7 +125,7 @@ class LoroCycle:
             return keep * (m - scale * d_m), keep * (n - scale * d_n), False
 
     def _gather(self, pair: Pair, kind: str, owner: int, held: dict, state: dict) -> Tensor | None:
-        """M, N, D_M or D_N of a pair, whole, fp32, on its owner; None elsewhere."""
+        """The whole M `[o, r]`, N `[i, r]`, D_M or D_N of a pair in fp32, on its owner; None on other ranks."""
         parameter = pair.factor_out if kind.endswith("m") else pair.factor_in
         local = torch.zeros(self._local_shape(parameter), dtype=torch.float32, device=torch.cuda.current_device())
         fragment = held.get(parameter)
@@ -146,13 +146,13 @@ class LoroCycle:
         return tuple(parameter.ds_shape) if self.engine.stage == 3 else tuple(parameter.shape)
 
     def _contributes(self, parameter: torch.nn.Parameter) -> bool:
-        """Of what several ranks hold alike, one contributes."""
+        """Whether this rank contributes its part to the sum; of replicas, only one does."""
         layout = self.engine.layout
         replicated = not getattr(parameter, "tensor_model_parallel", False)
         return not ((replicated and layout.tp_rank > 0) or (self.engine.stage == 0 and layout.dp_rank > 0))
 
     def _placed(self, parameter: torch.nn.Parameter, local: Tensor) -> Tensor:
-        """This rank's tensor-parallel shard in the whole tensor, zeros around it."""
+        """The whole tensor with this rank's tensor-parallel shard in place and zeros elsewhere."""
         layout = self.engine.layout
         if layout.tp == 1 or not getattr(parameter, "tensor_model_parallel", False):
             return local
@@ -163,7 +163,7 @@ class LoroCycle:
         return torch.cat([local.new_zeros(before), local, local.new_zeros(after)], parameter.partition_dim)
 
     def _spread(self, pair: Pair, owner: int, result: tuple[Tensor, Tensor, bool] | None, held: dict) -> int:
-        """Give a pair's new factors to all ranks of the stage; 1 if the exact step was not taken, else 0."""
+        """Broadcast a pair's new factors to the stage; returns 1 if the exact step was not taken, else 0."""
         layout, device = self.engine.layout, torch.cuda.current_device()
         mine = result if owner == dist.get_rank() else None
         taken = torch.tensor([0 if mine is None else int(mine[2])], device=device)

@@ -1,16 +1,17 @@
-"""Between the micro-batches of a step or a validation: progress for people and the watchdog, and leaving early.
+"""Between the micro-batches of a step or a validation: reports progress, and abandons the step on a stop request.
 
-A step may take minutes, and whoever asked the run to stop will not wait. So ranks look at the stop flag before a
-forward pass, about once a second; a step that is left so early updates nothing, and the run stands after the step
-before. Ranks that compute together must look alike, else one would wait for the other in a collective:
+A step may take minutes, too long to wait after a stop request. So ranks check the stop flag before a forward pass,
+about once a second. An abandoned step updates nothing, so the run is in the state after the previous step. Ranks that
+compute together must abandon a pass together, or one would wait for the other in a collective:
 
-- **tensor parallel**, and everybody under ZeRO 2 and 3, agree by a small all-reduce before the pass. When that is due
-  is counted in passes, and how many make a second was agreed on after the step before. Fast steps have none at all.
-- **data-parallel replicas and pipeline stages** leave when they hear of it. At the end of the pass all ranks agree on
-  whether anybody left.
+- **Tensor-parallel ranks**, and all ranks under ZeRO 2 and 3, agree with a small all-reduce before the pass. It is due
+  after a fixed number of passes, about a second's worth, which was agreed on after the previous step. Fast steps have
+  only the one before their first pass.
+- **Data-parallel replicas and pipeline stages** abandon the pass as soon as they know of the request. At the end of the
+  pass all ranks agree on whether any of them did.
 
-A pipeline must not be left in the middle, as stages wait for each other's activations: from then on its passes hand on
-activations without computing any (`idle_output`), so that the schedule runs out in moments.
+A pipeline schedule cannot be interrupted, since stages wait for each other's activations. After a request, its passes
+send dummy activations (`idle_output`), so that the schedule finishes quickly.
 """
 
 import time
@@ -22,44 +23,44 @@ import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 
 LOOK_S = 1.0
-"""Seconds between two looks at the stop flag."""
+"""Seconds between two checks of the stop flag."""
 
 
 class StopFlag(Protocol):
     """Whether the run was asked to stop; `elas.train.signals.StopRequest` is one."""
 
     def agree_on_signal(self, group: dist.ProcessGroup | None) -> bool:
-        """Whether a rank of a group (None: of all) has heard a signal; each of them calls it."""
+        """Whether any rank of a group (None: of all ranks) knows of a signal; every rank of it must call this."""
         ...
 
 
 class Progress(Protocol):
-    """Shows people which micro-batch runs; `elas.train.progress.Progress` is one."""
+    """Shows which micro-batch is running; `elas.train.progress.Progress` is one."""
 
     def begin(self, what: str, micro_batches: int = 0) -> None:
-        """Something begins, of as many micro-batches."""
+        """An operation `what` begins, with this many micro-batches."""
         ...
 
     def at(self, number: int) -> None:
-        """This micro-batch begins, counted from 1."""
+        """Micro-batch `number`, counted from 1, begins."""
         ...
 
 
 class Abandoned(Exception):
-    """A step or a validation was left before its end, by all ranks alike; nothing was updated."""
+    """All ranks abandoned a step or a validation; nothing was updated."""
 
 
 class MicroBatches:
-    """Counts the forward passes of this rank, and says when to leave.
+    """Counts the forward passes of this rank, and decides when to abandon a step.
 
     Args:
-        stop: the flag; None never leaves.
-        mark: called with what this rank is about to do, for the watchdog.
-        progress: shows people the same.
+        stop: the stop flag; with None, no step is abandoned.
+        mark: called with the operation that this rank is about to start, for the watchdog.
+        progress: shows the same on the console.
 
     Attributes:
-        every: passes between two looks at the flag, the same on every rank.
-        left: whether this rank has left the pass under way.
+        every: passes between two checks of the flag, the same on every rank.
+        left: whether this rank has abandoned the current pass.
     """
 
     def __init__(
@@ -75,12 +76,12 @@ class MicroBatches:
         self._done = self._looks = 0
         self._start = time.perf_counter()
 
-    def together(self, everybody: bool) -> None:
-        """Say who computes together: all ranks, or those of this rank's tensor-parallel group."""
-        self._group = None if everybody else mpu.get_tensor_model_parallel_group()
+    def look_with(self, all_ranks: bool) -> None:
+        """Set the ranks that check the flag together: all ranks, or this rank's tensor-parallel group."""
+        self._group = None if all_ranks else mpu.get_tensor_model_parallel_group()
 
     def begin(self, operation: str, micro_batches: int, chunks: int = 1) -> None:
-        """A step or a whole validation begins: `micro_batches` through each of this rank's `chunks`."""
+        """A step or a validation begins: `micro_batches` through each of this rank's `chunks`."""
         self._operation, self._passes, self._chunks = operation, micro_batches * chunks, chunks
         self._done = self._looks = 0
         self.left, self._start = False, time.perf_counter()
@@ -88,7 +89,7 @@ class MicroBatches:
             self._progress.begin(operation, micro_batches)
 
     def next(self) -> bool:
-        """Call before each forward pass; whether to leave it out."""
+        """Call before each forward pass; returns whether to skip it."""
         self._done += 1
         number = -(-self._done // self._chunks)
         self.mark(f"{self._operation}, micro-batch {number} of {self._passes // self._chunks}")
@@ -100,12 +101,12 @@ class MicroBatches:
         return self.left
 
     def check(self) -> None:
-        """Call on every rank after the passes of a global batch, before anything comes of them.
+        """Call on every rank after the passes of a global batch, before their results are used.
 
         Raises:
-            Abandoned: some rank has left; on every rank.
+            Abandoned: any rank abandoned the passes; raised on every rank.
         """
-        if not self._looks:  # the same on every rank: all have counted as many passes
+        if not self._looks:  # the same on every rank, as all count the same number of passes
             return
         self._looks = 0
         left = torch.tensor(int(self.left), device=torch.cuda.current_device())
@@ -116,21 +117,21 @@ class MicroBatches:
 
     @property
     def seconds(self) -> float:
-        """Of one pass since `begin`, on average."""
+        """Average seconds of a pass since `begin`."""
         return (time.perf_counter() - self._start) / max(1, self._done)
 
     def adapt(self, pass_s: float) -> None:
-        """Look about once a second from now on; `pass_s` must be the same on every rank."""
+        """Set `every` to about one check per second; `pass_s`, seconds of a pass, must be the same on every rank."""
         self.every = max(1, int(LOOK_S / max(pass_s, 1e-6)))
 
 
 def idle_output(model: torch.nn.Module, tokens: torch.Tensor, sequence_shards: int) -> torch.Tensor:
-    """What a pipeline stage hands on for a micro-batch that it leaves out: right in shape and graph, and no more.
+    """The output of a pipeline stage for a skipped micro-batch: the right shape and graph, with meaningless values.
 
     Args:
         model: this stage's chunk, its input set by the schedule.
         tokens: `[b, s]`.
-        sequence_shards: tensor-parallel ranks under sequence parallelism, else 1.
+        sequence_shards: number of tensor-parallel ranks under sequence parallelism, else 1.
 
     Returns:
         Hidden states `[s / shards, b, h]`; on the last stage losses `[b, s]`.
@@ -143,4 +144,4 @@ def idle_output(model: torch.nn.Module, tokens: torch.Tensor, sequence_shards: i
         hidden = model.decoder.input_tensor
     if model.post_process:
         return (hidden.float().sum() * 0).expand(tokens.shape)
-    return hidden * 1  # not the input itself: the schedule frees what it has sent
+    return hidden * 1  # a copy, since the schedule frees the tensors that it has sent

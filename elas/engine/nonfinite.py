@@ -1,4 +1,4 @@
-"""Which layer made the numbers blow up: the batch once more, with every layer watched."""
+"""Finds the layer that produced non-finite numbers, by running the batch again with hooks on every layer."""
 
 from collections.abc import Iterator
 
@@ -9,24 +9,27 @@ from elas.engine.engine import Engine
 from elas.model.shards import global_names
 
 _Found = tuple[tuple[int, int], str, str]
-"""When it was met (weights, forward, backward; which layer), the layer, what of it."""
+"""Order (0 weights, 1 forward, 2 backward; then the layer's), the layer's name, what is not finite."""
 
 
 def name_bad_layer(engine: Engine) -> str:
-    """Find the first layer with a number that is not finite; every rank calls it after a step that went bad.
+    """Find the first layer with a non-finite number; every rank must call it after a bad step.
 
-    Looks at the weights, then at what the layers give in the forward pass of the same batch, then at the gradients
-    that they get and pass on. Leaves gradients behind: nothing can be trained afterwards.
+    Checks the weights, then the layers' outputs in the forward pass of the same batch, then the gradients of these
+    outputs. Leaves gradients behind, so training cannot continue.
 
     Returns:
-        For people, the same on every rank: `decoder.layers.3 (its output, on rank 2)`.
+        A description, the same on every rank: `decoder.layers.3 (its output, on rank 2)`.
     """
     found = _bad_weights(engine) or _bad_in_passes(engine)
-    everybody: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everybody, found)
-    told = [(order, f"{name} ({what}, on rank {rank})") for rank, (order, name, what) in
-            ((rank, one) for rank, one in enumerate(everybody) if one)]  # fmt: skip
-    return min(told)[1] if told else "no layer when the batch was run again: the fault may be one of the hardware"
+    gathered: list[_Found | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, found)
+    labels = []
+    for rank, one in enumerate(gathered):
+        if one is not None:
+            order, name, what = one
+            labels.append((order, f"{name} ({what}, on rank {rank})"))
+    return min(labels)[1] if labels else "none when the batch was run again, so possibly a hardware fault"
 
 
 def _bad_weights(engine: Engine) -> _Found | None:
@@ -53,7 +56,7 @@ def _bad_in_passes(engine: Engine) -> _Found | None:
                 tensor.register_hook(lambda grad: backward(grad, order, name))
 
         def backward(grad: torch.Tensor, order: int, name: str) -> None:
-            if not torch.isfinite(grad).all():  # layers come last first: the last one is where it began
+            if not torch.isfinite(grad).all():  # backward runs from the last layer, where the first bad one then is
                 found.append(((2, -order), name, "the gradient of its output"))
 
         handles.append(module.register_forward_hook(forward))
@@ -66,7 +69,7 @@ def _bad_in_passes(engine: Engine) -> _Found | None:
 
 
 def _layers(engine: Engine) -> Iterator[tuple[int, str, torch.nn.Module]]:
-    """Order in the whole model, global name and module of what this rank runs."""
+    """Order in the whole model, global name and module of this rank's layers."""
     for chunk in engine.chunks:
         if chunk.pre_process:
             yield 0, "embedding", chunk.embedding

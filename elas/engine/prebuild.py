@@ -1,4 +1,4 @@
-"""Compiling what a run will need before its process groups exist."""
+"""Builds a run's extensions and kernels before its process groups exist."""
 
 from elas.config import Config
 from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json
@@ -6,10 +6,10 @@ from elas.engine.deepspeed import check_deepspeed_json
 
 
 def prebuild(config: Config) -> None:
-    """Compile what the run will need; called by every rank, of which one builds while the others wait.
+    """Build what the run needs; every rank calls it, one of them builds while the others wait.
 
     Raises:
-        UserError: DeepSpeed's op cannot be built, or a kernel named in `sparsity.implementation` cannot be had.
+        UserError: DeepSpeed's op cannot be built, or the kernel named in `sparsity.implementation` is unavailable.
     """
     from elas.extensions import prebuild_deepspeed
     from elas.kernels.relu2_24 import Relu24Options, select

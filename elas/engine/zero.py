@@ -1,7 +1,7 @@
-"""Where a parameter's fp32 weights and moments lie on this rank, at every ZeRO stage.
+"""Locates a parameter's fp32 weights and moments on this rank, at every ZeRO stage.
 
-ZeRO keeps flat fp32 partitions; of a parameter a rank holds one stretch of the flattened tensor (of its
-tensor-parallel shard), or nothing. A `Fragment` is that stretch, as views into DeepSpeed's own buffers.
+ZeRO keeps flat fp32 partitions. A rank holds one range of a parameter's flattened tensor (of its tensor-parallel
+shard), or none of it. A `Fragment` is that range, as views into DeepSpeed's own buffers.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Fragment:
     """Elements [start, start + numel) of the flattened parameter, held at `flat[offset : offset + numel]`."""
 
     flat: Tensor
-    """What the base optimizer updates: fp32, and the key of its state."""
+    """The fp32 tensor that the base optimizer updates; also the key of its state."""
     offset: int
     start: int
     numel: int
@@ -33,13 +33,13 @@ class Fragment:
 
 
 def base_state(engine: Engine) -> dict:
-    """The base optimizer's state, keyed by the tensors it updates (its parameter groups are ZeRO's to rearrange)."""
+    """The base optimizer's state, keyed by the tensors it updates; ZeRO rearranges its parameter groups."""
     optimizer = engine.deepspeed.optimizer
     return (optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer).state
 
 
 def fragments(engine: Engine) -> dict[torch.nn.Parameter, Fragment]:
-    """This rank's fragment of every parameter; those that it holds nothing of are left out."""
+    """This rank's fragments by parameter; parameters without elements on this rank are left out."""
     optimizer = engine.deepspeed.optimizer
     if engine.stage == 3:
         return _stage3(engine)
@@ -57,7 +57,8 @@ def _stages_1_and_2(optimizer) -> dict[torch.nn.Parameter, Fragment]:
     for group, flat in enumerate(optimizer.single_partition_of_fp32_groups):
         size = flat.numel()
         first = dist.get_rank(optimizer.real_dp_process_group[group]) * size
-        # The order in memory, gaps included: `bit16_groups` and `_hp_mapping` ignore round_robin_gradients.
+        # These give the order in memory, including gaps; `bit16_groups` and `_hp_mapping` ignore
+        # round_robin_gradients.
         members, offsets = optimizer.round_robin_bit16_groups[group], optimizer.round_robin_bit16_offsets[group]
         for parameter, offset in zip(members, offsets, strict=True):
             start, end = max(first, offset), min(first + size, offset + parameter.numel())
@@ -81,14 +82,14 @@ def _stage3(engine: Engine) -> dict[torch.nn.Parameter, Fragment]:
 def write_rows(
     engine: Engine, parameter: torch.nn.Parameter, fragment: Fragment | None, rows: Tensor, first: int
 ) -> None:
-    """Put new rows in place: this rank's fp32 fragment of them, and the weights the model computes with.
+    """Write new rows into this rank's fp32 fragment and into the model's weights.
 
     Args:
         engine: the engine.
         parameter: of the model.
-        fragment: of the parameter on this rank, or None.
-        rows: fp32 `[n, columns]` of this rank's tensor-parallel shard.
-        first: index of the first of them in the shard.
+        fragment: the parameter's fragment on this rank, or None.
+        rows: fp32 `[n, columns]`, rows of this rank's tensor-parallel shard.
+        first: index of the first row in the shard.
     """
     begin = first * rows.shape[1]
     if fragment is not None:
@@ -104,7 +105,7 @@ def write_rows(
 
 
 def publish(engine: Engine) -> None:
-    """After `write_rows` at ZeRO 3: gather again what DeepSpeed keeps whole on every rank; every rank calls it."""
+    """After `write_rows` at ZeRO 3, gather again the parameters kept whole on every rank; every rank must call it."""
     if engine.stage < 3:
         return
     whole = engine.deepspeed.optimizer.persistent_parameters

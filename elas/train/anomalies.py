@@ -1,36 +1,41 @@
-"""Steps that go wrong: numbers that are not finite, and losses that jump."""
+"""Anomalous steps: non-finite numbers and loss spikes."""
 
 import math
 import statistics
 from collections import deque
 
 WINDOW, LEAST = 50, 20
-"""Losses that a spike is judged by: so many at most, so many at least."""
+"""The median is over at most the last `WINDOW` losses; with fewer than `LEAST` there is no spike."""
 
 
 class BadSteps:
-    """Steps that were skipped because their loss or gradient norm was no finite number."""
+    """Counts steps that were skipped because their loss or gradient norm was not finite.
+
+    Attributes:
+        consecutive: bad steps up to now without a good one between them.
+        total: bad steps of this start.
+    """
 
     def __init__(self):
-        self.in_a_row = self.in_all = 0
+        self.consecutive = self.total = 0
 
     def note(self, loss: float, norm: float) -> bool:
-        """Count a step, the same on every rank; whether it was bad."""
+        """Count a step; returns whether it was bad. Loss and norm must be the same on every rank."""
         bad = not (math.isfinite(loss) and math.isfinite(norm))
-        self.in_a_row = self.in_a_row + 1 if bad else 0
-        self.in_all += bad
+        self.consecutive = self.consecutive + 1 if bad else 0
+        self.total += bad
         return bad
 
     def metrics(self) -> dict[str, int]:
-        """For metrics.jsonl, once there is one."""
-        return {"skipped_steps": self.in_all} if self.in_all else {}
+        """Entry for metrics.jsonl; empty until there is a bad step."""
+        return {"skipped_steps": self.total} if self.total else {}
 
 
 class Spikes:
-    """Losses far above those before them.
+    """Detects loss spikes.
 
     Args:
-        nats: how far above the median of the last `WINDOW` losses a spike begins.
+        nats: nats above the median of the last `WINDOW` losses that count as a spike.
     """
 
     def __init__(self, nats: float):
@@ -38,18 +43,18 @@ class Spikes:
         self._losses: deque[float] = deque(maxlen=WINDOW)
 
     def note(self, loss: float) -> float | None:
-        """Note the loss of a step; the median that it is a spike over, or None."""
-        usual = statistics.median(self._losses) if len(self._losses) >= LEAST else None
-        if usual is not None and loss > usual + self.nats:
-            return usual
+        """Record a loss; for a spike, which is not recorded, returns the median of the losses before it, else None."""
+        median = statistics.median(self._losses) if len(self._losses) >= LEAST else None
+        if median is not None and loss > median + self.nats:
+            return median
         self._losses.append(loss)
         return None
 
     def rolled_back(self) -> None:
-        """Count a return to a checkpoint, and forget the losses."""
+        """Count a rollback and forget the losses."""
         self.rollbacks += 1
         self._losses.clear()
 
     def metrics(self) -> dict[str, int]:
-        """For metrics.jsonl, once there is one."""
+        """Entry for metrics.jsonl; empty until there is a rollback."""
         return {"rollbacks": self.rollbacks} if self.rollbacks else {}

@@ -1,10 +1,10 @@
-"""What happens beside the steps, and when: metrics, validations, saves; and the time that all of it takes."""
+"""When metrics are logged, validations run and checkpoints are saved; and how long the remaining ones take."""
 
 from elas.config import Config
 
 
 def logs(config: Config, step: int, first: int) -> bool:
-    """Whether a step has a line of metrics: multiples of `log.every_steps`, this start's first step, and the last."""
+    """Whether a step is logged: multiples of `log.every_steps`, the first step of this start, and the last step."""
     return step % config.log.every_steps == 0 or step in (first, config.train.steps)
 
 
@@ -21,13 +21,11 @@ def saves(config: Config, step: int) -> bool:
 
 
 class Due:
-    """The validations and saves that are still to come, in seconds.
-
-    Args:
-        config: the run's.
+    """Estimates the time of the remaining validations and saves.
 
     Attributes:
-        validation_s, save_s: what the last one took, or kept training waiting; 0 until there was one.
+        validation_s: seconds of the last validation; 0 before the first.
+        save_s: seconds that the last save blocked training; 0 before the first.
     """
 
     def __init__(self, config: Config):
@@ -35,7 +33,7 @@ class Due:
         self.validation_s = self.save_s = 0.0
 
     def seconds(self, step: int, *, over: bool) -> float:
-        """What they take after a step; `over`: the validation and the save that follow this step are done."""
+        """Seconds of the validations and saves after `step`; `over`: those due at `step` itself are done."""
         train, before = self._config.train, step if over else step - 1
         validations = _due(train.eval_every, before, train.steps) if train.eval_batches else 0
         saves = _due(self._config.checkpoint.every_steps, before, train.steps)
@@ -43,7 +41,7 @@ class Due:
 
 
 def _due(every: int, before: int, last: int) -> int:
-    """Multiples of `every` in steps before + 1 to last, and the last step itself."""
+    """Number of multiples of `every` in the steps before + 1 to last; the last step always counts."""
     if before >= last:
         return 0
     multiples = last // every - before // every if every else 0

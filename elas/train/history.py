@@ -1,8 +1,8 @@
-"""`RUN_DIR/config_history.jsonl`: which settings changed, and from which step, when a run went on with others.
+"""`RUN_DIR/config_history.jsonl`: the settings that changed when a run was resumed, and at which step.
 
-A line a change: `step` (the settings hold for the steps after it), `time` (seconds since 1970), `changed`
-{key: [old, new]}; a share of train.steps is a text, `0.25 (500 steps)`. As in metrics.jsonl, what was recorded after
-the checkpoint that a run goes on from is dropped: those steps are taken anew.
+One line per change: `step` (the settings apply to the steps after it), `time` (seconds since 1970), `changed`
+{key: [old, new]}; a share of train.steps is a string, `0.25 (500 steps)`. As in metrics.jsonl, lines after the
+checkpoint that a run resumes from are dropped, since those steps are repeated.
 """
 
 import json
@@ -19,14 +19,14 @@ from elas.files import read_jsonl
 
 NAME = "config_history.jsonl"
 _WHERE = {"train.run_dir", "checkpoint.resume"}
-"""Where a run lies and what it goes on from, which is said elsewhere."""
+"""Not recorded: these do not change the training, and are reported elsewhere."""
 
 
 def record(config: Config, resume: Checkpoint | None) -> list[str]:
-    """Write down what changed since the checkpoint; rank 0 calls it.
+    """Record the settings that changed since the checkpoint; call it on rank 0 only.
 
     Returns:
-        A line for each setting that changed.
+        One line for the console per changed setting.
     """
     path = Path(config.train.run_dir) / NAME
     step = resume.step if resume else 0
@@ -43,7 +43,7 @@ def record(config: Config, resume: Checkpoint | None) -> list[str]:
 
 
 def changes(config: Config, checkpoint: Checkpoint) -> dict[str, list[Any]]:
-    """Settings that are not those of the checkpoint: key to the old and the new value."""
+    """The settings that differ from the checkpoint's: key to [old, new]."""
     written, shares = written_config(checkpoint), checkpoint.manifest.get("shares", {})
     found = {}
     for key in KEYS:

@@ -1,16 +1,16 @@
-"""The line of a logged step."""
+"""The console line of a logged step."""
 
 from elas.console import clock
 
 
 def step_line(row: dict, steps: int, width: int | None = None, *, more_s: float = 0.0) -> str:
-    """One logged step for people.
+    """Format a logged step.
 
     Args:
         row: as in metrics.jsonl.
-        steps: of the whole run.
-        width: columns there are; what matters least is left out until the line fits. None for any number.
-        more_s: seconds of the validations and saves that are still to come.
+        steps: total steps of the run.
+        width: available columns; the least important parts are left out until the line fits. None for no limit.
+        more_s: seconds of the remaining validations and saves.
     """
     meant = row["loss_steps"]
     parts = {

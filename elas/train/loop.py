@@ -1,4 +1,4 @@
-"""The training run, readable as a recipe: resume, then step, log, validate, save, until done."""
+"""The training loop: resume, then step, log, validate and save until done."""
 
 import math
 import time
@@ -36,17 +36,17 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None, initial: Init
 
     Args:
         config: validated, its data checked.
-        layout: where this rank stands; process groups exist.
-        resume: checkpoint to go on from, from `elas.checkpoint.choose.find_checkpoint`.
-        initial: whose weights to begin with, from `elas.checkpoint.initial.find_initial`.
+        layout: this rank's place in the layout; process groups exist.
+        resume: checkpoint to resume from, from `elas.checkpoint.choose.find_checkpoint`.
+        initial: checkpoint whose weights to start with, from `elas.checkpoint.initial.find_initial`.
 
     Returns:
-        The same facts on every rank.
+        The result, the same on every rank.
 
     Raises:
-        FloatingPointError: the loss, the gradient norm or the weights stopped being finite; the last checkpoint is
-            from before.
-        ConfigError: the checkpoint that was asked for is damaged, or all of the run's are.
+        FloatingPointError: the loss, the gradient norm or the weights became non-finite; the last checkpoint was saved
+            before that.
+        ConfigError: the requested checkpoint is damaged, or all checkpoints of the run are.
         Failure: a checkpoint could not be written.
     """
     progress = Progress(Console(), config.train.steps, shows=layout.rank == 0)
@@ -59,15 +59,15 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None, initial: Init
 
 
 class _Run:
-    """A run under way.
+    """A run in progress.
 
     Attributes:
-        step: optimizer steps taken, skipped ones included; in the middle of one, that one's number.
-        first: this start's first step.
-        consumed: samples consumed; more than `step` global batches after a rollback, which goes on with fresh ones.
-        tokens: trained on: labels that counted. What fills up a document's sample counts for nothing.
-        origin: facts of the checkpoint whose weights the run began with, kept in its manifests; or None.
-        validation_due: a stop came in the middle of the validation after `step`; the next start makes up for it.
+        step: optimizer steps taken, including skipped ones; during a step, that step's number.
+        first: first step of this start.
+        consumed: samples consumed; after a rollback, which continues with new samples, more than `step` global batches.
+        tokens: tokens trained on, which are the labels that count; padding of a document's sample does not.
+        origin: facts of the checkpoint whose weights the run started with, stored in its manifests; or None.
+        validation_due: the validation after `step` was interrupted by a stop; the next start runs it again.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class _Run:
             progress.begin("restoring the checkpoint")
             restore(self.engine, resume)
         if initial:
-            progress.begin("reading the weights to begin with")
+            progress.begin("reading the initial weights")
             load_weights(self.engine, initial)
         self.origin = initial.facts(config) if initial else resume.manifest.get("init_from") if resume else None
         if layout.rank == 0:
@@ -105,8 +105,8 @@ class _Run:
         self.metrics = Metrics(config, last_step=self.step, writes=layout.rank == 0)
         self.saver = Saver(config, self.engine)
         if resume:
-            self.saver.goes_on_from(resume)
-        self.saved = (self.step, self.consumed)  # what the newest checkpoint holds; nothing of step 0 needs one
+            self.saver.resumed_from(resume)
+        self.saved = (self.step, self.consumed)  # state in the newest checkpoint; step 0 needs none
         stop.standing = self._standing
         self.validation_due = bool(resume and resume.manifest.get("validation_due"))
         self.cycle = LoroCycle(self.engine, config.optimizer) if config.optimizer.kind == "loro" else None
@@ -120,24 +120,24 @@ class _Run:
                 progress.say(line)
 
     def _open_data(self) -> None:
-        """Samples from `consumed` on, and as many more as the run will take."""
+        """Open the training samples from number `consumed` on."""
         beyond = self.consumed - self.step * self.config.train.global_batch_size
         self.datasets = build_datasets(self.config, beyond)
         self.batches = micro_batches(self.datasets.train, self.config, self.layout, consumed=self.consumed)
 
     def train(self) -> RunResult:
-        """Go on to the end, or until the run is asked to stop."""
+        """Train to the last step, or until the run is asked to stop."""
         config = self.config
         stopped = self._validate() if self.step == 0 or self.validation_due else ""
         self.interval.restart(self.step, self.tokens)
         while self.step < config.train.steps and not stopped:
-            whole = self._one_step()
-            if whole and config.train.on_spike != "ignore" and self._spiked():
+            completed = self._one_step()
+            if completed and config.train.on_spike != "ignore" and self._spiked():
                 continue
-            if whole and events.validates(config, self.step):
-                self._validate()  # before saving: what cannot be evaluated is not worth keeping
+            if completed and events.validates(config, self.step):
+                self._validate()  # before saving, so that a model with a non-finite validation loss is not saved
             stopped = self._save_if_due()
-            if whole and self.step == self.first:
+            if completed and self.step == self.first:
                 self.progress.interval = LATER_S
                 more_s = self.due.seconds(self.step, over=True)
                 self.progress.say(start.after_first_step(config, self.step, self.step_s, more_s))
@@ -154,7 +154,7 @@ class _Run:
         return RunResult(self.step, self.tokens, self.loss, self.valid_loss, checkpoint, stopped)
 
     def _one_step(self) -> bool:
-        """One step, logged where it is time; False where it was left before its update."""
+        """Take one step and log it if due; returns False if it was abandoned before its update."""
         config, engine, cycle = self.config, self.engine, self.cycle
         self.step += 1
         step = self.step
@@ -192,30 +192,41 @@ class _Run:
         return True
 
     def _skipped(self, norm: float) -> None:
-        """Tell of a step without an update; end the run when there are too many."""
-        row = self.bad.in_a_row
-        self.progress.say(f"step {self.step:>6} skipped: loss {self.loss}, gradient norm {norm} ({row} in a row)")
-        if row == self.config.train.max_bad_steps or math.isfinite(norm):  # else weights have moved
-            what = f"loss {self.loss}, gradient norm {norm}, {row} bad steps in a row"
-            raise self._diverged(f"{what}; it begins in {name_bad_layer(self.engine)}")
+        """Report a step without an update.
+
+        Raises:
+            FloatingPointError: there were too many consecutive ones, or the weights were updated.
+        """
+        count = self.bad.consecutive
+        self.progress.say(f"step {self.step:>6} skipped: loss {self.loss}, gradient norm {norm} ({count} consecutive)")
+        # With a finite norm the optimizer has updated the weights, although the loss was not finite.
+        if count == self.config.train.max_bad_steps or math.isfinite(norm):
+            what = f"loss {self.loss}, gradient norm {norm}, {count} consecutive bad steps"
+            raise self._diverged(f"{what}; first non-finite layer: {name_bad_layer(self.engine)}")
 
     def _spiked(self) -> bool:
-        """Whether the loss jumped, and the run went back to its last checkpoint for it."""
-        if self.bad.in_a_row:
+        """Roll back to the last checkpoint if the loss spiked; returns whether it did.
+
+        Raises:
+            FloatingPointError: with `on_spike: stop`, without a checkpoint, or after `max_rollbacks` rollbacks.
+        """
+        if self.bad.consecutive:
             return False
-        usual = self.spikes.note(self.loss)
-        if usual is None:
+        median = self.spikes.note(self.loss)
+        if median is None:
             return False
         self.saver.finish()
         config, last = self.config, self.saver.last
-        what = f"loss {self.loss:.3f}, where {usual:.3f} was usual"
+        what = f"loss {self.loss:.3f} is a spike over the recent median {median:.3f}"
         if config.train.on_spike == "stop" or last is None or self.spikes.rollbacks == config.train.max_rollbacks:
             raise self._diverged(f"{what} (train.on_spike={config.train.on_spike})")
         checkpoint = read_checkpoint(last)
         if not isinstance(checkpoint, Checkpoint):
-            raise Failure(f"step {self.step}: {what}, but {last} {checkpoint}")
-        checkpoint = first_intact(checkpoint, config)  # its bytes may have changed since it was written
-        self.progress.say(f"step {self.step:>6}: {what}; back to step {checkpoint.step}, with the samples after these")
+            raise Failure(f"step {self.step}: {what}, but {last} cannot be loaded: {checkpoint}")
+        checkpoint = first_intact(checkpoint, config)  # it may have been damaged since it was written
+        self.progress.say(
+            f"step {self.step:>6}: {what}; rollback to step {checkpoint.step}, continuing with the samples after these"
+        )
         restore(self.engine, checkpoint)
         self.spikes.rolled_back()
         self.interval.losses.clear()
@@ -226,7 +237,7 @@ class _Run:
         return True
 
     def _save_if_due(self) -> str:
-        """Put in place what was written, and save where it is time; why to stop, if the run was asked to."""
+        """Finish an asynchronous save that is written, and save if due; returns the reason to stop, else ""."""
         saver, config = self.saver, self.config
         agreed = self.stop.agree(saver.under_way and not saver.ready, self.between.seconds)
         self.between.adapt(agreed.pass_s)
@@ -247,21 +258,21 @@ class _Run:
         return agreed.why
 
     def _standing(self) -> Standing:
-        """What is saved, for whoever asks the run to stop; also called from another thread."""
+        """What is saved so far; also called from the signal thread."""
         unsaved = self.consumed != self.saved[1] or self.saver.under_way
         return Standing(self.saver.last, self.saver.last_step, unsaved)
 
     def _validate(self) -> str:
-        """Mean loss over the validation set, with 2:4 as a trained model runs it: on, but for the first steps.
+        """Log the mean loss over the validation set; 2:4 is on unless the run is in its first, dense steps.
 
         Returns:
-            Why the run stops, where it was asked to in the middle; the next start then validates first.
+            The reason to stop, if the run was asked to during the validation; the next start then validates first.
         """
         config, engine = self.config, self.engine
         if self.datasets.valid is None:
             return ""
         observe.look_next(engine.chunks, 0)
-        set_sparse(engine.chunks, max(1, self.step) > config.sparsity.dense_steps)  # before the first step, as in it
+        set_sparse(engine.chunks, max(1, self.step) > config.sparsity.dense_steps)  # at step 0 as in step 1
         total, tokens = 0.0, 0
         samples, available = len(self.datasets.valid), self.datasets.valid_available
         micro_batches = -(-samples // (config.train.micro_batch_size * self.layout.dp))
@@ -290,7 +301,7 @@ class _Run:
         return ""
 
     def _diverged(self, what: str) -> FloatingPointError:
-        """What to raise when numbers blew up."""
+        """The error to raise for non-finite numbers or a spike."""
         last = self.saver.finish() or self.saver.last
         kept = f"the last checkpoint is {last}" if last else "no checkpoint was written"
         return FloatingPointError(
@@ -298,7 +309,7 @@ class _Run:
         )
 
     def _announce(self, resume: Checkpoint | None) -> None:
-        """What is trained, with what and on what; the same for scripts, in RUN_DIR/run.json."""
+        """Print the model, the kernel and the data, and write the same facts to RUN_DIR/run.json."""
         model, model_facts = start.model_line(self.config, self.layout, self.engine)
         kernel, kernel_facts = start.kernel_line(self.config)
         data, data_facts = start.data_line(self.config, self.layout, self.step)
@@ -306,7 +317,7 @@ class _Run:
             self.progress.say(line)
         if resume:
             for skipped in resume.passed_over:
-                self.progress.say(f"passed over {skipped}")
+                self.progress.say(f"skipped {skipped}")
             self.progress.say(f"resumed from {resume.path} at step {resume.step}")
         self.metrics.facts({"first_step": self.step + 1, **model_facts, **kernel_facts, **data_facts})
 

@@ -1,7 +1,7 @@
-"""What a run leaves behind: `metrics.jsonl`, `validation.jsonl` and TensorBoard events.
+"""Writes a run's metrics: `metrics.jsonl`, `validation.jsonl` and TensorBoard events.
 
-Only rank 0 writes. On a resumed run, lines past the checkpoint are dropped first, so that a file never holds a step
-twice. A line is written whole (one `write` of an unbuffered append), and flushed, so a killed run keeps its curve.
+Only rank 0 writes. When a run resumes, lines after the checkpoint are dropped, so that no step appears twice. Each line
+is written and flushed at once, so a killed run keeps its curve.
 """
 
 import json
@@ -17,12 +17,12 @@ from elas.files import read_jsonl, write_json
 
 
 class Metrics:
-    """The files of one run.
+    """The metrics files of one run.
 
     Args:
-        config: gives the run's folder, and whether TensorBoard is wanted.
-        last_step: step of the checkpoint resumed from; 0 for a fresh run.
-        writes: False on all ranks but 0, which then do nothing.
+        config: `train.run_dir` and `log.tensorboard`.
+        last_step: step of the checkpoint resumed from; 0 for a new run.
+        writes: False on all ranks but 0; all methods then do nothing.
     """
 
     def __init__(self, config: Config, *, last_step: int, writes: bool):
@@ -43,15 +43,15 @@ class Metrics:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
 
     def drop_after(self, step: int) -> None:
-        """Forget the lines after a step, to which the run went back."""
+        """Drop the lines after `step`, for a rollback."""
         if self.writes:
             for path in self._paths.values():
                 _drop_after(path, step)
 
     def log(self, name: str, values: dict[str, Any]) -> None:
-        """Append a line to `name` (`metrics` or `validation`), with its `step`, and the same to TensorBoard.
+        """Append a line to `name` (`metrics` or `validation`), and the same values to TensorBoard.
 
-        Beside the values it holds `time`, in seconds since 1970, and `elapsed_s`, seconds since this start of the run.
+        `values` must contain `step`; `time` (seconds since 1970) and `elapsed_s` (seconds since this start) are added.
         """
         if not self.writes:
             return
@@ -63,29 +63,29 @@ class Metrics:
                 self._board.add_scalar(key, value, values["step"])
 
     def facts(self, facts: dict[str, Any]) -> None:
-        """What this start of the run is, for scripts: `run.json`."""
+        """Write facts about this start of the run to `run.json`."""
         if self.writes:
             write_json(self._folder / "run.json", facts | {"time": time.time()})
 
     def close(self) -> None:
-        """Flush everything."""
+        """Flush and close TensorBoard's writer."""
         if self._board is not None:
             self._board.close()
 
 
 class Interval:
-    """What happened since the last logged step; time with validation and saving left out."""
+    """Rates and losses since the last logged step; `restart` excludes time spent on validation and saving."""
 
     def __init__(self, step: int, tokens: int):
         self.losses: list[float] = []
         self.restart(step, tokens)
 
     def restart(self, step: int, tokens: int) -> None:
-        """Leave out the time until now."""
+        """Measure time and tokens from now on; losses are kept."""
         self.step, self.tokens, self.start = step, tokens, time.perf_counter()
 
     def end(self, step: int, tokens: int) -> dict[str, float]:
-        """Rates and the mean loss, for metrics.jsonl; the next interval begins."""
+        """Return rates and the mean loss for metrics.jsonl, and start the next interval."""
         passed, trained, steps = time.perf_counter() - self.start, tokens - self.tokens, step - self.step
         means = {"loss_mean": statistics.fmean(self.losses), "loss_steps": len(self.losses)}
         self.losses.clear()
@@ -94,7 +94,7 @@ class Interval:
 
 
 def _scalars(name: str, values: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """TensorBoard's view of a line: `name/key`, `sources/prefix`, and `layers/key/07` of what is given by layer."""
+    """TensorBoard tags and values of a line: `name/key`, `sources/prefix`, and `layers/key/07` for values by layer."""
     for key, value in values.items():
         if key not in ("step", "time") and isinstance(value, (int, float)):
             yield f"{name}/{key}", value
@@ -107,7 +107,7 @@ def _scalars(name: str, values: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Keep the lines up to `step`, whole or not at all."""
+    """Atomically rewrite a file with only its lines up to `step`; none for step 0."""
     if not path.exists():
         return
     kept = [row for row in read_jsonl(path) if row["step"] <= step and step > 0]

@@ -1,7 +1,7 @@
-"""How far a slow operation has come, for people: nothing is silent for more than about ten seconds.
+"""Progress of slow operations on the console, so that a run is never silent for long.
 
-A thread of its own writes, as a single micro-batch may take minutes. On a terminal one line is rewritten every second;
-elsewhere a line is added where nothing has been for a while.
+A separate thread writes, since a single micro-batch may take minutes. On a terminal one line is rewritten every second;
+elsewhere a line is added after some seconds of silence.
 """
 
 import threading
@@ -10,16 +10,16 @@ import time
 from elas.console import Console, clock
 
 FIRST_S, LATER_S = 8.0, 60.0
-"""Longest silence where that is no terminal: up to the first step's end and in validations; in later steps."""
+"""Longest silence without a terminal: `FIRST_S` until the first step ends and in validations, then `LATER_S`."""
 
 
 class Progress:
-    """Shows what the run does; a context.
+    """Shows the current operation; a context manager.
 
     Args:
-        console: where to.
-        steps: of the whole run.
-        shows: False on all ranks but 0.
+        console: where to write.
+        steps: total steps of the run.
+        shows: False on all ranks but 0, where nothing is printed.
     """
 
     def __init__(self, console: Console, steps: int, shows: bool):
@@ -42,22 +42,22 @@ class Progress:
             self.console.live("")
 
     def begin(self, what: str, micro_batches: int = 0) -> None:
-        """Something begins, of as many micro-batches (0: it has none)."""
+        """An operation `what` begins, with this many micro-batches (0: it has none)."""
         self._since = time.monotonic()
         self._what, self._of, self._number = what, micro_batches, 0
 
     def at(self, number: int) -> None:
-        """This micro-batch begins, counted from 1."""
+        """Micro-batch `number`, counted from 1, begins."""
         self._number = number
 
     def say(self, text: str) -> None:
-        """A line that stays; on rank 0."""
+        """Print a permanent line; on rank 0 only."""
         if self._shows:
             self._said = time.monotonic()
             self.console.say(text)
 
     def text(self) -> str:
-        """What goes on now, and how long it will take as soon as that is known."""
+        """The current operation, and its estimated duration once known."""
         what, of, number, passed = self._what, self._of, self._number, time.monotonic() - self._since
         if not of:
             return f"{what}, for {clock(passed)}"

@@ -1,4 +1,4 @@
-"""How a run ended."""
+"""Result of a run."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from elas.files import read_jsonl
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended."""
+    """Result of a run; the same on every rank."""
 
     step: int
     tokens: int
@@ -23,10 +23,10 @@ class RunResult:
     checkpoint: str | None
     """Folder of the last checkpoint."""
     stopped: str = ""
-    """Why it stopped before train.steps, empty at its end."""
+    """Why it stopped before train.steps; empty if it completed."""
 
     def done_line(self, seconds: float) -> str:
-        """The last line of a run that came to its end, `seconds` after this start."""
+        """The last line of a completed run, `seconds` after this start."""
         parts = [f"step {self.step}", f"{self.tokens:,} tokens"]
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4f}")
@@ -36,12 +36,12 @@ class RunResult:
 
 
 def finished(config: Config, checkpoint: Checkpoint | None) -> RunResult | None:
-    """The result of a run whose last checkpoint and validation are there; None when something is left to do."""
+    """The result of a complete run, read from its files; None if training or the last validation is still to do."""
     if checkpoint is None or checkpoint.step != config.train.steps:
         return None
     folder = Path(config.train.run_dir)
     if checkpoint.path.resolve().parent != (folder / "checkpoints").resolve():
-        return None  # another run's: this one has yet to write its own files
+        return None  # a checkpoint of another run; this run has not written its own files yet
     losses = [row["loss"] for row in read_jsonl(folder / "validation.jsonl") if row["step"] == checkpoint.step]
     if config.train.eval_batches and not losses:
         return None

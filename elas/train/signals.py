@@ -1,9 +1,9 @@
-"""Asking a run to stop: Ctrl-C, SIGTERM, SIGUSR1, SIGHUP, a time budget; and the markers that say how it ended.
+"""Requests to stop a run: Ctrl-C, SIGTERM, SIGUSR1, SIGHUP, or a time budget.
 
-A signal only sets a flag, which a thread of its own does: the main one may be inside a collective or a long kernel, and
-Python would let a handler wait for its end. The flags reach the other ranks with the watchdog's signs of life, and all
-agree on them: after each step, and between the micro-batches of slow ones (`elas.engine.micro_batches`). Then all save
-and leave; whoever started the run reads `RUN_DIR/DONE` or `RUN_DIR/REQUEUE`.
+A signal only sets a flag. A separate thread does that, because Python runs signal handlers in the main thread, which
+may be inside a collective or a long kernel. The flags reach the other ranks with the watchdog's heartbeats, and all
+ranks agree on them after each step, and between the micro-batches of slow steps (`elas.engine.micro_batches`). Then all
+save and end, and the launcher reads `RUN_DIR/DONE` or `RUN_DIR/REQUEUE`.
 """
 
 import os
@@ -25,17 +25,18 @@ _REASONS = ("", "train.stop_after_minutes is over", "SIGHUP", "SIGUSR1", "SIGINT
 _SIGNALS = {number: _REASONS.index(number.name) for number in
             (signal.SIGHUP, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)}  # fmt: skip
 _SAME_S = 2.0
-"""A launcher and the terminal may both hand one signal to a rank: within this time it counts once."""
+"""Seconds within which a repeated signal counts once: launcher and terminal may both send it to a rank."""
 _SAME_ALONE_S = 0.15
+"""The same without a launcher."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all ranks know after `StopRequest.agree`.
+    """Result of `StopRequest.agree`, the same on every rank.
 
     Attributes:
-        why: why to stop; empty to go on.
-        busy: whether some rank is still writing.
+        why: the reason to stop; empty to continue.
+        busy: whether any rank passed `waiting`.
         pass_s: seconds of a micro-batch on the slowest rank.
     """
 
@@ -45,18 +46,18 @@ class Agreement:
 
 
 class StopRequest:
-    """Whether this process was asked to stop; while it is entered, signals do no more than that.
+    """Whether this process was asked to stop; a context manager in which signals only set a flag.
 
-    The same signal again ends the process at once, with 128 + its number. SIGTERM after SIGUSR1 is what a scheduler
-    does, and changes nothing. A SIGHUP that is ignored (nohup) stays ignored.
+    The same signal again ends the process at once, with status 128 + its number. SIGTERM after SIGUSR1, as schedulers
+    send it, changes nothing. A SIGHUP that is ignored (nohup) stays ignored.
 
     Args:
-        minutes: time budget from now on; None for none.
-        say: writes a line for people; called from another thread.
+        minutes: time budget in minutes from now on; None for none.
+        say: prints a line; called from another thread.
 
     Attributes:
-        standing: says what of the run is saved.
-        failed: ranks of this host that failed since.
+        standing: called to find out what of the run is saved.
+        failed: ranks of this host that have failed since this was created.
     """
 
     def __init__(self, minutes: float | None, say: Callable[[str], None] = lambda text: None):
@@ -74,7 +75,7 @@ class StopRequest:
         self._write.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         wanted = [n for n in _SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-        # The handlers do nothing, but without one Python hands nothing to the thread.
+        # The handlers do nothing, but Python writes a signal to the wakeup fd only if it has a Python handler.
         self._before = {number: signal.signal(number, lambda _number, _frame: None) for number in wanted}
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
@@ -103,11 +104,11 @@ class StopRequest:
                 Console("err").say(f"\nerror: ended at once by the second {name}; {lost}")
             os._exit(128 + number)
         if number == signal.SIGTERM and self.failed.first():
-            return  # a launcher ends what another rank's failure left; nothing can be saved, and the watchdog says why
+            return  # the launcher ends the ranks because one failed; nothing can be saved, the watchdog reports why
         self.hear(_SIGNALS[number])
 
     def hear(self, reason: int) -> None:
-        """Note a signal that this rank or another (`signalled`) was given; the first one counts."""
+        """Set the flag for a signal that this or another rank (its `signalled`) received; only the first one counts."""
         with self._lock:
             if self._signal or not reason:
                 return
@@ -118,25 +119,25 @@ class StopRequest:
 
     @property
     def signalled(self) -> int:
-        """The signal this rank has heard of, as a number that other ranks' `hear` takes; 0 for none."""
+        """The signal this rank knows of, as the number that `hear` takes on other ranks; 0 for none."""
         return self._signal
 
     def agree(self, waiting: bool, pass_s: float = 0.0) -> Agreement:
-        """Exchange flags; every rank calls it.
+        """Exchange flags; every rank must call it.
 
         Args:
-            waiting: whether this rank is still busy with something that all must have done.
+            waiting: whether this rank is still busy with something that all ranks must complete first.
             pass_s: seconds of a micro-batch on this rank.
         """
         over = self._end is not None and time.monotonic() >= self._end
         flags = [self._signal or int(over), int(waiting), round(1e6 * pass_s)]
         reason, busy, micros = _largest(flags, None)
         if reason in _SIGNALS.values():
-            self.hear(reason)  # rank 0 says so, whichever rank it was given to
+            self.hear(reason)  # so that rank 0 prints the line, whichever rank received the signal
         return Agreement(_REASONS[reason], bool(busy), micros / 1e6)
 
     def agree_on_signal(self, group: dist.ProcessGroup | None) -> bool:
-        """Whether a rank of a group has heard a signal; each of them calls it. A time budget lets a step finish."""
+        """Whether any rank of a group knows of a signal; every rank of it must call this. Ignores the time budget."""
         return bool(_largest([self._signal], group)[0])
 
 

@@ -1,4 +1,4 @@
-"""What a run says before its first step, and after it: the model, the kernel, the data, how long it will take."""
+"""The lines that a run prints before and after its first step: model, kernel, data, estimated time and memory."""
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from elas.plan.run import run_facts
 
 
 def model_line(config: Config, layout: Layout, engine: Engine) -> tuple[str, dict]:
-    """The model and its layout, for people and as facts; every rank calls it."""
+    """The model and its layout, as a line and as facts; every rank must call it."""
     parameters = count_parameters(engine.chunks)
     ranks = describe_layout(
         tensor=layout.tp,
@@ -29,7 +29,7 @@ def model_line(config: Config, layout: Layout, engine: Engine) -> tuple[str, dic
 
 
 def kernel_line(config: Config) -> tuple[str, dict]:
-    """Which implementation computes the FFN's core, and why that one."""
+    """Which implementation computes the FFN's core and why, as a line and as facts."""
     if config.model.activation != "relu2":
         name, why = "torch", "a gated FFN has no kernel of its own"
     else:
@@ -44,12 +44,15 @@ def kernel_line(config: Config) -> tuple[str, dict]:
 
 
 def data_line(config: Config, layout: Layout, step: int) -> tuple[str, dict]:
-    """What the run reads, how many times over, and about how much memory it takes: as `elas train --dry-run` says it.
+    """The data, its epochs and the estimated memory, with the figures of `elas train --dry-run`.
 
     Args:
-        config: the run's.
-        layout: of its ranks.
+        config: the run's configuration.
+        layout: the layout of its ranks.
         step: steps taken before this start.
+
+    Returns:
+        A line, and the same as facts.
     """
     facts = run_facts(config, layout.world, step)
     of = f"{facts['epochs']:.3g} epochs of {facts['corpus_tokens']:,}"
@@ -58,26 +61,26 @@ def data_line(config: Config, layout: Layout, step: int) -> tuple[str, dict]:
     valid = f"{facts['valid_tokens']:,} tokens" if facts["valid_tokens"] else "off"
     memory = memory_in_words(facts["memory_bytes"])
     data = f"{facts['tokens']:,} tokens in {config.train.steps:,} steps: {of}"
-    line = f"{data}; validation: {valid}; memory of a rank: about {memory}"
+    line = f"{data}; validation: {valid}; memory per rank: about {memory}"
     return line, {key: facts[key] for key in ("tokens", "epochs", "valid_tokens", "memory_bytes")}
 
 
 def memory_in_words(size: int) -> str:
-    """Bytes as `3.4 GB`."""
+    """Format bytes as `3.4 GB` or `120 MB`."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def after_first_step(config: Config, step: int, seconds: float, more_s: float = 0.0) -> str:
-    """How long the rest will take, and how much memory a step took; every rank calls it.
+    """Estimate the remaining time and report the peak memory; every rank must call it.
 
     Args:
-        config: the run's.
+        config: the run's configuration.
         step: the step that was taken.
-        seconds: what it took.
-        more_s: what the validations and saves that are still to come will take.
+        seconds: seconds it took.
+        more_s: seconds of the remaining validations and saves.
     """
     peak = torch.tensor(accelerator.peak_memory(), device=torch.cuda.current_device())
     dist.all_reduce(peak, op=dist.ReduceOp.MAX)
     left = config.train.steps - step
     rest = f"about {clock(left * seconds + more_s)} for the {left:,} left" if left else "it was the last"
-    return f"step {step} took {seconds:.1f} s: {rest}; memory of a rank: {memory_in_words(int(peak))} at most"
+    return f"step {step} took {seconds:.1f} s: {rest}; memory per rank: at most {memory_in_words(int(peak))}"

@@ -1,4 +1,4 @@
-"""A rank's end of the leash: it never outlives the guard that runs it, nor the launcher between."""
+"""A rank's end of the leash: the rank ends when its guard, or the launcher in between, ends."""
 
 import os
 import stat
@@ -10,18 +10,18 @@ from elas.launch.guard.processes import end_with_parent
 
 
 def end_with_launcher() -> None:
-    """Under `elas.launch.guard.guard`, end this process when its parent or the guard is gone; else nothing.
+    """End this process when its parent or its guard ends; does nothing without a guard.
 
-    The guard holds the other end of standard input, over which nothing ever comes, and its death closes it.
+    The guard holds the write end of standard input and never writes to it, so end of input means that it is gone.
     """
     if VARIABLE not in os.environ or not stat.S_ISFIFO(os.fstat(0).st_mode):
         return
     end_with_parent()
-    threading.Thread(target=_wait_for_the_end, name="leash", daemon=True).start()
+    threading.Thread(target=_end_with_guard, name="leash", daemon=True).start()
 
 
-def _wait_for_the_end() -> None:
+def _end_with_guard() -> None:
     while os.read(0, 4096):
         continue
-    print(f"error: rank {os.environ.get('RANK', '0')}: its guard is gone; it ends too", file=sys.stderr, flush=True)
+    print(f"error: rank {os.environ.get('RANK', '0')}: its guard is gone; ending", file=sys.stderr, flush=True)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Processes below one of ours, read from /proc: which are ranks, which are stopped, how one ended."""
+"""Descendant processes, read from /proc: which are ranks, which are stopped, how one ended."""
 
 import contextlib
 import ctypes
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_STATE, _PARENT, _EXIT_STATUS = 0, 1, 49  # of the fields of /proc/PID/stat that follow the name
+_STATE, _PARENT, _EXIT_STATUS = 0, 1, 49  # indices of the fields of /proc/PID/stat after the process name
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process as it is now.
+    """A snapshot of a process.
 
     Attributes:
-        pid: its number.
-        parent: and its parent's.
-        state: R, S, D: alive; T: stopped; Z: ended, and not yet waited for.
-        status: of one that ended, as `os.waitpid` would say it.
-        rank: of a process of a run: its RANK; None for others, and for what a rank started.
+        pid: process ID.
+        parent: the parent's process ID.
+        state: R, S, D: alive; T: stopped; Z: ended but not yet reaped.
+        status: wait status of an ended process, as from `os.waitpid`.
+        rank: RANK from its environment; None for other processes, and for children of a rank.
     """
 
     pid: int
@@ -32,17 +32,17 @@ class Process:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every process below this one that loses its own."""
+    """Make this process the parent of all its orphaned descendants (PR_SET_CHILD_SUBREAPER)."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_with_parent() -> None:
-    """Have this process killed when its parent ends."""
+    """Have the kernel send SIGKILL to this process when its parent ends (PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def descendants(pid: int | None = None) -> list[Process]:
-    """Every process below `pid` (this one), parents before their children."""
+    """All descendants of `pid` (default: this process), parents before their children."""
     found, below = [], [(child, False) for child in _children(pid or os.getpid())]
     while below:
         child, inside = below.pop(0)
@@ -54,7 +54,7 @@ def descendants(pid: int | None = None) -> list[Process]:
 
 
 def kill(processes: list[Process], number: int = signal.SIGKILL) -> None:
-    """Send a signal to processes, of which some may be gone."""
+    """Send a signal to processes; those that have ended are skipped."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
@@ -98,14 +98,14 @@ def _rank(pid: int) -> int | None:
 
 
 def status_in_words(status: int) -> str:
-    """What `os.waitpid` gave, for a person: `was killed by SIGKILL`, `ended with status 1`."""
+    """A wait status of `os.waitpid` as text: `was killed by SIGKILL`, `ended with status 1`."""
     if os.WIFSIGNALED(status):
         return f"was killed by {signal_name(os.WTERMSIG(status))}"
     return f"ended with status {os.WEXITSTATUS(status)}"
 
 
 def signal_name(number: int) -> str:
-    """A signal's name, or its number where it has none."""
+    """A signal's name, or `signal N` if it has none."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -113,12 +113,12 @@ def signal_name(number: int) -> str:
 
 
 def exit_code(status: int) -> int:
-    """What `os.waitpid` gave, as a shell would say it: 128 + the signal's number for one that was killed."""
+    """A wait status of `os.waitpid` as a shell's exit status: 128 + n if signal n killed the process."""
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
 def status_within(process: subprocess.Popen, seconds: float) -> int | None:
-    """A child's exit status, waiting so long at most, 128 + n when signal n killed it; None while it runs."""
+    """Wait at most `seconds` for a child; returns its exit status (128 + n for signal n), or None while it runs."""
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -1,9 +1,9 @@
-"""Watches over what was started: hands on what it is asked to stop by, ends the rest when a host fails, tells why.
+"""Supervises a launch: forwards stop signals, ends the remaining hosts when one fails, and reports why.
 
-What is started runs below a guard (`elas.launch.guard.guard`) in a session of its own, on a leash: when this process
-dies, however it dies, the guard ends everything. On other hosts there are guards too, whose leashes
-`elas.launch.ssh.wrapper` holds; it and this process talk over a folder: `order` says `stop SIGNAL` or `kill`,
-`wrapper.HOST` which process holds a leash, `status.HOST` how a host's part ended.
+The command runs below a guard (`elas.launch.guard.guard`) in its own session, on a leash: if this process dies for any
+reason, the guard ends everything. Other hosts have guards too, whose leashes `elas.launch.ssh.wrapper` holds. The
+wrapper and this process communicate through a folder: `order` holds `stop SIGNAL` or `kill`, `wrapper.HOST` the process
+that holds a leash, `status.HOST` the exit status of a host's part.
 """
 
 import contextlib
@@ -22,22 +22,22 @@ from elas.launch.guard.processes import descendants, status_within
 from elas.launch.hostfile import ranks_in_words
 
 PEERS_S = 8.0
-"""How long the other hosts have to end by themselves, and to say what they saw, after one has failed."""
+"""Seconds that the other hosts have to end by themselves, and report their errors, after one has failed."""
 FINISH_S = 30.0
-"""Ranks end together: a host that runs on so long after another has ended well is stuck."""
+"""Ranks end together: a host that still runs this many seconds after another ended successfully is stuck."""
 POLL_S = 0.2
 SAY_S = 8.0
-"""How often it says what it waits for: the ranks' start, and their end when they were asked to stop."""
+"""Seconds between two lines about what it waits for: the ranks' start, or their end after a stop signal."""
 
 
 @dataclass
-class Watched:
-    """How what was started ended.
+class Outcome:
+    """Outcome of a launch.
 
     Attributes:
         status: exit status of the guard.
-        asked: the signal that ended it; None when it ended by itself.
-        hosts: exit status by host, of those that are known.
+        asked: the signal that stopped it; None if it ended by itself.
+        hosts: exit status by host, where known.
         failed: the hosts that failed by themselves; the others were ended because of them.
     """
 
@@ -47,25 +47,25 @@ class Watched:
     failed: list[str] = field(default_factory=list)
 
 
-def told(parts: dict[str, range]) -> str:
-    """`ranks 0-1 on n1, rank 2 on n2`."""
+def label(parts: dict[str, range]) -> str:
+    """Format ranks by host as `ranks 0-1 on n1, rank 2 on n2`."""
     return ", ".join(f"{ranks_in_words(ranks)} on {host}" for host, ranks in parts.items())
 
 
 def guarded(command: list[str], host: str, parts: dict[str, range]) -> list[str]:
-    """What runs `command` below a guard on a leash without a time limit."""
+    """The command line that runs `command` below a guard on a leash without a heartbeat limit."""
     guard = [sys.executable, "-m", "elas.launch.guard", "--leash", "--silence", "0"]
-    return [*guard, "--host", host, "--told", told(parts), "--", *command]
+    return [*guard, "--host", host, "--label", label(parts), "--", *command]
 
 
 class Supervisor:
-    """Runs a command to its end.
+    """Runs a command until it ends.
 
     Args:
-        command: what to run on this host.
-        parts: which ranks run where.
-        folder: where the hosts' wrappers look for orders and leave their status; None when all ranks are below
-            `command` itself.
+        command: the command to run on this host.
+        parts: ranks by host.
+        folder: where the hosts' wrappers read orders and write their status; None if all ranks are descendants of
+            `command`.
         env: environment of the command.
     """
 
@@ -76,11 +76,11 @@ class Supervisor:
         self._ended_since: float | None = None
         self._killed = False
         self._since = self._said = time.monotonic()
-        self._starting, self._seen = folder is None, False  # what runs on other hosts is not seen from here
-        self.result = Watched()
+        self._starting, self._seen = folder is None, False  # ranks on other hosts are not visible here
+        self.result = Outcome()
 
-    def run(self) -> Watched:
-        """Run it; returns when everything has ended."""
+    def run(self) -> Outcome:
+        """Run the command; returns when everything has ended."""
         host = os.uname().nodename
         with noted_signals(self._asked):
             self._guard = subprocess.Popen(
@@ -91,8 +91,8 @@ class Supervisor:
             while (status := status_within(self._guard, POLL_S)) is None:
                 if len(self._asked) > answered:
                     answered = len(self._asked)
-                    self._hand_on()
-                self._say_waiting()
+                    self._forward_stop()
+                self._report_waiting()
                 self._watch_hosts()
             self.result.status = status
             self._guard.stdin.close()
@@ -100,40 +100,40 @@ class Supervisor:
         self.result.asked = self._asked[0] if self._asked else None
         return self.result
 
-    def _hand_on(self) -> None:
-        """Ask the ranks to stop; the second time, end them."""
+    def _forward_stop(self) -> None:
+        """Forward the first stop signal to the ranks; at the second, kill them."""
         name = signal.Signals(self._asked[-1]).name
         if len(self._asked) > 1:
-            _say(f"{name}: ending everything at once")
+            _say(f"{name}: killing all processes now")
             self._kill()
             return
         self._since = self._said = time.monotonic()
-        if self.folder is not None:  # below this process rank 0 says so at once, and what is lost by once more
-            _say(f"{name}: asked {told(self.parts)} to save and end; once more ends them at once")
-        # The ranks get what this process got, so that all say the same; below the guard SIGHUP is ignored.
+        if self.folder is not None:  # otherwise rank 0 prints on this console what a second signal would lose
+            _say(f"{name}: asked {label(self.parts)} to save and end; a second one kills them at once")
+        # The ranks get the same signal, for consistent messages; except SIGHUP, which is ignored below the guard.
         order = f"stop {'SIGTERM' if name == 'SIGHUP' else name}"
         if self.folder is None:
             self._order_guard(order)
         else:
             self._order_hosts(order)
 
-    def _say_waiting(self) -> None:
-        """A line every eight seconds until a rank can speak for itself, and from a request to stop to the end."""
+    def _report_waiting(self) -> None:
+        """Print a line every 8 s until the ranks print their own, and again from a stop signal to the end."""
         now = time.monotonic()
         if self._killed or not (self._asked or self._starting) or now - self._said < SAY_S:
             return
         self._said, passed = now, f"{now - self._since:.0f} s"
         if self._asked:
             name = signal.Signals(self._asked[-1]).name
-            _say(f"{name}: waiting for {told(self.parts)} to end ({passed}); once more ends them at once")
+            _say(f"{name}: waiting for {label(self.parts)} to end ({passed}); a second one kills them at once")
             return
-        self._starting = not self._seen  # ranks had eight seconds to begin their own lines
+        self._starting = not self._seen  # ranks seen 8 s ago print their own lines by now
         self._seen = any(process.rank is not None for process in descendants())
         if self._starting:
-            _say(f"still starting {told(self.parts)} ({passed})")
+            _say(f"still starting {label(self.parts)} ({passed})")
 
     def _watch_hosts(self) -> None:
-        """End all hosts when one has failed and the others do not notice."""
+        """End all hosts if one has failed, or ended, and the others do not follow in time."""
         self._read_statuses()
         now = time.monotonic()
         if self.result.hosts and self._ended_since is None:
@@ -145,22 +145,22 @@ class Supervisor:
         if self._killed or not (late or stuck):
             return
         running = {host: ranks for host, ranks in self.parts.items() if host not in self.result.hosts}
-        why = "" if late else f", where nothing ends {FINISH_S:.0f} s after another host has"
-        _say(f"ending {told(running) if running else 'what is left'}{why}")
+        why = "" if late else f", still running {FINISH_S:.0f} s after another host ended"
+        _say(f"ending {label(running) if running else 'the remaining processes'}{why}")
         self._kill()
 
     def _kill(self) -> None:
         self._killed = True
         if self.folder is not None:
             self._order_hosts("kill")
-            end = time.monotonic() + 3  # for what the hosts have to say
+            end = time.monotonic() + 3  # lets the hosts' last messages arrive
             while len(self.result.hosts) < len(self.parts) and time.monotonic() < end and self._guard.poll() is None:
                 time.sleep(POLL_S)
                 self._read_statuses()
         self._order_guard("kill")
 
     def _order_guard(self, order: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has just ended
+        with contextlib.suppress(BrokenPipeError):  # the guard has just ended
             self._guard.stdin.write(f"{order}\n".encode())
             self._guard.stdin.flush()
 
@@ -171,7 +171,7 @@ class Supervisor:
 
     def _read_statuses(self) -> None:
         for host in self.parts.keys() - self.result.hosts.keys() if self.folder is not None else ():
-            gone = self._is_gone(host)  # before its last word is looked for
+            gone = self._is_gone(host)  # before reading the status, which it may write just before it ends
             status = self._left_by(host, "status")
             if status is None and gone:
                 status = 128 + signal.SIGKILL
@@ -186,14 +186,14 @@ class Supervisor:
         return None
 
     def _is_gone(self, host: str) -> bool:
-        """Whether what holds a host's leash here was killed."""
+        """Whether the wrapper that holds a host's leash has ended."""
         wrapper = self._left_by(host, "wrapper")
         return wrapper is not None and not Path(f"/proc/{wrapper}").exists()
 
 
 @contextlib.contextmanager
 def noted_signals(asked: list[int]) -> Iterator[None]:
-    """While entered, signals that ask for an end are only noted; one that is ignored (nohup) stays so."""
+    """While entered, SIGINT, SIGTERM and SIGHUP are only appended to `asked`; ignored ones (nohup) stay ignored."""
     wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda n, _frame: asked.append(n)) for number in wanted}
     try:
@@ -205,7 +205,7 @@ def noted_signals(asked: list[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def control_folder(parts: dict[str, range]) -> Iterator[Path]:
-    """A folder for one launch, readable by its user alone, with `hosts.json`: what runs on each host."""
+    """A temporary folder for one launch, readable only by its user; `hosts.json` in it gives the ranks of each host."""
     with tempfile.TemporaryDirectory(prefix="elas-launch-") as name:
         folder = Path(name)
         (folder / "hosts.json").write_text(json.dumps({host: ranks_in_words(r) for host, r in parts.items()}))
@@ -213,5 +213,5 @@ def control_folder(parts: dict[str, range]) -> Iterator[Path]:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal may be gone
+    with contextlib.suppress(OSError):  # the terminal may be closed
         print(f"elas: {text}", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""Whether hosts are fit for a run, before there is one.
+"""Checks whether hosts are fit for a run, before one is started.
 
-`check` is the command, `report` asks all hosts at once, `compare` looks at their answers; `probe` and `facts` are what
-runs on each of them, `channels` how it is talked to, `unanswered` why one did not answer. `collectives` are what ranks
-do together to see whether they can, `bandwidth` starts that and ends it.
+`check` is the command, `survey` queries all hosts at once, `compare` finds problems in their answers. `probe` and
+`facts` run on each host, `channels` connects to them, `unanswered` explains a missing answer. `collectives` runs test
+collectives on all ranks; `bandwidth` starts and ends that.
 """

@@ -1,4 +1,4 @@
-"""Starts `elas.launch.preflight.collectives` on the hosts of a run, and ends it whatever happens."""
+"""Runs `elas.launch.preflight.collectives` on the hosts of a run, with a time-out."""
 
 import json
 import time
@@ -11,10 +11,8 @@ from elas.launch.preflight.compare import Problem
 TIMEOUT_S = 90.0
 SIGN_S = 1.0
 LAST_WORDS_S = 5.0
-"""What the other hosts have to say what they saw, when one fails."""
-_FIX = (
-    "see that the hosts' firewalls let each other in on every port, and the interface; --no-collectives leaves it out"
-)
+"""Seconds that the other hosts have to report their errors after one has failed."""
+_FIX = "open all ports between the hosts in their firewalls, and check the interface; --no-collectives skips this test"
 
 
 def measure(
@@ -29,15 +27,15 @@ def measure(
     """Run collectives over all ranks.
 
     Args:
-        hosts: ranks by host.
-        address: where ranks meet.
-        port: and the port.
+        hosts: number of ranks by host.
+        address: rendezvous address.
+        port: rendezvous port.
         way: how hosts are reached.
-        timeout_s: after which everything is ended.
-        progress: called with what happens now.
+        timeout_s: seconds after which all ranks are killed.
+        progress: called with a line about the current activity.
 
     Returns:
-        What rank 0 measured (see `elas.launch.preflight.collectives`), or None and why not.
+        The measurements of rank 0 (see `elas.launch.preflight.collectives`) and None; or None and the problem.
     """
     progress(f"collectives over {sum(hosts.values())} ranks …")
     first = next(iter(hosts))
@@ -45,9 +43,10 @@ def measure(
     words = {}
     for host, ranks in ranks_by_host(hosts).items():
         guard = ["-m", "elas.launch.guard", "--leash"]
-        told = ["--host", host, "--told", ranks_in_words(ranks)] if way.kind != "srun" else []
+        # Under srun all hosts get the same words, so each takes its name from SLURM.
         name = ["--host", host] if way.kind != "srun" else []
-        words[host] = [*guard, *told, "--", way.python, "-m", "elas.launch.preflight.collectives", *where, *name]
+        label = [*name, "--label", ranks_in_words(ranks)] if way.kind != "srun" else []
+        words[host] = [*guard, *label, "--", way.python, "-m", "elas.launch.preflight.collectives", *where, *name]
     with open_channels(way, list(hosts), words) as channels:
         found, over = _watch(channels, time.monotonic() + timeout_s)
         if found is not None and not over:
@@ -58,10 +57,10 @@ def measure(
 
 
 def _watch(channels: list[Channel], until: float) -> tuple[dict | None, bool]:
-    """Keep the guards alive until all ranks are done, one failed, or the time is over.
+    """Send heartbeats to the guards until all ranks are done, one has failed, or the time is over.
 
     Returns:
-        Rank 0's measurements, and whether a rank failed.
+        Rank 0's measurements or None, and whether a rank failed.
     """
     found = None
     while time.monotonic() < until:
@@ -71,7 +70,7 @@ def _watch(channels: list[Channel], until: float) -> tuple[dict | None, bool]:
         found = found or (answer and answer[1])
         statuses = [channel.status() for channel in channels]
         if any(statuses):
-            _hear_out(channels, min(until, time.monotonic() + LAST_WORDS_S))
+            _wait_for_errors(channels, min(until, time.monotonic() + LAST_WORDS_S))
             return None, True
         if found is not None:
             if statuses == [0] * len(statuses):
@@ -82,7 +81,7 @@ def _watch(channels: list[Channel], until: float) -> tuple[dict | None, bool]:
     return None, False
 
 
-def _hear_out(channels: list[Channel], until: float) -> None:
+def _wait_for_errors(channels: list[Channel], until: float) -> None:
     while time.monotonic() < until and any(channel.status() is None for channel in channels):
         for channel in channels:
             channel.send("+")
@@ -90,16 +89,16 @@ def _hear_out(channels: list[Channel], until: float) -> None:
 
 
 def _why(channels: list[Channel], first: str, timeout_s: float | None) -> Problem:
-    """What a person should know of ranks that did not come to their end."""
-    value = "failed" if timeout_s is None else f"not over in {timeout_s:.0f} s"
+    """The problem to report for ranks that failed or, with `timeout_s`, did not finish in time."""
+    value = "failed" if timeout_s is None else f"not finished in {timeout_s:.0f} s"
     for channel in channels:
         for host in channel.hosts:
             said = channel.why(host)
             words = [line for line in said.error.splitlines() if "error: " in line]
             if words:
                 why = words[0].partition("error: ")[2]
-                if said.status == 2:  # a mistake of the user's, told with its fix
+                if said.status == 2:  # a user error, whose message ends in its fix
                     why, _, fix = why.rpartition("; ")
                     return Problem(host, "collectives", value, why, fix)
                 return Problem(host, "collectives", value, why.removeprefix(f"{host}: "), _FIX)
-    return Problem(first, "collectives", value, "no rank said why", _FIX)
+    return Problem(first, "collectives", value, "no rank reported an error", _FIX)

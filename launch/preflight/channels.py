@@ -1,8 +1,7 @@
-"""Processes that run one of our modules on every host of a run, and talk to this one in lines.
+"""Processes that run one of our modules on every host and exchange lines with this one.
 
-Over ssh that is a process for each host, under srun one for all of them (srun hands each line of input to every task),
-and without either one on this machine. The module is found by the same Python in the same folder as here, or the host
-is said not to have it.
+Over ssh there is one process per host, under srun one for all hosts (srun copies each line of input to every task), and
+otherwise one on this machine. Each host must have the same Python and the same current folder at the same paths.
 """
 
 import contextlib
@@ -29,7 +28,7 @@ _LABEL = re.compile(r"^ *(\d+): ")
 _numbers = itertools.count()
 POLL_S = 0.2
 GONE_S = 3.0
-"""What a process has to end by itself when its input does."""
+"""Seconds that a process has to end by itself after its input is closed."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,9 @@ class Way:
 
     Attributes:
         kind: `ssh`, `srun` or `here`.
-        python: the Python to run, at this path on every host.
-        variables: environment variables to set there.
-        options: srun's.
+        python: path of the Python to run, the same on every host.
+        variables: environment variables to set on the hosts.
+        options: further options of srun.
     """
 
     kind: str
@@ -49,12 +48,12 @@ class Way:
     options: tuple[str, ...] = ()
 
     def command(self, words: list[str]) -> list[str]:
-        """`words`, an interpreter's arguments, run in the folder that is current here."""
+        """The command that runs Python with the arguments `words` in this process's current folder."""
         given = [f"{name}={value}" for name, value in self.variables.items()]
         return ["sh", "-c", _SCRIPT, os.getcwd(), self.python, *given, self.python, *words]
 
     def start(self, hosts: list[str], words: dict[str, list[str]]) -> "list[Channel]":
-        """Start `words[host]` on every host; under srun the words of the first host on all of them."""
+        """Start Python with `words[host]` on every host; under srun the first host's words run on all of them."""
         if self.kind == "ssh":
             return [Channel(ssh_command(host, self.command(words[host])), [host]) for host in hosts]
         command = self.command(words[hosts[0]])
@@ -66,21 +65,21 @@ class Way:
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """What is known of a host that did not answer: its exit status (None: it still runs), and its last words."""
+    """What is known of a host that did not answer: its exit status (None: still running) and error output."""
 
     status: int | None
     error: str
 
 
 class Channel:
-    """A process whose answers are read as they come.
+    """A process whose answers are read in the background.
 
     Args:
-        command: the process.
-        hosts: those that answer through it.
+        command: the command to start.
+        hosts: the hosts that answer through this process.
 
     Attributes:
-        answering: those that `ask` still counts on.
+        answering: the hosts that have answered every question so far.
     """
 
     def __init__(self, command: list[str], hosts: list[str]):
@@ -92,7 +91,7 @@ class Channel:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            start_new_session=True,  # Ctrl-C is ours to handle
+            start_new_session=True,  # Ctrl-C is handled by this process only
         )
         self._answers: queue.Queue = queue.Queue()
         self._errors: list[str] = []
@@ -103,9 +102,9 @@ class Channel:
     def _read(self) -> None:
         answers = Answers()
         for line in self._process.stdout:
-            whole = answers.take(line.rstrip("\n"))
-            if whole is not None:
-                self._answers.put(whole)
+            answer = answers.take(line.rstrip("\n"))
+            if answer is not None:
+                self._answers.put(answer)
         self._answers.put(None)
 
     def _read_errors(self) -> None:
@@ -113,22 +112,22 @@ class Channel:
             self._errors.append(line.rstrip())
 
     def send(self, line: str) -> None:
-        """Send a line, unless nobody is there any more."""
+        """Send a line; ignored if the process has ended."""
         with contextlib.suppress(OSError):
             self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
 
     def receive(self, until: float) -> tuple[str, dict] | None:
-        """The next host's answer; None when no more comes, or not before `until` (of `time.monotonic`)."""
+        """The next answer, as host and content; None after the last one, or at `until` (of `time.monotonic`)."""
         with contextlib.suppress(queue.Empty):
             answer = self._answers.get(timeout=max(0.0, until - time.monotonic()))
             if answer is None:
-                self._answers.put(None)
+                self._answers.put(None)  # keep the end marker for the next call
             return answer
         return None
 
     def gone(self) -> set[str]:
-        """Hosts that will not answer any more, all answers read."""
+        """Hosts that will send no further answer."""
         if self._process.poll() is not None and not self._readers[0].is_alive():
             return set(self.hosts) if self._answers.queue[0] is None else set()
         tasks = {task for line in list(self._errors) for task in _exited(line)[0]}
@@ -139,7 +138,7 @@ class Channel:
         return self._process.poll()
 
     def why(self, host: str) -> NoAnswer:
-        """Why a host did not answer, once `receive` gave None."""
+        """Why a host did not answer; call it after `receive` returned None."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.5)
         if self._process.poll() is not None:
@@ -153,7 +152,7 @@ class Channel:
         return NoAnswer(status, "\n".join(line for line in lines if line.strip()))
 
     def end(self) -> None:
-        """End the process: by the end of its input, else by force."""
+        """End the process by closing its input; terminate or kill it if that does not help."""
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         try:
@@ -168,7 +167,7 @@ class Channel:
 
 
 def _exited(line: str) -> tuple[set[int], int]:
-    """srun's `error: n2: task 1: Exited with exit code 91`: the tasks, and the code."""
+    """Parse srun's `error: n2: task 1: Exited with exit code 91` into the task numbers and the code."""
     match = _EXITED.search(line)
     if match is None:
         return set(), 0
@@ -181,7 +180,7 @@ def _exited(line: str) -> tuple[set[int], int]:
 
 @contextmanager
 def open_channels(way: Way, hosts: list[str], words: dict[str, list[str]]) -> Iterator[list[Channel]]:
-    """Channels to every host, which end with the block."""
+    """Open channels to every host; they are ended when the block is left."""
     channels = way.start(hosts, words)
     try:
         yield channels
@@ -197,7 +196,7 @@ def ask(channels: list[Channel], question: dict, timeout_s: float) -> dict[str, 
     """Ask the probe of every host that has answered so far.
 
     Returns:
-        The answer of each host that gives one in time; the others are asked no more.
+        The answers by host; hosts that do not answer in time are not asked again.
     """
     number = next(_numbers)
     for channel in channels:
@@ -207,7 +206,7 @@ def ask(channels: list[Channel], question: dict, timeout_s: float) -> dict[str, 
     for channel in channels:
         while missing := channel.answering - found.keys():
             answer = channel.receive(min(until, time.monotonic() + POLL_S))
-            if answer is not None and answer[1].pop("number") == number:  # else to a question before, too late
+            if answer is not None and answer[1].pop("number") == number:  # else a late answer to an earlier question
                 found[answer[0]] = answer[1]
             elif answer is None and (time.monotonic() > until or missing <= channel.gone()):
                 break

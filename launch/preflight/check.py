@@ -1,8 +1,7 @@
-"""`elas launch check`: see whether hosts are fit for a run, before there is one.
+"""`elas launch check`: checks whether hosts are fit for a run, before one is started.
 
-Every host is asked at once (`elas.launch.preflight.survey`); then, if nothing speaks against it, all ranks meet, and
-collectives are timed (`elas.launch.preflight.bandwidth`). A table shows a line for each host, and each failure names
-its fix.
+All hosts are queried at once (`elas.launch.preflight.survey`). If there is no failure, all ranks connect and time
+collectives (`elas.launch.preflight.bandwidth`). A table shows one line per host, and each failure names its fix.
 """
 
 import os
@@ -34,10 +33,10 @@ def main(argv: list[str]) -> int:
         argv: arguments after the command.
 
     Returns:
-        0 when the hosts are fit, 1 when not.
+        0 if the hosts are fit, else 1.
 
     Raises:
-        UserError: a mistake in the options.
+        UserError: the options are invalid.
     """
     settings, rest = split_argv(argv)
     options = _parser().parse_args(rest)
@@ -71,35 +70,39 @@ def main(argv: list[str]) -> int:
 def _parser() -> Parser:
     parser = SettingsParser(
         "elas launch check",
-        "See whether hosts are fit for a run: those of a hostfile over ssh, SLURM's with --slurm, else this machine. "
-        "Settings as for elas train say where the run and its data lie, which are then looked at on every host.",
+        "Check whether hosts are fit for a run: those of a hostfile over ssh, SLURM's with --slurm, else this machine. "
+        "With settings as for elas train, the run's folder and data are checked on every host as well.",
         "elas launch check --hostfile hosts --config 1b --data.train data/c4 --train.run_dir /shared/runs/1b",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file, or a preset's name")
     parser.add_argument("--hostfile", type=Path, metavar="FILE", help="lines `HOST slots=N`")
-    parser.add_argument("--slurm", action="store_true", help="nodes of SLURM: of this allocation, or of one for this")
-    parser.add_argument("--nodes", type=int, metavar="N", help="with --slurm: how many (default: the allocation's)")
-    parser.add_argument("--partition", metavar="P", help="with --slurm: where to take nodes")
-    parser.add_argument("--wait", type=int, default=600, metavar="S", help="with --slurm: for nodes (default: 600 s)")
-    parser.add_argument("--ranks", type=int, metavar="N", help="ranks a host, without a hostfile (default: 1)")
-    parser.add_argument("--master-port", type=int, metavar="P", help="where ranks meet (default: a free port)")
-    parser.add_argument("--min-shm-gb", type=float, metavar="X", help="free /dev/shm (default: 66 MiB a rank)")
-    parser.add_argument("--min-disk-gb", type=float, default=1.0, metavar="X", help="free for the run (default: 1)")
+    parser.add_argument("--slurm", action="store_true", help="SLURM nodes: of this allocation, or of a new one")
+    parser.add_argument(
+        "--nodes", type=int, metavar="N", help="with --slurm: number of nodes (default: the allocation's)"
+    )
+    parser.add_argument("--partition", metavar="P", help="with --slurm: partition to take nodes from")
+    parser.add_argument(
+        "--wait", type=int, default=600, metavar="S", help="with --slurm: longest wait for nodes (default: 600 s)"
+    )
+    parser.add_argument("--ranks", type=int, metavar="N", help="ranks per host, without a hostfile (default: 1)")
+    parser.add_argument("--master-port", type=int, metavar="P", help="rendezvous port (default: a free port)")
+    parser.add_argument("--min-shm-gb", type=float, metavar="X", help="GiB of free /dev/shm (default: 66 MiB a rank)")
+    parser.add_argument("--min-disk-gb", type=float, default=1.0, metavar="X", help="GiB of free disk (default: 1)")
     parser.add_argument("--env-file", type=Path, action="append", default=[], metavar="FILE",
-                        help="variables that travel over ssh: NAME, a pattern, or NAME=VALUE, a line each")  # fmt: skip
-    parser.add_argument("--no-collectives", action="store_true", help="ask the hosts only; takes a second or two")
+                        help="variables to forward over ssh: one NAME, pattern, or NAME=VALUE per line")  # fmt: skip
+    parser.add_argument("--no-collectives", action="store_true", help="query the hosts only; takes a second or two")
     return parser
 
 
 def _check(options) -> None:
-    """Raise `UserError` for options that cannot be, or contradict each other."""
+    """Raise `UserError` for options that are out of range or contradict each other."""
     if options.hostfile and options.slurm:
-        raise UserError("--hostfile and --slurm: give one; each says where the hosts are")
+        raise UserError("--hostfile and --slurm: both select the hosts; give only one")
     if options.ranks is not None and options.hostfile:
-        raise UserError(f"--ranks {options.ranks}: the hostfile says how many (slots=); leave it out")
+        raise UserError(f"--ranks {options.ranks}: the hostfile sets the number of ranks (slots=); leave it out")
     for name in ("nodes", "partition"):
         if getattr(options, name) is not None and not options.slurm:
-            raise UserError(f"--{name} {getattr(options, name)}: goes with --slurm only; add --slurm, or leave it out")
+            raise UserError(f"--{name} {getattr(options, name)}: requires --slurm; add --slurm, or leave it out")
     for name in ("nodes", "ranks", "wait"):
         if getattr(options, name) is not None:
             whole_number(f"--{name}", getattr(options, name))
@@ -108,13 +111,13 @@ def _check(options) -> None:
     for name in ("min_shm_gb", "min_disk_gb"):
         value = getattr(options, name)
         if value is not None and not 0 <= value < 1e6:
-            raise UserError(f"--{name.replace('_', '-')} {value}: is no size; give GiB, from 0 up")
+            raise UserError(f"--{name.replace('_', '-')} {value}: is not a size; give GiB, at least 0")
 
 
 def _enter_allocation(options, argv: list[str]) -> None:
-    """Run this command again in an allocation of its own; returns never."""
+    """Run this command again in a new allocation; does not return."""
     if shutil.which("salloc") is None:
-        raise UserError("--slurm: there is no salloc on this machine; run it on a login node")
+        raise UserError("--slurm: salloc is not installed on this machine; run this on a login node")
     wanted = {"partition": options.partition, "partition_option": "--partition", "nodes": options.nodes or 1}
     check_slurm("--slurm", "a hostfile", **wanted)
     size = [
@@ -125,21 +128,21 @@ def _enter_allocation(options, argv: list[str]) -> None:
     ]
     where = [f"--partition={options.partition}"] if options.partition else []
     again = [sys.executable, "-m", "elas.cli", "launch", "check", *argv]
-    print(f"waiting for SLURM to give nodes, {options.wait} s at most …", file=sys.stderr, flush=True)
+    print(f"waiting for nodes from SLURM, at most {options.wait} s …", file=sys.stderr, flush=True)
     os.execvp("salloc", ["salloc", "--quiet", "--job-name=elas-check", *size, *where, *again])
 
 
 def _hosts(options) -> tuple[dict[str, int], Way]:
-    """Ranks by host, and how hosts are reached."""
+    """Number of ranks by host, and how hosts are reached."""
     if options.hostfile:
-        return read_hostfile(options.hostfile), Way("ssh", variables=variables.travelling(options.env_file))
+        return read_hostfile(options.hostfile), Way("ssh", variables=variables.forwarded(options.env_file))
     ranks = options.ranks or 1
     if not options.slurm:
         return {os.uname().nodename: ranks}, Way("here")
     given = os.environ["SLURM_JOB_NODELIST"]
     names = subprocess.run(["scontrol", "show", "hostnames", given], capture_output=True, text=True).stdout.split()
     if not names:
-        raise UserError(f"SLURM_JOB_NODELIST={given}: scontrol names no hosts; start in a job that runs")
+        raise UserError(f"SLURM_JOB_NODELIST={given}: scontrol returns no hosts for it; run this in a running job")
     if options.nodes and options.nodes > len(names):
         raise UserError(f"--nodes {options.nodes}: this allocation has {len(names)} ({given}); ask SLURM for more")
     names = names[: options.nodes]
@@ -147,7 +150,7 @@ def _hosts(options) -> tuple[dict[str, int], Way]:
 
 
 def _run(settings: list[str], options) -> tuple[Path | None, tuple[str, ...]]:
-    """The folder of the run, and the files it reads; nothing without settings."""
+    """The run's folder and input files; None and no files without settings."""
     if not settings and not options.config:
         return None, ()
     config = load_config(options.config, split_overrides(settings)[0])
@@ -176,7 +179,7 @@ def _processors(facts: dict) -> str:
 
 
 def show(report: Report) -> str:
-    """The report for a person."""
+    """Format the report as text."""
     rows = []
     for number, (host, slots) in enumerate(report.slots.items()):
         bad = {problem.check for problem in report.failures if problem.host == host}
@@ -201,7 +204,7 @@ def _bandwidth(found: dict) -> str:
         for row in found["rows"]
     ]
     over = found["interface"] or "this host's memory"
-    title = f"collectives of {found['world']} ranks, {found['backend']} over {over}; all values right"
+    title = f"collectives of {found['world']} ranks, {found['backend']} over {over}; all values correct"
     return f"{title}\n{table(['operation', 'KiB', 'ms', 'GB/s'], rows)}"
 
 
@@ -209,5 +212,5 @@ def _verdict(report: Report) -> str:
     hosts, ranks, failures = len(report.slots), sum(report.slots.values()), len(report.failures)
     size = f"{hosts} host{'s' * (hosts > 1)}, {ranks} rank{'s' * (ranks > 1)}"
     if report.ok:
-        return f"fit: {size}; ranks can meet at {report.master_address}:{report.master_port}"
+        return f"fit: {size}; rendezvous at {report.master_address}:{report.master_port}"
     return f"not fit: {failures} failure{'s' * (failures > 1)} on {size}"

@@ -1,10 +1,9 @@
-"""Collectives over the ranks of a run, checked and then timed: what `elas launch check` starts on every host.
+"""Checks and times collectives over the ranks of a run; `elas launch check` starts this on every host.
 
     python -m elas.launch.preflight.collectives --hosts '{"n1": 2, "n2": 2}' --host n1 --master-addr A --master-port P
 
-starts this host's ranks, which join the process group as a training run does: same variables, same choice of the
-interface, same backend. Values are checked before anything is timed. Of our own only what a rank needs to meet the
-others is imported, and torch; no DeepSpeed, no Megatron-core.
+starts this host's ranks, which join the process group as in training: same variables, same choice of the interface,
+same backend. Values are checked before anything is timed. Imports torch, but neither DeepSpeed nor Megatron-core.
 """
 
 import argparse
@@ -24,22 +23,22 @@ from elas.launch.preflight.probe import say
 from elas.launch.rank_environment import choose_interface, rank_and_world
 
 SIZES = (4 * 2**10, 64 * 2**10, 2**20, 16 * 2**20)
-"""Bytes of a tensor."""
+"""Tensor sizes in bytes."""
 MEET_S = 60.0
-_BUDGET_S, _LEAST, _MOST = 1.0, 3, 20  # seconds, and number, of timed calls of one kind
+_BUDGET_S, _LEAST, _MOST = 1.0, 3, 20  # per operation and size: seconds to spend, least and most timed calls
 
 
 def start_ranks(hosts: dict[str, int], host: str, address: str, port: int) -> int:
-    """Start the ranks of one host, and wait for them.
+    """Start the ranks of one host and wait for them; the first failure kills the others.
 
     Args:
-        hosts: ranks by host.
-        host: this one.
-        address: where ranks meet.
-        port: and the port.
+        hosts: number of ranks by host.
+        host: this host.
+        address: rendezvous address.
+        port: rendezvous port.
 
     Returns:
-        The exit status of the first that fails, which ends the others; 0 if none does.
+        The exit status of the first rank that failed; 0 if none did.
     """
     ranks = ranks_by_host(hosts)[host]
     common = {
@@ -67,11 +66,11 @@ def start_ranks(hosts: dict[str, int], host: str, address: str, port: int) -> in
 
 
 def run_rank(_: list[str]) -> int:
-    """One rank's part; rank 0 says the measurements. Returns 0.
+    """Run one rank; rank 0 prints the measurements. Returns 0.
 
     Raises:
-        ConfigError: the ranks could not meet: see `elas.launch.rank_environment`.
-        Failure: they did not, or a collective gives wrong values.
+        ConfigError: the rank's variables are invalid: see `elas.launch.rank_environment`.
+        Failure: the ranks did not connect, or a collective gave wrong values.
     """
     end_with_launcher()
     rank, world = rank_and_world()
@@ -94,7 +93,7 @@ def run_rank(_: list[str]) -> int:
             )
         ]
         dist.barrier()
-    except RuntimeError as error:  # torch.distributed's are of this class
+    except RuntimeError as error:  # the base class of torch.distributed's errors
         if isinstance(error, Failure):
             raise
         raise Failure(f"rank {rank}: {error}"[:400]) from error
@@ -107,7 +106,7 @@ def run_rank(_: list[str]) -> int:
 
 
 def _pattern(size: int, device):
-    """A float32 vector of `size` bytes; small whole numbers, so that sums are exact in any order."""
+    """A float32 vector of `size` bytes, of small whole numbers, so that sums are exact in any order."""
     import torch
 
     return (torch.arange(size // 4, device=device) % 97).float()
@@ -120,24 +119,24 @@ def _all_reduce(size: int, rank: int, world: int, device) -> dict:
     vector = _pattern(size, device) * (rank + 1)
     dist.all_reduce(vector)
     if not torch.equal(vector, _pattern(size, device) * (world * (world + 1) // 2)):
-        raise Failure(f"rank {rank}: all_reduce of {size} bytes gives wrong values")
+        raise Failure(f"rank {rank}: all_reduce of {size} bytes gave wrong values")
     return _row("all_reduce", size, vector.zero_(), lambda: dist.all_reduce(vector))
 
 
 def _broadcast(size: int, rank: int, world: int, device) -> dict:
-    """From the last rank."""
+    """Broadcast from the last rank."""
     import torch
     import torch.distributed as dist
 
     vector = _pattern(size, device) * (rank + 1)
     dist.broadcast(vector, world - 1)
     if not torch.equal(vector, _pattern(size, device) * world):
-        raise Failure(f"rank {rank}: broadcast of {size} bytes gives wrong values")
+        raise Failure(f"rank {rank}: broadcast of {size} bytes gave wrong values")
     return _row("broadcast", size, vector, lambda: dist.broadcast(vector, world - 1))
 
 
 def _row(name: str, size: int, vector, operation) -> dict:
-    """Time an operation: the median of some calls, on the rank where that is longest."""
+    """Time an operation: the median over several calls, on the slowest rank."""
     number = max(_LEAST, min(_MOST, int(_BUDGET_S / _longest(_timed(vector, operation), vector.device))))
     times = [_timed(vector, operation) for _ in range(number)]
     median = _longest(statistics.median(times), vector.device)
@@ -169,7 +168,7 @@ def main(argv: list[str]) -> int:
     """Start this host's ranks; returns their exit status."""
     parser = argparse.ArgumentParser(prog="python -m elas.launch.preflight.collectives")
     parser.add_argument("--hosts", type=json.loads, required=True, help="ranks by host, JSON")
-    parser.add_argument("--host", default=os.environ.get("SLURMD_NODENAME"), help="this one")
+    parser.add_argument("--host", default=os.environ.get("SLURMD_NODENAME"), help="this host")
     parser.add_argument("--master-addr", required=True)
     parser.add_argument("--master-port", type=int, required=True)
     options = parser.parse_args(argv)
@@ -180,4 +179,4 @@ if __name__ == "__main__":
     status = exit_status(main if sys.argv[1:] else run_rank, sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # gloo's threads abort now and then when C++'s static objects go: see elas.command.end_process
+    os._exit(status)  # gloo's threads sometimes abort in C++'s static destructors: see elas.command.end_process

@@ -1,25 +1,25 @@
-"""What is wrong with hosts, from the facts on each: pure functions, one a check, each problem with its fix."""
+"""Problems of hosts, found from the facts on each: pure functions, one per check, each problem with its fix."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 GIB = 2**30
 SHM_PER_RANK = 66 * 2**20
-"""Bytes of /dev/shm that DeepSpeed's op for CPU takes a rank; NCCL takes less."""
+"""Bytes of /dev/shm that DeepSpeed's CPU op takes per rank; NCCL takes less."""
 CLOCK_S = 5.0
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something on a host that keeps a run from starting, or that is worth knowing.
+    """A failed check or a warning about one host.
 
     Attributes:
-        host: where.
-        check: what was looked at: `torch`, `port`, `interface`.
+        host: the host.
+        check: what was checked: `torch`, `port`, `interface`.
         value: what was found.
         why: what is wrong with it.
         fix: what to do.
-        severity: `failure`, or `warning`: a run can start all the same.
+        severity: `failure`, or `warning` if a run can start anyway.
     """
 
     host: str
@@ -33,23 +33,23 @@ class Problem:
         return f"{self.host}: {self.check}: {self.value} – {self.why}; {self.fix}"
 
     def to_dict(self) -> dict:
-        """For JSON."""
+        """Fields as a dict, for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a run needs.
+    """What a run requires of its hosts.
 
     Attributes:
-        slots: ranks by host; the first host is where ranks meet.
-        port: where they meet; None for any that is free.
+        slots: number of ranks by host; the first host holds rank 0 and the rendezvous.
+        port: rendezvous port; None for any free one.
         folder: the current folder, for messages.
-        python: the Python, for messages.
-        min_shm: bytes of /dev/shm; None for what DeepSpeed takes.
-        min_disk: bytes for the run's folder.
-        files: the run's input.
-        run_dir: the run's folder; None when not known.
+        python: path of Python, for messages.
+        min_shm: required bytes in /dev/shm; None for what DeepSpeed takes.
+        min_disk: required bytes for the run's folder.
+        files: the run's input files.
+        run_dir: the run's folder; None if not known.
     """
 
     slots: dict[str, int]
@@ -63,16 +63,16 @@ class Wanted:
 
     @property
     def first(self) -> str:
-        """The host where ranks meet."""
+        """The host of rank 0 and of the rendezvous."""
         return next(iter(self.slots))
 
 
 def compare(facts: dict[str, dict], wanted: Wanted) -> list[Problem]:
-    """Every problem of hosts that answered.
+    """All problems of the hosts that answered.
 
     Args:
-        facts: by host, what `elas.launch.preflight.probe` says there.
-        wanted: what the run needs.
+        facts: the answers of `elas.launch.preflight.probe`, by host.
+        wanted: what the run requires.
     """
     alike = [
         problem
@@ -84,13 +84,13 @@ def compare(facts: dict[str, dict], wanted: Wanted) -> list[Problem]:
 
 
 def _twice(facts: dict[str, dict]) -> list[Problem]:
-    """One machine under two names: its ranks would number its GPUs from 0 twice."""
+    """One machine under two names: two groups of ranks would share its GPUs from number 0 on."""
     found, owners = [], {}
     for host, of in facts.items():
-        address = of.get("address")  # as the others reach it; None where there is no way
+        address = of.get("address")  # as the other hosts reach it; None if they do not
         other = owners.setdefault(address, host) if address else host
         if other != host:
-            why = f"is the machine that is called {other} too"
+            why = f"is the same machine as {other}"
             found.append(Problem(host, "host", address, why, f"give {other} one line, with the slots of both"))
     return found
 
@@ -102,10 +102,10 @@ _ALIKE: list[tuple[str, str, Callable[[dict], object], str, str]] = [
         (name, name, lambda f, name=name: f["versions"][name], _SAME, "failure")
         for name in ("torch", "deepspeed", "megatron-core", "elas")
     ),
-    ("source", "elas's source", lambda f: f["source"], "bring both checkouts to the same state", "failure"),
-    ("gpus", "GPUs", lambda f: ", ".join(sorted(set(f["gpus"]))) or "none", "take hosts with the same GPUs", "failure"),
+    ("source", "elas's source", lambda f: f["source"], "update both checkouts to the same commit", "failure"),
+    ("gpus", "GPUs", lambda f: ", ".join(sorted(set(f["gpus"]))) or "none", "use hosts with the same GPUs", "failure"),
     ("driver", "the GPU driver", lambda f: f["driver"], "install the same driver on all hosts", "failure"),
-    ("mtu", "the interface's MTU", lambda f: _mtu(f), "give it the same: ip link set dev … mtu …", "warning"),
+    ("mtu", "the interface's MTU", lambda f: _mtu(f), "set the same MTU: ip link set dev … mtu …", "warning"),
 ]  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def _mtu(facts: dict) -> int | None:
 
 
 def _unlike(facts: dict[str, dict], key: str, what: str, pick: Callable, fix: str, severity: str) -> Iterable[Problem]:
-    """Hosts where a fact is not as on the first; what is missing there is another check's matter."""
+    """Hosts where a fact differs from the first host's; missing facts (None) are left to other checks."""
     first, *others = facts
     for host in others:
         value, right = pick(facts[host]), pick(facts[first])
@@ -132,8 +132,8 @@ def _packages(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
 
 def _port(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
     if facts["port_error"] and host == wanted.first:
-        why = f"where ranks are to meet, it is in use by {facts['port_error']}"
-        yield Problem(host, "port", str(wanted.port), why, "end that, or give another with --master-port")
+        why = f"the rendezvous port is in use by {facts['port_error']}"
+        yield Problem(host, "port", str(wanted.port), why, "end that process, or give another port with --master-port")
 
 
 def _hostname(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
@@ -142,20 +142,20 @@ def _hostname(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
         return
     value = addresses[0] if addresses else "unknown"
     interface = facts["interface"] or "the right interface"
-    why = "its own name is loopback there (a line of /etc/hosts)" if addresses else "it does not know its own name"
-    fix = f"nothing needs doing: runs are told to use {interface}; other programs may want the line gone"
+    why = "its own name resolves to loopback there (/etc/hosts)" if addresses else "it cannot resolve its own name"
+    fix = f"no action needed: runs will use {interface}; other programs may require that line to be removed"
     yield Problem(host, "hostname", value, why, fix, "warning")
 
 
 def _interface(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
     if len(wanted.slots) > 1 and not facts["interfaces"]:
         why = "no network interface is up with an IPv4 address"
-        yield Problem(host, "interface", "none", why, "see ip -br address there")
+        yield Problem(host, "interface", "none", why, "run ip -br address there")
     unreached = [peer for peer, addresses in facts["reached"].items() if not addresses]
     if unreached:
         more = f" and {len(unreached) - 3} more" if unreached[3:] else ""
-        why = "got no answer on a free TCP port of any address"
-        fix = "let the hosts reach each other on all ports above 1023 (firewalls), and see ip route on both"
+        why = "no answer on a free TCP port of any address"
+        fix = "open all ports above 1023 between the hosts (firewalls), and check ip route on both"
         yield Problem(host, "network", f"{host} → {', '.join(unreached[:3])}{more}", why, fix)
 
 
@@ -167,20 +167,20 @@ def _room(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
         yield Problem(host, "shared memory", f"{facts['shm_free'] / GIB:.2f} GiB", why, fix)
     folder = facts["run_dir"]
     if folder and folder["free"] < wanted.min_disk:
-        why = f"{folder['folder']} has less free than the {wanted.min_disk / GIB:.1f} GiB wanted for checkpoints"
-        fix = "make room, give another train.run_dir, or lower --min-disk-gb"
+        why = f"{folder['folder']} has less free than the {wanted.min_disk / GIB:.1f} GiB required for checkpoints"
+        fix = "free some space, give another train.run_dir, or lower --min-disk-gb"
         yield Problem(host, "disk", f"{folder['free'] / GIB:.2f} GiB", why, fix)
 
 
 def _slots(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
     slots, usual = wanted.slots[host], wanted.slots[wanted.first]
     if facts["gpu_error"]:
-        yield Problem(host, "nvidia-smi", "fails", facts["gpu_error"], "mend the driver there, or leave it out")
+        yield Problem(host, "nvidia-smi", "fails", facts["gpu_error"], "fix the driver there, or leave the host out")
     if facts["gpus"] and slots > len(facts["gpus"]):
-        why = f"fewer GPUs than the {slots} ranks it is to take"
+        why = f"fewer GPUs than its {slots} ranks"
         yield Problem(host, "slots", f"{len(facts['gpus'])} GPUs", why, f"give it slots={len(facts['gpus'])}")
     if slots != usual:
-        why = f"takes {slots} ranks, {wanted.first} takes {usual}: the busiest sets the pace"
+        why = f"runs {slots} ranks, {wanted.first} runs {usual}: the busiest host determines the speed"
         yield Problem(host, "slots", str(slots), why, "give all hosts the same slots", "warning")
     if not facts["gpus"] and slots > facts["cpus"]:
         why = f"more ranks than its {facts['cpus']} CPUs"
@@ -189,17 +189,17 @@ def _slots(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
 
 def _build(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
     for path in facts["stale_locks"]:
-        why = "a killed build left it, and every later one would have waited for ever"
-        yield Problem(host, "build lock", path, why, "nothing needs doing: it is cleared", "warning")
+        why = "left by a killed build; every later build would have waited on it forever"
+        yield Problem(host, "build lock", path, why, "no action needed: it has been removed", "warning")
     if not facts["compiler"] and not facts["gpus"]:
-        why = "no C++ compiler for the CPU kernel of the sparse FFN: plain PyTorch takes its place, slower"
+        why = "no C++ compiler for the CPU kernel of the sparse FFN: slower plain PyTorch is used instead"
         yield Problem(host, "compiler", "none", why, "install g++ there, or set CXX", "warning")
 
 
 def _clock(host: str, facts: dict, wanted: Wanted) -> Iterable[Problem]:
     offset = facts["clock_offset"]
     if abs(offset) > CLOCK_S:
-        why = "its clock differs from this machine's, and files' times and logs with it"
+        why = "its clock differs from this machine's, and so do the times of files and logs"
         yield Problem(host, "clock", f"{offset:+.1f} s", why, "start a time service there (chrony)", "warning")
 
 
@@ -207,37 +207,37 @@ _EACH = [_packages, _port, _hostname, _interface, _room, _slots, _build, _clock]
 
 
 def _paths(facts: dict[str, dict], wanted: Wanted) -> list[Problem]:
-    """The deepspeed launcher and torchrun start a file by its path."""
+    """elas must be at the same path everywhere: the deepspeed launcher and torchrun start a script by its path."""
     first, *others = facts
     right = facts[first]["package"]
     fix = "install elas at the same path on all hosts, or on a shared folder"
     return [
-        Problem(host, "elas", facts[host]["package"], f"lies elsewhere than on {first} ({right})", fix)
+        Problem(host, "elas", facts[host]["package"], f"is at another path than on {first} ({right})", fix)
         for host in others
         if facts[host]["package"] != right
     ]
 
 
 def _run_dirs(facts: dict[str, dict], wanted: Wanted) -> list[Problem]:
-    """The run's folder can be written, and is the same one everywhere."""
+    """The run's folder must be writable, and the same folder on all hosts."""
     found = []
     for host, of in facts.items():
         folder = of["run_dir"]
         if folder and folder["error"]:
-            fix = "give a folder that can be written on every host"
+            fix = "give a folder that is writable on every host"
             found.append(Problem(host, "run_dir", folder["folder"], f"cannot be written ({folder['error']})", fix))
     if wanted.run_dir is None or wanted.first not in facts or facts[wanted.first]["run_dir"]["error"]:
         return found
     for host, of in facts.items():
         if not of["sees_file"]:
-            why = f"is not the folder that {wanted.first} has there: checkpoints would lie in parts on different hosts"
+            why = f"is not the same folder as on {wanted.first}: each host would hold only part of a checkpoint"
             fix = "give a train.run_dir on a file system that all hosts share, mounted at the same path"
             found.append(Problem(host, "run_dir", wanted.run_dir, why, fix))
     return found
 
 
 def _inputs(facts: dict[str, dict], wanted: Wanted) -> list[Problem]:
-    """The run's input is there, and the same everywhere."""
+    """The run's input files must exist on all hosts, with the same sizes."""
     found = []
     sizes = {path: next((f["files"][path] for f in facts.values() if f["files"][path] is not None), None)
              for path in wanted.files}  # fmt: skip
@@ -245,8 +245,8 @@ def _inputs(facts: dict[str, dict], wanted: Wanted) -> list[Problem]:
         for path, size in of["files"].items():
             if size is None:
                 fix = "copy it there, or keep it on a file system that all hosts share"
-                found.append(Problem(host, "data", path, "there is no such file", fix))
+                found.append(Problem(host, "data", path, "no such file", fix))
             elif size != sizes[path]:
-                why = f"has {size:,} bytes, elsewhere {sizes[path]:,}"
+                why = f"has {size:,} bytes, but {sizes[path]:,} on another host"
                 found.append(Problem(host, "data", path, why, "copy the same file to all hosts"))
     return found

@@ -1,4 +1,4 @@
-"""Facts on this host that decide whether a run can start on it. Imports no torch, so that asking costs little."""
+"""Facts about this host that decide whether a run can start on it. Does not import torch, to be fast."""
 
 import errno
 import hashlib
@@ -19,7 +19,7 @@ _SOURCES = {".py", ".cpp", ".h", ".sbatch"}
 
 
 def software() -> dict:
-    """Python, the versions of what a run imports, and a digest over our own source."""
+    """Python, the versions of the packages a run imports, and a digest of our own source."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -38,7 +38,7 @@ def software() -> dict:
 
 
 def source_files() -> dict[str, str]:
-    """The digest of every file of our source, by its name in the package."""
+    """SHA-256 (12 hex digits) of every file of our source, by its name in the package."""
     found = {}
     for package, folder in {"elas": elas.__path__[0], **_mapped()}.items():
         for path in Path(folder).rglob("*"):
@@ -49,7 +49,7 @@ def source_files() -> dict[str, str]:
 
 
 def _mapped() -> dict[str, str]:
-    """The folders that lie beside `elas/` in a checkout, and in it when installed; `rglob` finds the latter."""
+    """The folders that are beside `elas/` in a checkout; empty if installed, where they are inside it."""
     launch_folder = Path(launch.__path__[0])
     if launch_folder.parent == Path(elas.__path__[0]):
         return {}
@@ -57,7 +57,7 @@ def _mapped() -> dict[str, str]:
 
 
 def machine() -> dict:
-    """CPUs, memory, shared memory (bytes), GPUs, and what extensions need."""
+    """CPUs, memory and shared memory (bytes), GPUs, the C++ compiler and stale build locks."""
     shm = shutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None
     return {
         "cpus": len(os.sched_getaffinity(0)),
@@ -77,7 +77,7 @@ def _gpus() -> dict:
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=15)
     except subprocess.TimeoutExpired:
-        return {"gpus": [], "driver": None, "gpu_error": "nvidia-smi does not end"}
+        return {"gpus": [], "driver": None, "gpu_error": "nvidia-smi did not finish in 15 s"}
     if done.returncode:
         words = (done.stdout + done.stderr).strip().splitlines() or ["no reason given"]
         return {"gpus": [], "driver": None, "gpu_error": words[-1]}
@@ -87,7 +87,7 @@ def _gpus() -> dict:
 
 
 def _extensions() -> dict:
-    """The compiler, which the CPU kernel needs. Locks that a killed build left are cleared."""
+    """The compiler, which the CPU kernel needs, and the stale build locks, which this removes."""
     from elas.extensions import clear_stale_locks
 
     return {
@@ -97,7 +97,7 @@ def _extensions() -> dict:
 
 
 def files(paths: list[str]) -> dict[str, int | None]:
-    """The size of each file; None where there is none."""
+    """The size of each file in bytes; None if it does not exist."""
     return {path: os.path.getsize(path) if os.path.isfile(path) else None for path in paths}
 
 
@@ -108,7 +108,7 @@ def there(path: str) -> Path:
 
 
 def listener(port: int) -> str | None:
-    """Which process listens on a port: `process 7 (python train.py)`; None where it cannot be seen."""
+    """The process that listens on a port: `process 7 (python train.py)`; None if it is not visible."""
     sockets = _listening(port)
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -116,7 +116,7 @@ def listener(port: int) -> str | None:
             if links & sockets:
                 words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
                 return f"process {folder.name} ({words[:80]})"
-        except OSError:  # gone, or another user's
+        except OSError:  # the process has ended, or belongs to another user
             continue
     return None
 
@@ -132,7 +132,7 @@ def _listening(port: int) -> set[str]:
 
 
 def listen(port: int) -> tuple[socket.socket | None, str | None]:
-    """A socket that listens on a port (0: a free one) of every address; or None, and why not."""
+    """Listen on a port (0: a free one) on all addresses; returns the socket and None, or None and the reason."""
     server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

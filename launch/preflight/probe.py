@@ -1,11 +1,11 @@
-"""Answers questions about this host, as long as somebody asks: what `elas launch check` runs on every host.
+"""Answers questions about this host; `elas launch check` runs this on every host.
 
     python -m elas.launch.preflight.probe NAME
 
-A question is a line of JSON on standard input, `{"number": 1, "ask": "facts", …}`; answers go to standard output in
-marked pieces, between which a shell's greetings and other hosts' pieces may come (`Answers` puts them together).
-Meanwhile the probe listens on a port, so that hosts can try to reach each other for real, and holds a file in the
-folder of the run, so that others can say whether they see it. It ends, and leaves nothing, when its input does.
+A question is a line of JSON on standard input, `{"number": 1, "ask": "facts", …}`. Answers go to standard output in
+marked pieces, which may be interleaved with shell greetings and other hosts' pieces; `Answers` joins them. Meanwhile
+the probe listens on a port, so that hosts can test their connections, and keeps a file in the run's folder, so that
+other hosts can check that they see it. When its input ends, it removes the file and exits.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from elas.launch import network
 from elas.launch.preflight import facts
 
 LIFE_S = 100.0
-"""No probe outlives this, whatever became of its connection."""
+"""Seconds after which a probe ends, even if its connection hangs."""
 CONNECT_S = 3.0
 _MARK = "elas-answer"
 _PIECE = re.compile(rf"{_MARK} (\S+) (\d+) (\d+) (.*)$")
@@ -32,7 +32,7 @@ _PIECE_LENGTH = 700  # srun cuts lines of more than 1024 bytes
 
 
 def say(name: str, answer: dict) -> None:
-    """Print an answer of host `name` in pieces."""
+    """Print an answer of host `name` in marked pieces."""
     text = json.dumps(answer)
     pieces = [text[at : at + _PIECE_LENGTH] for at in range(0, len(text), _PIECE_LENGTH)]
     for number, piece in enumerate(pieces):
@@ -41,13 +41,13 @@ def say(name: str, answer: dict) -> None:
 
 
 class Answers:
-    """Puts the pieces of `say` together."""
+    """Joins the pieces that `say` printed."""
 
     def __init__(self):
         self._pieces: dict[str, list[str]] = {}
 
     def take(self, line: str) -> tuple[str, dict] | None:
-        """Take a line of output; a host's name and answer when it was the last piece of one, else None."""
+        """Process a line of output; returns host and answer if it completes an answer, else None."""
         match = _PIECE.search(line)
         if match is None:
             return None
@@ -61,10 +61,10 @@ class Answers:
 
 
 class Probe:
-    """One host's side.
+    """Answers questions about this host.
 
     Args:
-        name: what the asking side calls this host.
+        name: this host's name, as the asking process knows it.
     """
 
     def __init__(self, name: str):
@@ -74,19 +74,19 @@ class Probe:
 
     def facts(self, *, token: str, first: str, port: int | None, run_dir: str | None, files: list[str],
               names: list[str]) -> dict:  # fmt: skip
-        """What is known without other hosts; begins to listen, and leaves the file.
+        """Facts that need no other host; also starts to listen and writes the file.
 
         Args:
-            token: of this check, unlike any other's.
-            first: the host where ranks meet, which listens on `port`.
+            token: random token of this check.
+            first: the host of the rendezvous, which listens on `port`.
             port: None for a free one.
             run_dir: the run's folder, which need not exist.
-            files: the run's input.
-            names: the hosts'.
+            files: the run's input files.
+            names: host names to resolve.
         """
         wanted = port or 0 if self.name == first else 0
         self._server, port_error = facts.listen(wanted)
-        if self._server is None:  # the others can reach it all the same
+        if self._server is None:  # the port is in use; other hosts can still test the connection on another one
             self._server, _ = facts.listen(0)
         threading.Thread(target=_answer_calls, args=(self._server, f"{token} {self.name}\n"), daemon=True).start()
         hostname = os.uname().nodename
@@ -120,24 +120,24 @@ class Probe:
         return found
 
     def clock(self) -> dict:
-        """This host's clock, seconds."""
+        """This host's clock, in seconds since 1970."""
         return {"clock": time.time()}
 
     def sources(self) -> dict:
-        """The digest of each of our source files."""
+        """The digest of each file of our source."""
         return {"sources": facts.source_files()}
 
     def others(self, *, token: str, first: str, run_dir: str | None, peers: dict[str, dict]) -> dict:
-        """Try to reach the other hosts.
+        """Try to connect to the other hosts, and look for the first host's file.
 
         Args:
             token: as in `facts`.
-            first: the host whose file is looked for.
+            first: the host whose file to look for.
             run_dir: the run's folder.
-            peers: by name, each host's `addresses` and its `port`.
+            peers: each host's `addresses` and `port`, by name.
 
         Returns:
-            `reached`: by host and address that answered, our address and interface on the way; `sees_file`.
+            `reached`: by host and answering address, our own address and interface of that connection; `sees_file`.
         """
         ways = [(name, address, peer["port"]) for name, peer in peers.items() if name != self.name
                 for address in peer["addresses"]]  # fmt: skip
@@ -151,19 +151,19 @@ class Probe:
         return {"reached": reached, "sees_file": file is not None and file.exists()}
 
     def close(self) -> None:
-        """Leave nothing."""
+        """Remove the file."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
 
 def _answer_calls(server: socket.socket, text: str) -> None:
-    """Say who we are to everyone who connects."""
+    """Send `text`, which identifies this host, to every connection."""
 
     def answer(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             connection.settimeout(CONNECT_S)
             connection.sendall(text.encode())
-            connection.recv(1)  # the caller closes first: its port waits out TIME_WAIT, not ours
+            connection.recv(1)  # lets the caller close first, so that TIME_WAIT is on its port and ours stays free
 
     while True:
         connection, _ = server.accept()
@@ -171,7 +171,7 @@ def _answer_calls(server: socket.socket, text: str) -> None:
 
 
 def _call(token: str, name: str, address: str, port: int) -> str | None:
-    """Our address on the way to a host; None when it does not answer, or another does."""
+    """Our own address of a connection to a host; None if it does not answer, or another host does."""
     try:
         with socket.create_connection((address, port), timeout=CONNECT_S) as connection:
             said = connection.makefile().readline()
@@ -181,7 +181,7 @@ def _call(token: str, name: str, address: str, port: int) -> str | None:
 
 
 def main(argv: list[str]) -> int:
-    """Answer until the input ends; returns 0."""
+    """Answer questions until the input ends; returns 0."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, lambda *_: sys.exit(1))
     signal.setitimer(signal.ITIMER_REAL, LIFE_S)

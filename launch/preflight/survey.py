@@ -1,4 +1,4 @@
-"""Whether hosts are fit for a run: every host is asked at once, and its answers compared."""
+"""Checks whether hosts are fit for a run: queries all hosts at once and compares their answers."""
 
 import os
 import secrets
@@ -17,15 +17,15 @@ PASSED, FAILED, NOTED = "✓", "✗", "!"
 
 @dataclass
 class Report:
-    """What was found.
+    """Result of the survey.
 
     Attributes:
-        slots: ranks by host, as asked.
-        hosts: facts by host, of those that answered.
-        problems: what is wrong, and what is worth knowing.
-        master_address: the first host's address as every host reaches it; None when there is none.
-        master_port: the port where ranks meet, free on the first host (if no problem says otherwise).
-        bandwidth: what `elas.launch.preflight.bandwidth` measured, or None.
+        slots: requested number of ranks by host.
+        hosts: facts by host, for the hosts that answered.
+        problems: failures and warnings.
+        master_address: the first host's address that all hosts reach; None if there is none.
+        master_port: the rendezvous port, free on the first host unless a problem reports otherwise.
+        bandwidth: measurements of `elas.launch.preflight.bandwidth`, or None.
     """
 
     slots: dict[str, int]
@@ -37,12 +37,12 @@ class Report:
 
     @property
     def failures(self) -> list[Problem]:
-        """What keeps a run from starting."""
+        """Problems that prevent a run from starting."""
         return [problem for problem in self.problems if problem.severity == "failure"]
 
     @property
     def warnings(self) -> list[Problem]:
-        """What is worth knowing."""
+        """Problems with which a run can still start."""
         return [problem for problem in self.problems if problem.severity == "warning"]
 
     @property
@@ -51,7 +51,7 @@ class Report:
         return not self.failures
 
     def to_dict(self) -> dict:
-        """For JSON."""
+        """The report as a dict, for JSON."""
         return {
             "ok": self.ok,
             "hosts": [{"host": host, "slots": slots, **self.hosts.get(host, {})} for host, slots in self.slots.items()],
@@ -73,17 +73,17 @@ def preflight(
     min_disk_gb: float = 1.0,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Ask every host what a run needs to know, and compare.
+    """Query every host and compare the answers.
 
     Args:
-        hosts: ranks by host; the first is where ranks meet.
+        hosts: number of ranks by host; the rendezvous is on the first.
         way: how to reach them; None for ssh, with the Python that runs this.
-        master_port: where ranks will meet; None for a free one.
-        run_dir: the run's folder, which need not exist; None when not known.
-        files: the run's input, to be found on every host.
-        min_shm_gb: GiB of /dev/shm a host needs; None for what DeepSpeed takes for its ranks.
+        master_port: rendezvous port; None for a free one.
+        run_dir: the run's folder, which need not exist; None if not known.
+        files: the run's input files, required on every host.
+        min_shm_gb: GiB of /dev/shm required per host; None for what DeepSpeed takes for its ranks.
         min_disk_gb: GiB that must be free for the run's folder.
-        progress: called with what happens now.
+        progress: called with a line about the current activity.
     """
     way = way or Way("ssh")
     wanted = Wanted(
@@ -106,7 +106,7 @@ def preflight(
 
 
 def _ask_all(report: Report, channels: list[Channel], wanted: Wanted, way: Way) -> None:
-    """Fill in the facts, where ranks meet, and who did not answer."""
+    """Fill in the facts, the rendezvous, and the hosts that did not answer."""
     about = {"token": secrets.token_hex(6), "first": wanted.first, "run_dir": wanted.run_dir}
     question = {**about, "port": wanted.port, "files": wanted.files, "names": [wanted.first]}
     _ask(report, channels, wanted, {"ask": "facts", **question}, way)
@@ -119,11 +119,11 @@ def _ask_all(report: Report, channels: list[Channel], wanted: Wanted, way: Way) 
     if len({of["source"] for of in report.hosts.values()}) > 1:
         _name_differing_files(_ask(report, channels, wanted, {"ask": "sources"}, way))
     if report.hosts:
-        _meet(report, wanted)
+        _choose_rendezvous(report, wanted)
 
 
 def _ask(report: Report, channels: list[Channel], wanted: Wanted, question: dict, way: Way) -> dict[str, dict]:
-    """Add every host's answer to its facts; one without an answer becomes a problem. Returns the facts."""
+    """Add every host's answer to its facts, and a problem for each host without one; returns the facts by host."""
     asked = [(channel, host) for channel in channels for host in channel.hosts if host in channel.answering]
     found = ask(channels, question, FACTS_S if question["ask"] == "facts" else OTHERS_S)
     for channel, host in asked:
@@ -142,8 +142,8 @@ def _name_differing_files(hosts: dict[str, dict]) -> None:
         hosts[host]["differing"] = sorted(n for n in right.keys() | theirs.keys() if right.get(n) != theirs.get(n))
 
 
-def _meet(report: Report, wanted: Wanted) -> None:
-    """Where ranks meet, and the interface of every host on the way there."""
+def _choose_rendezvous(report: Report, wanted: Wanted) -> None:
+    """Set the rendezvous address and port, and the interface with which each host reaches it."""
     first = wanted.first
     if first not in report.hosts:
         for of in report.hosts.values():
@@ -160,15 +160,14 @@ def _meet(report: Report, wanted: Wanted) -> None:
 
 
 def choose_master_address(facts: dict[str, dict], first: str) -> str | None:
-    """The address of the first host as every other reaches it; the one its name stands for, if that is one of them.
+    """The address of the first host that the most other hosts reach; among several, one that its name resolves to.
 
     Args:
-        facts: by host, what `elas.launch.preflight.probe` says there.
-        first: the host where ranks meet.
+        facts: the answers of `elas.launch.preflight.probe`, by host.
+        first: the host of the rendezvous.
 
     Returns:
-        An IPv4 address, never loopback when there are other hosts; one that most reach where not all reach the same;
-        None when nobody reaches any.
+        An IPv4 address, never loopback if there are other hosts; None if no host reaches any.
     """
     own = [address for interface in facts[first]["interfaces"] for address in interface["addresses"]]
     others = [of for host, of in facts.items() if host != first]
@@ -182,7 +181,7 @@ def choose_master_address(facts: dict[str, dict], first: str) -> str | None:
 
 
 def lines(problems: list[Problem]) -> list[str]:
-    """Problems for a person, failures first; hosts that have the same one share a line."""
+    """Format problems as lines, failures first; hosts with the same problem share a line."""
     shared: dict[tuple, list[Problem]] = {}
     for problem in sorted(problems, key=lambda p: p.severity):
         shared.setdefault((problem.severity, problem.check, problem.value, problem.why, problem.fix), []).append(

@@ -1,4 +1,4 @@
-"""`elas launch slurm`: jobs that save at their time limit and queue themselves again.
+"""`elas launch slurm`: jobs that save before their time limit and requeue themselves.
 
-`submit` is the command; `pretrain.sbatch` the job, which asks `batch` what to run; `follow` waits for it.
+`submit` is the command, `pretrain.sbatch` the job script, which reads its run from `batch`; `follow` waits for a job.
 """

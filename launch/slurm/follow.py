@@ -1,6 +1,6 @@
-"""A job that was submitted to SLURM: what to say of it, and following it to its end.
+"""Follows a submitted SLURM job until it ends.
 
-A run is judged by its markers (`elas.launch.job.how_it_ended`). What SLURM says of the job only explains a failure.
+A run's outcome is read from its markers (`elas.launch.job.how_it_ended`). SLURM's job state only explains failures.
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 from elas.launch.job import Ending, Job, how_it_ended, markers
 
 POLL_S, LOG_S = 2.0, 0.5
-"""How often SLURM is asked, and the log read."""
+"""Seconds between two queries of SLURM, and between two reads of the log."""
 _ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
           "OUT_OF_MEMORY", "REVOKED"}  # fmt: skip
 _GONE = {"JobState": "", "ExitCode": ""}  # SLURM forgets a job some minutes after its end
@@ -20,12 +20,12 @@ _RANK = re.compile(r"^error: \S+: rank \d+ .*")
 
 
 class Submitted:
-    """A job that SLURM has taken.
+    """A submitted job.
 
     Args:
-        number: SLURM's.
-        jobs: its runs, in the order of its array's tasks.
-        is_array: whether it is an array.
+        number: SLURM's job ID.
+        jobs: its runs, in order of the array tasks.
+        is_array: whether it is a job array.
     """
 
     def __init__(self, number: str, jobs: list[Job], *, is_array: bool):
@@ -33,33 +33,33 @@ class Submitted:
         self.before = [markers(job.run_dir) for job in jobs]
 
     def names(self) -> list[str]:
-        """What SLURM calls each run's job."""
+        """SLURM's name of each run's job: the job ID, in an array `ID_TASK`."""
         return [f"{self.number}_{i}" if self.is_array else self.number for i in range(len(self.jobs))]
 
     def log(self) -> str:
-        """The log's file; of an array, of its first task with its number left open."""
+        """Path of the log; for an array, with `*` for the task number."""
         log = ask(self.names()[0]).get("StdOut", f"elas-{self.number}.out")
         if not self.is_array:
             return log
         return re.sub(r"_\d+(?=\.\w+$|$)", "_*", re.sub(r"_4294967294|_%a", "_0", log))
 
     def lines(self) -> list[str]:
-        """What to tell whoever submitted it."""
+        """Lines to print after submission."""
         runs = f", {len(self.jobs)} runs" if self.is_array else f", in {self.jobs[0].run_dir}"
         return [
             f"job    {self.number}: {self.jobs[0].world} ranks{runs}",
             f"log    {self.log()}",
             f"watch  squeue --job {self.number}; tail -F {self.log()}",
-            f"end    scancel {self.number}   (it saves first)",
+            f"stop   scancel {self.number}   (it saves first)",
         ]
 
     def still_there(self) -> str:
-        """What to tell whoever stops waiting for it."""
-        return f"job {self.number} goes on without you; watch it: tail -F {self.log()}; end it: scancel {self.number}"
+        """The line to print when the user stops waiting for the job."""
+        return f"job {self.number} keeps running; watch it: tail -F {self.log()}; stop it: scancel {self.number}"
 
 
 def ask(name: str) -> dict[str, str]:
-    """What SLURM says of a job, by field; empty when it does not answer, `_GONE` when it knows none."""
+    """Fields of `scontrol show job`; empty if SLURM does not answer, `_GONE` if it no longer knows the job."""
     try:
         done = subprocess.run(["scontrol", "show", "job", name], capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
@@ -75,10 +75,10 @@ def ask(name: str) -> dict[str, str]:
 
 
 def wait(submitted: Submitted) -> tuple[int, list[dict]]:
-    """Follow a job to its end; of a single run the log, of a sweep how each run fares.
+    """Follow a job until it ends: prints a single run's log, or the state changes of a sweep's runs.
 
     Returns:
-        The exit status, and what became of each run: `run_dir`, `job`, `state`, `step`, `checkpoint`, `error`.
+        The exit status, and the outcome of each run: `run_dir`, `job`, `state`, `step`, `checkpoint`, `error`.
     """
     names = submitted.names()
     runs = [_Run(name, job, show_log=not submitted.is_array) for name, job in zip(names, submitted.jobs)]
@@ -99,37 +99,37 @@ def wait(submitted: Submitted) -> tuple[int, list[dict]]:
 
 
 class _Run:
-    """One run that is waited for."""
+    """One run of a job that is followed."""
 
     def __init__(self, name: str, job: Job, *, show_log: bool):
         self.name, self.job, self.show_log = name, job, show_log
         self.seen: dict[str, str] = {}
         self.ended = False
-        self._told = ""
+        self._reported = ""
         self._log: Path | None = None
         self._read = 0
 
     def look(self) -> None:
-        """Ask SLURM how it fares, and tell what is new."""
+        """Query SLURM, and print the state if it has changed."""
         found = ask(self.name)
         if not found:
-            return  # no answer; the next time
+            return  # no answer; try again at the next poll
         state, last = found["JobState"], self.seen.get("JobState")
-        # Some pass through such a state on their way back to the queue.
+        # A requeued job may pass through such a state, so it must be seen twice.
         self.ended = state in ("", "COMPLETED") or (state in _ENDED and state == last)
         if found is not _GONE:
             self.seen = found
         if self._log is None and found.get("StdOut"):
             self._log = Path(found["StdOut"])
         where = {"RUNNING": found.get("NodeList"), "PENDING": found.get("Reason")}.get(state)
-        told = f"{state.lower()}" + (f" ({where})" if where and where != "None" else "")
-        if told != self._told and state not in ("", "COMPLETING"):
-            self._told = told
+        text = state.lower() + (f" ({where})" if where and where != "None" else "")
+        if text != self._reported and state not in ("", "COMPLETING"):
+            self._reported = text
             run = "" if self.show_log else f" in {self.job.run_dir}"
-            print(f"elas: job {self.name}{run}: {told}", file=sys.stderr, flush=True)
+            print(f"elas: job {self.name}{run}: {text}", file=sys.stderr, flush=True)
 
     def read_log(self) -> None:
-        """Print what is new in the log."""
+        """Print what was added to the log since the last call."""
         if not self.show_log or self._log is None:
             return
         try:
@@ -137,19 +137,19 @@ class _Run:
                 file.seek(self._read)
                 data = file.read()
         except OSError:
-            return  # not there yet
+            return  # does not exist yet
         self._read += len(data)
         sys.stdout.write(data.decode(errors="replace"))
         sys.stdout.flush()
 
     def judge(self, before: dict[str, str]) -> tuple[int, dict]:
-        """Say how the run ended.
+        """Print how the run ended.
 
         Args:
             before: its markers before it was submitted.
 
         Returns:
-            Its exit status, and the facts.
+            The exit status, and the run's outcome as in `wait`.
         """
         status = int(self.seen.get("ExitCode", "0:0").split(":")[0] or 0)
         failed = self.seen.get("JobState", "COMPLETED") != "COMPLETED"
@@ -166,17 +166,17 @@ class _Run:
     def _why(self, ending: Ending, status: int) -> str:
         state = self.seen.get("JobState", "is gone")
         log = f"; its log is {self._log}" if self._log else ""
-        again = "submit it again, and it goes on from there"
+        again = "submit it again to resume from there"
         seen = "; ".join(complaints(self._log)) if self._log else ""
         if ending.state == "stopped":
             where = f"step {ending.step}, {ending.checkpoint}"
             return f"job {self.name} {state}: stopped at {where} ({seen or ending.reason}); {again}{log}"
-        hint = {"TIMEOUT": " before it had saved: give more --signal-seconds"}.get(state, "")
+        hint = {"TIMEOUT": " before it had saved: increase --signal-seconds"}.get(state, "")
         return f"job {self.name} {state} (status {status}){hint}" + (f": {seen}" if seen else "") + log
 
 
 def complaints(log: Path) -> list[str]:
-    """The first `error:` of a job's last start, and the first that names a host and a rank; from its log."""
+    """From the log of a job's last start, the first `error:` line and the first one that names a host and rank."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:

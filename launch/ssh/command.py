@@ -1,9 +1,9 @@
 """`elas launch ssh`: ranks on the hosts of a hostfile, started by the deepspeed launcher over pdsh.
 
-What the launcher does not do is done around it: variables and arguments arrive to the letter
-(`elas.launch.ssh.variables`), a guard on every host ends its part with the whole (`elas.launch.guard.guard`), and a
-failure names its host (`elas.launch.ssh.wrapper`, which stands on PATH before ssh). The launcher is never asked to end
-anything: its own way is `pkill` on every host, of other jobs too.
+This adds what the launcher lacks: variables and arguments arrive unchanged (`elas.launch.ssh.variables`), a guard on
+every host ends its part when the job ends (`elas.launch.guard.guard`), and a failure names its host
+(`elas.launch.ssh.wrapper`, which precedes ssh on PATH). The launcher is never asked to end a job: it would use `pkill`
+on every host, which also kills other jobs.
 """
 
 import os
@@ -20,7 +20,7 @@ from elas.config.arguments import SettingsParser
 from elas.console import LiveLine
 from elas.errors import Failure, UserError
 from elas.launch import pretrain
-from elas.launch.guard.supervise import Supervisor, control_folder, told
+from elas.launch.guard.supervise import Supervisor, control_folder, label
 from elas.launch.hostfile import ranks_by_host, read_hostfile
 from elas.launch.job import Job, add_options, input_files, markers, read_job, split_argv, whole_number
 from elas.launch.ssh import variables
@@ -29,7 +29,7 @@ from elas.launch.verdict import conclude
 from elas.run_dir import claim
 
 UNSEEN_PORTS = range(20000, 40000)
-"""Where ranks meet when nobody looks whether a port is free: one of these, by this process's number."""
+"""Rendezvous ports used without a check that they are free (`--no-check`), chosen by this process's ID."""
 
 
 def main(argv: list[str]) -> int:
@@ -39,36 +39,36 @@ def main(argv: list[str]) -> int:
         argv: arguments after the command.
 
     Returns:
-        0 when the run came to its end, 2 for a mistake of the user's, 130 or 143 when it was asked to stop, else 1.
+        0 if the run completed, 2 for a user error, 130 or 143 if a signal asked it to stop, else 1.
 
     Raises:
-        UserError: a mistake that can be seen before anything starts.
+        UserError: an error found before anything starts.
     """
     settings, rest = split_argv(argv)
     options = _parser().parse_args(rest)
     whole_number("--master-port", options.master_port, 1, 65535)
     hosts = read_hostfile(options.hostfile)
-    travelling = variables.travelling(options.env_file)
-    variables.deepspeed_environment(travelling)  # what cannot be carried is told now
+    forwarded = variables.forwarded(options.env_file)
+    variables.deepspeed_environment(forwarded)  # raises now if a value cannot be forwarded
     job = read_job(settings, options, sum(hosts.values()), look_at_files=not options.no_check)
     for program in ("pdsh", "ssh"):
         if shutil.which(program) is None:
             raise UserError(
-                f"elas launch ssh: there is no {program} on this machine; install it, or use elas launch slurm"
+                f"elas launch ssh: {program} is not installed on this machine; install it, or use elas launch slurm"
             )
-    address, port = _meeting_point(hosts, job, travelling, options)
+    address, port = _rendezvous(hosts, job, forwarded, options)
     parts = ranks_by_host(hosts)
     with ExitStack() as stack:
         folder = Path("LAUNCH_FOLDER") if options.dry_run else stack.enter_context(control_folder(parts))
         command = command_of(job, folder, address, port)
         print(f"{'would run' if options.dry_run else 'running'}: {shlex.join(command)}", flush=True)
-        print(f"with {told(parts)}; they meet at {address}:{port}", flush=True)
+        print(f"with {label(parts)}; rendezvous at {address}:{port}", flush=True)
         if options.dry_run:
-            print(f"variables that travel: {', '.join(travelling) or 'none'}; LAUNCH_FOLDER is made at the start")
+            print(f"forwarded variables: {', '.join(forwarded) or 'none'}; LAUNCH_FOLDER is created at the start")
             return 0
         if job.run_dir.is_dir():
-            claim(job.config).release()  # another run's, or not to be written to: told now
-        return run(job, command, hosts, travelling, folder, options.json)
+            claim(job.config).release()  # fail now if another run holds the folder or it is not writable
+        return run(job, command, hosts, forwarded, folder, options.json)
 
 
 def _parser() -> Parser:
@@ -79,26 +79,26 @@ def _parser() -> Parser:
     )
     add_options(parser)
     parser.add_argument("--hostfile", required=True, type=Path, metavar="FILE", help="lines `HOST slots=N`")
-    parser.add_argument("--master-addr", metavar="A", help="where ranks meet (default: the first host's address)")
-    parser.add_argument("--master-port", type=int, metavar="P", help="and the port (default: a free one)")
-    parser.add_argument("--min-shm-gb", type=float, metavar="X", help="free /dev/shm (default: 66 MiB a rank)")
-    parser.add_argument("--min-disk-gb", type=float, default=1.0, metavar="X", help="free for the run (default: 1)")
+    parser.add_argument("--master-addr", metavar="A", help="rendezvous address (default: the first host's)")
+    parser.add_argument("--master-port", type=int, metavar="P", help="rendezvous port (default: a free port)")
+    parser.add_argument("--min-shm-gb", type=float, metavar="X", help="GiB of free /dev/shm (default: 66 MiB a rank)")
+    parser.add_argument("--min-disk-gb", type=float, default=1.0, metavar="X", help="GiB of free disk (default: 1)")
     parser.add_argument("--env-file", type=Path, action="append", default=[], metavar="FILE",
-                        help="variables that travel: NAME, a pattern, or NAME=VALUE, a line each")  # fmt: skip
-    parser.add_argument("--no-check", action="store_true", help="start without looking at the hosts and the files")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+                        help="variables to forward: one NAME, pattern, or NAME=VALUE per line")  # fmt: skip
+    parser.add_argument("--no-check", action="store_true", help="start without checking the hosts and the files")
+    parser.add_argument("--dry-run", action="store_true", help="print the command and exit")
     return parser
 
 
-def run(job: Job, command: list[str], hosts: dict[str, int], travelling: dict, folder: Path, json_file=None) -> int:
-    """Run a command of `command_of` to its end; returns the exit status of `main`."""
+def run(job: Job, command: list[str], hosts: dict[str, int], forwarded: dict, folder: Path, json_file=None) -> int:
+    """Run a command from `command_of` until it ends; returns the exit status for `main`."""
     parts = ranks_by_host(hosts)
     (folder / "hostfile").write_text("".join(f"{host} slots={slots}\n" for host, slots in hosts.items()))
-    (folder / "environment").write_text(variables.deepspeed_environment(travelling))
+    (folder / "environment").write_text(variables.deepspeed_environment(forwarded))
     first = next(iter(hosts))
     before = _markers(job, first)
-    watched = Supervisor(command, parts, folder, environment(folder)).run()
-    return conclude(job, watched, parts, before, _markers(job, first), json_file)
+    outcome = Supervisor(command, parts, folder, environment(folder)).run()
+    return conclude(job, outcome, parts, before, _markers(job, first), json_file)
 
 
 def command_of(job: Job, folder: Path, address: str, port: int) -> list[str]:
@@ -110,7 +110,7 @@ def command_of(job: Job, folder: Path, address: str, port: int) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The launcher's environment, in which pdsh finds our ssh first."""
+    """The launcher's environment; `folder/bin` with our `ssh` comes first on its PATH, so pdsh calls that."""
     wrapper = folder / "bin" / "ssh"
     wrapper.parent.mkdir()
     wrapper.write_bytes((resources.files("elas.launch") / "ssh" / "ssh").read_bytes())
@@ -129,7 +129,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def _markers(job: Job, first: str) -> dict[str, str]:
-    """The run's markers, as this machine sees them, or the first host where this one does not share the folder."""
+    """The run's markers, read on this machine, or over ssh on the first host if this machine lacks the folder."""
     found = markers(job.run_dir)
     if found or job.run_dir.is_dir():
         return found
@@ -141,11 +141,11 @@ def _markers(job: Job, first: str) -> dict[str, str]:
     return found
 
 
-def _meeting_point(hosts: dict[str, int], job: Job, travelling: dict[str, str], options) -> tuple[str, int]:
-    """Where rank 0 listens, found by looking at all hosts unless that is not wanted.
+def _rendezvous(hosts: dict[str, int], job: Job, forwarded: dict[str, str], options) -> tuple[str, int]:
+    """Check all hosts, unless disabled, and choose the rendezvous address and port on the first one.
 
     Raises:
-        UserError: no address of the first host is known.
+        UserError: the first host has no usable address.
         Failure: a host is not fit for the run.
     """
     first = next(iter(hosts))
@@ -158,7 +158,7 @@ def _meeting_point(hosts: dict[str, int], job: Job, travelling: dict[str, str], 
     progress = LiveLine()
     report = preflight(
         hosts,
-        way=Way("ssh", variables=travelling),
+        way=Way("ssh", variables=forwarded),
         master_port=options.master_port,
         run_dir=job.run_dir,
         files=input_files(job.config),
@@ -171,21 +171,26 @@ def _meeting_point(hosts: dict[str, int], job: Job, travelling: dict[str, str], 
         print(line, file=sys.stderr, flush=True)
     if not report.ok:
         hosts_named = ", ".join(dict.fromkeys(problem.host for problem in report.failures))
-        raise Failure(f"not fit for the run: {hosts_named}; nothing was started (--no-check starts all the same)")
+        raise Failure(f"not fit for the run: {hosts_named}; nothing was started (--no-check starts anyway)")
     if options.master_addr is not None:
         own = [address for interface in report.hosts[first]["interfaces"] for address in interface["addresses"]]
         if _address(options.master_addr) not in own:
             fix = f"give one of {', '.join(own)}, or leave it out"
-            raise UserError(f"--master-addr {options.master_addr}: is no address of {first}, where rank 0 runs; {fix}")
+            why = f"is not an address of {first}, where rank 0 runs"
+            raise UserError(f"--master-addr {options.master_addr}: {why}; {fix}")
     return options.master_addr or report.master_address, report.master_port
 
 
 def _address(host: str) -> str:
-    """The address of a host as this machine knows it."""
+    """The IPv4 address that a host name resolves to on this machine.
+
+    Raises:
+        UserError: it does not resolve, or resolves to loopback.
+    """
     try:
         found = socket.gethostbyname(host)
     except OSError as error:
-        raise UserError(f"{host}: has no address here ({error.strerror}); mend its name") from None
+        raise UserError(f"{host}: does not resolve on this machine ({error.strerror}); fix its name") from None
     if found.startswith("127.") and host != "localhost":
-        raise UserError(f"{host} is {found} on this machine, where no other host finds it; give --master-addr")
+        raise UserError(f"{host} is {found} on this machine, which other hosts cannot reach; give --master-addr")
     return found

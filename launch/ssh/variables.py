@@ -1,8 +1,8 @@
-"""Which environment variables travel to other hosts, and the file in which the deepspeed launcher takes them.
+"""Environment variables that are forwarded to other hosts, and the file that passes them to the deepspeed launcher.
 
-ssh starts a command with the other host's own environment, and the deepspeed launcher adds little more than `PYTHON*`.
-What else a run needs is named in allow-list files: a line is a name, a pattern (`NCCL_*`), or `NAME=VALUE`; what
-follows a `#` that stands first on a line or after a space is a comment.
+ssh runs commands in the other host's own environment, and the deepspeed launcher forwards little more than `PYTHON*`.
+Allow-list files name the other variables: a line is a name, a pattern (`NCCL_*`), or `NAME=VALUE`. A `#` at the start
+of a line or after a space starts a comment.
 """
 
 import os
@@ -23,20 +23,20 @@ _OURS = {
     "ELAS_PYTHON",
     "ELAS_SSH",
     "ELAS_SSH_ARGS",
-}  # of this launch, not of the run
+}  # never forwarded: they belong to this launch, not to the run
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PATTERN = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?]*")
 
 
-def travelling(files: list[Path], environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Variables that the shipped list and `files` let through.
+def forwarded(files: list[Path], environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Variables that the shipped allow-list and `files` select, sorted by name.
 
     Args:
-        files: allow-lists; a later line wins.
-        environment: where names and patterns are looked up; None for this process's.
+        files: further allow-lists; later lines override earlier ones.
+        environment: where names and patterns are looked up; None for this process's environment.
 
     Raises:
-        UserError: a file that cannot be read, or a line of another form.
+        UserError: a file cannot be read, or a line is malformed.
     """
     environment = os.environ if environment is None else environment
     texts = [(SHIPPED, (resources.files("elas.launch") / SHIPPED).read_text())]
@@ -57,36 +57,38 @@ def _of_line(line: str, where: str, environment: Mapping[str, str]) -> dict[str,
     name, equals, value = line.partition("=")
     if equals:
         if not _NAME.fullmatch(name):
-            raise UserError(f"{where}: {name!r} is no variable's name; write NAME=VALUE")
+            raise UserError(f"{where}: {name!r} is not a variable name; write NAME=VALUE")
         return {name: value}
     if line and not _PATTERN.fullmatch(line):
-        raise UserError(f"{where}: {line!r} is no variable's name; write NAME, a pattern such as NCCL_*, or NAME=VALUE")
+        fix = "write NAME, a pattern such as NCCL_*, or NAME=VALUE"
+        raise UserError(f"{where}: {line!r} is not a variable name; {fix}")
     return {name: value for name, value in environment.items() if line and fnmatchcase(name, line)}
 
 
 def deepspeed_environment(variables: dict[str, str]) -> str:
-    """The text of a `DS_ENV_FILE` that gives every variable its value, to the letter.
+    """The text of a `DS_ENV_FILE` with which all values arrive unchanged.
 
-    The deepspeed launcher strips a value and puts it in double quotes when it holds anything special; the shell of the
-    other host reads it once, after pdsh has taken every `%` for one of its own.
+    The deepspeed launcher strips a value and puts it in double quotes if it holds special characters. pdsh then expands
+    `%` sequences, and the shell on the other host expands the rest once.
 
     Raises:
-        UserError: a line break, or white space at an end of a value, which the launcher cannot carry.
+        UserError: a value has a line break, or white space at its ends, which the launcher cannot forward.
     """
     lines = []
     for name, value in variables.items():
         if value != value.strip() or re.search(r"[\x00-\x1f\x7f]", value):
-            fix = "take it out of the allow-list, or set it on the hosts themselves"
-            raise UserError(f"{name}={value!r}: line breaks and white space at the ends do not survive; {fix}")
+            why = "values with line breaks, or white space at their ends, cannot be forwarded"
+            fix = "remove it from the allow-list, or set it on the hosts themselves"
+            raise UserError(f"{name}={value!r}: {why}; {fix}")
         lines.append(f"{name}={_escaped(value)}\n")
     return "".join(lines)
 
 
 def deepspeed_argument(argument: str) -> str:
-    """An argument of the training script as the deepspeed launcher must be given it, to arrive as it is over pdsh.
+    """Quote an argument of the training script for the deepspeed launcher, so that it arrives unchanged over pdsh.
 
-    The launcher puts one with a space in double quotes, with its own double quotes escaped, and hands on all others
-    bare.
+    The launcher puts an argument with a space in double quotes, escaping its double quotes, and passes on all others
+    unquoted.
     """
     if re.fullmatch(r"[A-Za-z0-9_@+=:,./-]+", argument):
         return argument
@@ -95,5 +97,5 @@ def deepspeed_argument(argument: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """For between double quotes, and for pdsh."""
+    """Escape text for a shell's double quotes, and `%` for pdsh."""
     return re.sub(r'([$`"\\])', r"\\\1", text).replace("%", "%%")

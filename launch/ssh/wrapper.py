@@ -1,8 +1,8 @@
-"""What pdsh calls in place of ssh: runs one host's part of a job below a guard there, and holds that guard's leash.
+"""Called by pdsh in place of ssh: runs one host's part of a job below a guard there, and holds that guard's leash.
 
-pdsh gives `-oConnectTimeout=… --user U --host H --node N WORDS…`, as `elas.launch.ssh.command` asks in `PDSH_SSH_ARGS`.
-The words are the deepspeed launcher's command for that host. Signs of life go over ssh's standard input; orders come
-from, and the host's status goes to, the launch's folder (`elas.launch.guard.supervise`).
+pdsh passes `-oConnectTimeout=… --user U --host H --node N WORDS…`, as `elas.launch.ssh.command` sets in
+`PDSH_SSH_ARGS`. The words are the deepspeed launcher's command for that host. Heartbeats go over ssh's standard input;
+orders are read from the launch's folder, and the host's status is written there (`elas.launch.guard.supervise`).
 """
 
 import contextlib
@@ -21,40 +21,40 @@ from elas.launch.ssh.remote import ssh_command
 SIGN_S = 1.0
 UNREACHABLE, NO_ELAS = 255, 97
 _WHY = {
-    UNREACHABLE: "the ssh connection failed or was lost: the host is down, its network is, or it does not let you in; "
+    UNREACHABLE: "the ssh connection failed or was lost: the host or its network is down, or it refused the login; "
     "or the guard of the job was killed there",
-    127: "no {python} there; every host needs the same Python at the same path",
-    126: "{python} cannot be run there",
-    NO_ELAS: "elas cannot be imported with {python}; install it there as here",
+    127: "{python} does not exist there; every host needs the same Python at the same path",
+    126: "{python} is not executable there",
+    NO_ELAS: "elas cannot be imported with {python}; install it there too",
 }
 
 
-def remote_script(words: list[str], host: str, told: str, python: str) -> str:
+def remote_script(words: list[str], host: str, label: str, python: str) -> str:
     """The shell script that runs `words` below a guard."""
-    guard = [python, "-m", "elas.launch.guard", "--leash", "--host", host, "--told", told]
-    command = shlex.join(["sh", "-c", " ".join(_mended(words, python))])
+    guard = [python, "-m", "elas.launch.guard", "--leash", "--host", host, "--label", label]
+    command = shlex.join(["sh", "-c", " ".join(_patched(words, python))])
     return (
         f"{shlex.quote(python)} -c 'import elas.launch.guard.guard' 2>/dev/null; s=$?; "
         f"case $s in 0) exec {shlex.join(guard)} -- {command};; 126|127) exit $s;; *) exit {NO_ELAS};; esac"
     )
 
 
-def _mended(words: list[str], python: str) -> list[str]:
-    """The deepspeed launcher's command, with what it cannot be told.
+def _patched(words: list[str], python: str) -> list[str]:
+    """The deepspeed launcher's command with three changes for which it has no options.
 
-    It changes to the current folder without quoting its name, its part on a host has much to say, and the shell would
-    stand between the guard and that part.
+    The folder's name is quoted, the launcher's part on a host logs errors only, and `exec` removes the shell between
+    the guard and that part.
     """
-    mended = []
+    patched = []
     for word in words:
         if word.startswith("cd ") and word.endswith(";"):
             word = f"cd {shlex.quote(word[3:-1])};"
-        elif word == python and "exec" not in mended:
-            mended.append("exec")
+        elif word == python and "exec" not in patched:
+            patched.append("exec")
         elif word == "deepspeed.launcher.launch":
             word = f"{word} --log_level=error"
-        mended.append(word)
-    return mended
+        patched.append(word)
+    return patched
 
 
 def main(argv: list[str]) -> int:
@@ -62,36 +62,36 @@ def main(argv: list[str]) -> int:
     parser = ArgumentParser(prog="ssh_wrapper", description=__doc__.splitlines()[0], allow_abbrev=False)
     for name in ("user", "host", "node"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("-o", action="append", help="of ssh; not used")
+    parser.add_argument("-o", action="append", help="options of ssh; ignored")
     parser.add_argument("words", nargs="...")
     options = parser.parse_args(argv)
     folder, python = Path(os.environ["ELAS_LAUNCH_DIR"]), os.environ["ELAS_PYTHON"]
     _put(folder, f"wrapper.{options.host}", str(os.getpid()))
-    told = json.loads((folder / "hosts.json").read_text()).get(options.host, "its ranks")
-    script = remote_script(options.words, options.host, told, python)
+    label = json.loads((folder / "hosts.json").read_text()).get(options.host, "its ranks")
+    script = remote_script(options.words, options.host, label, python)
     command = ssh_command(options.host, ["sh", "-c", script], program=os.environ["ELAS_SSH"])
     status = _run(command, folder)
     if status in _WHY:
-        print(f"error: {options.host} ({told}): {_WHY[status].format(python=python)}", file=sys.stderr, flush=True)
+        print(f"error: {options.host} ({label}): {_WHY[status].format(python=python)}", file=sys.stderr, flush=True)
     _put(folder, f"status.{options.host}", str(status))
     return status
 
 
 def _put(folder: Path, name: str, text: str) -> None:
-    with contextlib.suppress(FileNotFoundError):  # the launch is over, and its folder gone
+    with contextlib.suppress(FileNotFoundError):  # the launch has ended and removed its folder
         (folder / f".{name}").write_text(text)
         (folder / f".{name}").replace(folder / name)
 
 
 def _run(command: list[str], folder: Path) -> int:
-    """Run ssh to its end, telling the guard at its other end that this launch lives, and what it orders."""
+    """Run ssh until it ends, and forward heartbeats and the launch's orders to the guard on the host."""
     launcher = int(os.environ["ELAS_LAUNCHER"])
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
-    os.set_blocking(process.stdin.fileno(), False)  # a dead connection takes nothing any more
+    os.set_blocking(process.stdin.fileno(), False)  # writing to a dead connection would block
     given = ""
     while (status := status_within(process, SIGN_S)) is None:
-        if not Path(f"/proc/{launcher}").exists():  # and neither did its guard live to see that
-            process.stdin.close()  # the guard on the host knows what that means
+        if not Path(f"/proc/{launcher}").exists():  # launcher and its guard are both dead, else this would be too
+            process.stdin.close()  # tells the guard on the host to end its ranks
             return status_within(process, 2 * GRACE_S) or UNREACHABLE
         order = ""
         with contextlib.suppress(FileNotFoundError):

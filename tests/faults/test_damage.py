@@ -71,7 +71,7 @@ def test_every_damage_to_every_file(one_rank, settings, trained, tmp_path, capsy
     found = first_intact(find_checkpoint(config), config)
     assert found.step == 3 and len(found.passed_over) == 1 and str(newest) in found.passed_over[0]
     config.checkpoint.resume = str(newest)
-    with pytest.raises(ConfigError, match="give the folder of a whole checkpoint"):
+    with pytest.raises(ConfigError, match="give the folder of an intact checkpoint"):
         first_intact(find_checkpoint(config), config)
 
 
@@ -102,7 +102,7 @@ def test_a_file_that_would_run_something_is_refused_unrun(trained, tmp_path):
     proof.unlink()
     index = (folder / INDEX).read_bytes()
     (folder / INDEX).write_bytes(pickle.dumps(Evil(proof)))
-    with pytest.raises(pickle.UnpicklingError, match="no part of an index"):
+    with pytest.raises(pickle.UnpicklingError, match="does not belong to an index"):
         read_index(folder)
     (folder / INDEX).write_bytes(index)
     metadata = read_index(folder)

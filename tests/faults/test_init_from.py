@@ -49,7 +49,7 @@ def test_a_run_begins_with_the_weights_of_another(first, tmp_path, world, layout
     settings |= {"checkpoint.init_from": source, "optimizer.lr": 1e-4, "sparsity.dense_steps": 0}
     _, shown = run_ranks(world, initial_run.train, settings, timeout=200)[0]
     step = f"{source}/checkpoints/step_00000010"
-    assert f"begins with the weights of {step} (step 10); all else afresh" in shown
+    assert f"starting with the weights of {step} (step 10); all other state is new" in shown
     within = 1e-3 if "train.dtype" in layout else 1e-6
     began, ended = rows(run_dir, "validation")[0], rows(Path(source), "validation")[-1]
     assert began["step"] == 0 and began["loss"] == pytest.approx(ended["loss"], rel=within)
@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_refused_by_its_key(first, tmp_path):
         (tmp_path, "holds no checkpoint"),
         (
             f"{source}/checkpoints",
-            f"is a folder of checkpoints, the newest of which is {source}/checkpoints/step_00000010",
+            f"is a folder of checkpoints; the newest one is {source}/checkpoints/step_00000010",
         ),
         (f"{source}/config.json", "is a file"),
         (f"{source}/checkpoints/step_00000010", None),
@@ -113,12 +113,12 @@ def test_what_does_not_fit_is_refused_by_its_key(first, tmp_path):
         else:
             assert find_initial(load_config(None, settings), None).checkpoint.step == 10
     found = find_initial(load_config(None, {**new, "model.rotary_base": 500, "model.seq_length": 64}), None)
-    assert found.differs == ("model.rotary_base=500, and the weights were trained with 10000",)
+    assert found.differs == ("model.rotary_base=500, but the weights were trained with 10000",)
 
     message = refused({**first, "checkpoint.init_from": source})
-    assert f"train.run_dir={source} holds a run that began without it; give another train.run_dir" in message
+    assert f"train.run_dir={source} holds a run that started without it; give another train.run_dir" in message
     both = {**new, "checkpoint.resume": f"{source}/checkpoints/step_00000010"}
-    assert "not with checkpoint.resume=" in refused(both)
+    assert "conflicts with checkpoint.resume=" in refused(both)
 
 
 def test_a_damaged_source_is_found_before_training(first, tmp_path):

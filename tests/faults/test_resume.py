@@ -60,7 +60,7 @@ def test_a_killed_run_continues_exactly(corpus, tmp_path, zero, more):
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     output = finish(start({**settings, "train.run_dir": killed, "train.steps": 12}))
-    assert f"passed over {damaged.parent}: __1_0.distcp is damaged" in output
+    assert f"skipped {damaged.parent}: __1_0.distcp is damaged" in output
     assert "changed from step 10 on: train.steps=12 (was 10)" in output
     (change,) = rows(killed, "config_history")
     assert (change["step"], change["changed"]) == (9, {"train.steps": [10, 12]})

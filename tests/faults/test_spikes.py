@@ -40,7 +40,9 @@ def test_rollback_goes_on_with_samples_that_were_not_seen(settings, tmp_path):
 
 def test_stop(settings):
     told, _ = run_ranks(2, spikes.train, {**settings, "train.on_spike": "stop"}, (30,))[1]
-    assert told.startswith("FloatingPointError: step 30: loss") and "was usual" in told and "step_00000020" in told
+    assert (
+        told.startswith("FloatingPointError: step 30: loss") and "is a spike over" in told and "step_00000020" in told
+    )
 
 
 def test_ignored_by_default(settings):

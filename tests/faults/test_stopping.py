@@ -16,7 +16,7 @@ from support.training_processes import curve, finish, rows, start, wait_for_step
 from elas.config import load_config
 from elas.extensions import prebuild_deepspeed
 from elas.train.signals import StopRequest
-from elas.train.standing import Standing, how_to_go_on, stopped_line
+from elas.train.standing import Standing, how_to_resume, stopped_line
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -49,7 +49,7 @@ def test_a_signal_to_one_rank_stops_all_after_a_save(settings, whole, tmp_path, 
     told = [line for line in output.splitlines() if line.startswith("stop")]
     assert len(told) == 2 and told[0].startswith(f"stopping ({number.name}): the run will "), output
     stopped = f"stopped after step {marker['step']} ({number.name}), saved in {marker['checkpoint']}"
-    assert told[1] == f"{stopped}; the same command goes on from there"
+    assert told[1] == f"{stopped}; the same command resumes from there"
     assert 5 <= marker["step"] < 60 and rows(tmp_path)[-1]["step"] == marker["step"]
     finish(start(settings))
     assert json.loads((tmp_path / "DONE").read_text())["step"] == 60 and not (tmp_path / "REQUEUE").exists()
@@ -72,7 +72,7 @@ def test_a_resumed_run_stopped_before_a_new_step_says_what_is_saved(settings, tm
     output = finish([rank])
     kept = f"nothing is lost: step 1 is saved in {saved}"
     stopping = f"stopping (SIGTERM): the run will end; the same signal again ends it at once, and then {kept}"
-    stopped = f"stopped after step 1 (SIGTERM), saved in {saved}; the same command goes on from there"
+    stopped = f"stopped after step 1 (SIGTERM), saved in {saved}; the same command resumes from there"
     assert [line for line in output.splitlines() if line.startswith(("stop", "done"))] == [stopping, stopped], output
     assert json.loads((tmp_path / "REQUEUE").read_text())["checkpoint"] == str(saved)
 
@@ -83,7 +83,7 @@ def test_a_resumed_run_stopped_before_a_new_step_says_what_is_saved(settings, tm
         (None, False, "the run will end", "nothing has been trained yet"),
         (None, True, "the run will save and end", "all steps are lost, as none is saved yet"),
         (Path("a/b"), False, "the run will end", "nothing is lost: step 4 is saved in a/b"),
-        (Path("a/b"), True, "the run will save and end", "what came after step 4 is lost; a/b stays"),
+        (Path("a/b"), True, "the run will save and end", "all steps after 4 are lost; a/b is kept"),
     ],
 )
 def test_what_a_stop_would_lose(checkpoint, unsaved, plan, lost):
@@ -91,13 +91,13 @@ def test_what_a_stop_would_lose(checkpoint, unsaved, plan, lost):
     assert (standing.plan(), standing.lost()) == (plan, lost)
 
 
-def test_how_to_go_on_depends_on_what_the_run_was_to_resume(tmp_path):
+def test_how_to_resume_depends_on_what_the_run_was_to_resume(tmp_path):
     config = load_config(None, {"train.run_dir": str(tmp_path)})
     own, other = tmp_path / "checkpoints" / "step_00000002", tmp_path / "other" / "step_00000002"
-    assert how_to_go_on(config, own) == "the same command goes on from there"
-    assert how_to_go_on(config, other) == "the same command begins from there again"
+    assert how_to_resume(config, own) == "the same command resumes from there"
+    assert how_to_resume(config, other) == "the same command starts from there again"
     config.checkpoint.resume = "none"
-    assert how_to_go_on(config, own) == "to go on from there, start it with checkpoint.resume=auto"
+    assert how_to_resume(config, own) == "to resume from there, set checkpoint.resume=auto"
     assert stopped_line(config, 0, "SIGINT", None).startswith("stopped before step 1 was done (SIGINT), so nothing was")
 
 
@@ -128,7 +128,7 @@ def test_the_same_signal_again_ends_it_at_once_even_in_a_collective(launched):
     try:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGUSR1)
-        lost = "what came after step 40 is lost; a/step_00000040 stays"
+        lost = "all steps after 40 are lost; a/step_00000040 is kept"
         again = f"the run will save and end; the same signal again ends it at once, and then {lost}"
         assert process.stdout.readline() == f"stopping (SIGUSR1): {again}\n"
         process.send_signal(signal.SIGTERM)  # as schedulers do: it changes nothing

@@ -30,7 +30,7 @@ def test_the_others_end_and_name_it(settings, tmp_path, victim, number):
     ranks = start({**settings, "train.run_dir": tmp_path})
     try:
         wait_for_step(tmp_path, 3, ranks)
-        time.sleep(TIMEOUT / 10 * 2)  # steps are faster than signs of life: each rank has told of one
+        time.sleep(TIMEOUT / 10 * 2)  # steps are faster than heartbeats: each rank has sent one
         since = time.monotonic()
         os.kill(ranks[victim].pid, number)
         output = ranks[1 - victim].communicate(timeout=60)[0]
@@ -63,4 +63,4 @@ def test_a_rank_that_never_comes(settings, tmp_path):
     output = ranks[0].communicate(timeout=60)[0]
     ranks[1].communicate()
     assert ranks[0].returncode == 1 and "Traceback" not in output
-    assert "error: not all 2 ranks met at 127.0.0.1:" in output and "within 2 s" in output
+    assert "error: not all 2 ranks connected to 127.0.0.1:" in output and "within 2 s" in output

@@ -107,7 +107,7 @@ FAULTS = {
     "worker-stopped": Fault(
         "SIGSTOP of a worker",
         _stop,
-        ("error: n2: rank 1 (process", "stands still, stopped by a signal"),
+        ("error: n2: rank 1 (process", "has been stopped by a signal"),
     ),
     "link-down": Fault(
         "network of a host down",
@@ -128,13 +128,13 @@ FAULTS = {
     "launcher-sigkill": Fault(
         "SIGKILL to the launcher",
         _signal_launcher("KILL"),
-        ("whoever started it is gone; ending rank 0 on n1, rank 1 on n2",),
+        ("the launcher is gone; ending rank 0 on n1, rank 1 on n2",),
         status=None,
     ),
     "node-launcher-killed": Fault(
         "kill −9 of the deepspeed launcher's part on a host",
         _kill_process("deepspeed.launcher.launch"),
-        ("error: n2: what started rank 1 was killed by SIGKILL",),
+        ("error: n2: the process that started rank 1 was killed by SIGKILL",),
     ),
     "guard-killed": Fault(
         "kill −9 of our guard on a host",

@@ -129,8 +129,8 @@ def test_hosts_that_do_not_answer_are_told_apart(lab, check, tmp_path, monkeypat
         ("n2", "elas"): "pip install",
         ("n3", "python"): "install the same environment at the same path",
         ("n4", "folder"): "start in a folder that every host has",
-        ("n5", "reachable"): "see whether it is up",
-        ("nowhere", "reachable"): "mend the name in the hostfile",
+        ("n5", "reachable"): "check that the host is up",
+        ("nowhere", "reachable"): "fix the name in the hostfile",
     }
     assert {(p["host"], p["check"]) for p in report["problems"]} == set(expected)
     for (host, what), fix in expected.items():
@@ -184,7 +184,7 @@ def test_hosts_that_differ(lab, check, tmp_path):
     assert status == 1
     expected = {
         ("n1", "port"): ("29511", "--master-port"),
-        ("n2", "source"): ("", "the same state"),
+        ("n2", "source"): ("", "the same commit"),
         ("n2", "run_dir"): (str(shared / "run"), "all hosts share"),
         ("n2", "disk"): ("0.01 GiB", "make room"),
         ("n2", "data"): (str(corpus / "text.bin"), "copy the same file"),
@@ -216,7 +216,7 @@ def test_debians_line_is_noted_and_does_no_harm(lab, check, tmp_path):
     for name in SIZES:
         problem = found(report, name, "hostname")
         assert (problem["severity"], problem["value"]) == ("warning", "127.0.1.1")
-        assert "told to use eth0" in problem["fix"]
+        assert "runs will use eth0" in problem["fix"]
         assert facts(report, name)["interface"] == "eth0"
     assert report["master_address"] == "10.77.0.2"
     assert report["bandwidth"]["interface"] == "eth0"
@@ -236,7 +236,7 @@ def test_collectives_that_take_too_long_are_ended(lab):
         "print(measure({'n1': 1, 'n2': 1}, '10.77.0.2', 29512, way=Way('ssh'), timeout_s=2.0))"
     )
     said = lab.head.run([sys.executable, "-c", code]).stdout
-    assert "not over in 2 s" in said
+    assert "not finished in 2 s" in said
     assert nothing_left(lab)
 
 
@@ -287,7 +287,7 @@ def test_under_slurm(lab, tmp_path):
     assert facts(report, "n1")["python"]
     slurm.wait_for_jobs(10)
     for option, told in {
-        "--partition=nowhere": "error: --partition nowhere: there is none; there are lab, urgent",
+        "--partition=nowhere": "error: --partition nowhere: no such partition; give one of lab, urgent",
         "--nodes=6": "error: --nodes 6: partition lab has 5; give fewer",
     }.items():
         done = slurm.run([*command, option], check=False)

@@ -44,7 +44,7 @@ def test_nothing_is_wrong_with_good_hosts():
         ({"driver": "535.2"}, "driver", "535.2", "550.1"),
         ({"gpu_error": "driver/library version mismatch"}, "nvidia-smi", "fails", "version mismatch"),
         ({"versions": {**GOOD["versions"], "deepspeed": None}}, "deepspeed", "none", "pip install deepspeed"),
-        ({"package": "/other/launch"}, "elas", "/other/launch", "lies elsewhere"),
+        ({"package": "/other/launch"}, "elas", "/other/launch", "is at another path"),
         ({"gpus": [], "compiler": None}, "compiler", "none", "install g++"),
         ({"clock_offset": -60.0}, "clock", "-60.0 s", "time service"),
         ({"interfaces": []}, "interface", "none", "ip -br address"),
@@ -132,7 +132,7 @@ def test_stale_build_locks_are_cleared_and_those_of_running_builds_stay(tmp_path
     [
         (["--hostfile=h", "--slurm"], "--hostfile and --slurm"),
         (["--hostfile=h", "--ranks=2"], "--ranks 2"),
-        (["--nodes=2"], "--nodes 2: goes with --slurm"),
+        (["--nodes=2"], "--nodes 2: requires --slurm"),
         (["--ranks=0"], "--ranks"),
         (["--master-port=70000"], "--master-port"),
         (["--min-shm-gb=-1"], "--min-shm-gb -1.0"),

@@ -43,7 +43,7 @@ def guard(tmp_path):
     def start(*options: str, ranks: str = RANK) -> subprocess.Popen:
         output = (tmp_path / "output").open("w")
         process = subprocess.Popen(
-            [sys.executable, "-m", "elas.launch.guard", "--host", "here", "--told", "ranks 0-1", *options, "--",
+            [sys.executable, "-m", "elas.launch.guard", "--host", "here", "--label", "ranks 0-1", *options, "--",
              sys.executable, "-c", LAUNCHER, ranks],
             stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
@@ -122,7 +122,7 @@ def test_a_leash_that_breaks_ends_the_job(guard, tmp_path, silence):
     if silence == "0":
         process.stdin.close()
     assert ended(process, below) == 1
-    why = "whoever started it is gone" if silence == "0" else "nothing came from whoever started it for 2 s"
+    why = "the launcher is gone" if silence == "0" else "no heartbeat from the launcher for 2 s"
     assert f"error: here: {why}; ending rank 0 (process" in said(tmp_path)
     assert "saved 0" in said(tmp_path) and "saved 1" in said(tmp_path)
 
@@ -140,7 +140,7 @@ def test_a_rank_that_stands_still_ends_the_job(guard, tmp_path):
     below = descendants(process.pid)
     os.kill(ranks_of(process)[0], signal.SIGSTOP)
     assert ended(process, below) != 0
-    assert "error: here: rank 0 (process" in said(tmp_path) and "stands still" in said(tmp_path)
+    assert "error: here: rank 0 (process" in said(tmp_path) and "has been stopped by a signal" in said(tmp_path)
 
 
 def test_ranks_that_their_launcher_leaves_behind_are_ended(guard, tmp_path):
@@ -148,7 +148,9 @@ def test_ranks_that_their_launcher_leaves_behind_are_ended(guard, tmp_path):
     below = descendants(process.pid)
     os.kill(below[0].pid, signal.SIGKILL)
     assert ended(process, below) == 137
-    assert "error: here: what started ranks 0-1 was killed by SIGKILL; ending rank 0 (process" in said(tmp_path)
+    assert "error: here: the process that started ranks 0-1 was killed by SIGKILL; ending rank 0 (process" in said(
+        tmp_path
+    )
 
 
 def test_a_program_that_is_not_there(tmp_path):

@@ -9,7 +9,7 @@ from elas.errors import UserError
 from elas.launch import verdict
 from elas.launch.hostfile import ranks_by_host, ranks_in_words, read_hostfile
 from elas.launch.job import how_it_ended
-from elas.launch.ssh.variables import deepspeed_argument, deepspeed_environment, travelling
+from elas.launch.ssh.variables import deepspeed_argument, deepspeed_environment, forwarded
 from elas.slurm import check_partition
 
 JOB = SimpleNamespace(config=SimpleNamespace(train=SimpleNamespace(steps=10)))
@@ -51,9 +51,9 @@ def test_hostfiles(tmp_path):
         ("", "names no host"),
         ("n1\n", "line 1, 'n1'; write HOST slots=N"),
         ("n1 slots=0\n", "line 1"),
-        ("n1 slots=1\nn1 slots=1\n", "line 2, n1 is given twice"),
+        ("n1 slots=1\nn1 slots=1\n", "line 2, n1 is listed twice"),
         ("-oProxyCommand=x slots=1\n", "line 1"),
-        ("me@n1 slots=1\n", "line 1, 'me@n1'; give the host alone, the user in ~/.ssh/config"),
+        ("me@n1 slots=1\n", "line 1, 'me@n1'; give only the host, and set the user in ~/.ssh/config"),
     ],
 )
 def test_bad_hostfiles_are_one_line(tmp_path, text, said):
@@ -68,13 +68,13 @@ def test_only_what_is_allowed_travels(tmp_path):
     path = tmp_path / "allowed"
     path.write_text("MINE\nGIVEN=a = b # and a comment\nP_*\n")
     given = {"MINE": "1", "P_A": "2", "SECRET": "3", "NCCL_DEBUG": "INFO", "ELAS_GUARD": "7"}
-    assert travelling([path], given) == {"GIVEN": "a = b", "MINE": "1", "NCCL_DEBUG": "INFO", "P_A": "2"}
+    assert forwarded([path], given) == {"GIVEN": "a = b", "MINE": "1", "NCCL_DEBUG": "INFO", "P_A": "2"}
     for line in ("A B\n", "1A=2\n", "-x\n"):
         path.write_text(line)
         with pytest.raises(UserError, match="line 1"):
-            travelling([path], given)
+            forwarded([path], given)
     for value in ("two\nlines", " ahead", "behind\t"):
-        with pytest.raises(UserError, match="do not survive"):
+        with pytest.raises(UserError, match="cannot be forwarded"):
             deepspeed_environment({"A": value})
 
 

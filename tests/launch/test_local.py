@@ -69,7 +69,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(corpus, tmp_path):
     below = descendants(process.pid)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
-    assert process.returncode == 130 and "the same command goes on from there" in output, output
+    assert process.returncode == 130 and "the same command resumes from there" in output, output
     said = [line.split(" (")[0].split(" after")[0] for line in output.splitlines() if "SIGINT" in line]
     assert said == ["stopping", "stopped"], output  # the run's own, and not the launcher's beside them
     assert not any(os.path.exists(f"/proc/{p.pid}") for p in below)
@@ -94,7 +94,7 @@ def test_a_launcher_that_says_0_is_not_believed(corpus, tmp_path):
     (part,) = [p.pid for p in below if Path(f"/proc/{p.pid}/cmdline").read_bytes().startswith(start_of_it)]
     os.kill(part, signal.SIGKILL)
     output = process.communicate(timeout=60)[0]
-    assert process.returncode == 1 and "error: the run did not come to its end" in output, output
+    assert process.returncode == 1 and "error: the run did not complete" in output, output
     assert not any(os.path.exists(f"/proc/{p.pid}") for p in below)
 
 
@@ -124,10 +124,10 @@ def test_torchrun_begins_again_after_a_fault(corpus, tmp_path):
 @pytest.mark.parametrize(
     "given, said",
     [
-        (["--ranks", "0"], "--ranks 0: cannot be; give 1 or more"),
+        (["--ranks", "0"], "--ranks 0: must be at least 1"),
         (["--ranks", "3"], "train.global_batch_size=8"),
-        (["--restarts", "2"], "--restarts 2: deepspeed does not begin again; add --launcher torchrun"),
-        (["--master-port", "70000"], "--master-port 70000: cannot be; give a number from 1 to 65535"),
+        (["--restarts", "2"], "--restarts 2: the deepspeed launcher cannot restart ranks; add --launcher torchrun"),
+        (["--master-port", "70000"], "--master-port 70000: must be from 1 to 65535"),
         (["--launcher", "mpi"], "argument --launcher: invalid choice: 'mpi'"),
         (["--modle.hidden_size", "3"], "unknown key; did you mean model.hidden_size?"),
         (["--ranks", "2", "--parallel.tensor", "3"], "does not divide the world size 2"),

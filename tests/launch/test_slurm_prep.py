@@ -94,7 +94,7 @@ def test_prep_sbatch_at_its_time_limit_goes_on_after_a_requeue(slurm, arguments,
     slurm.wait_for_jobs(120)
     job, log = slurm.job(number), Path(f"{prefix}.log").read_text()
     assert (job["Restarts"], job["ExitCode"]) == ("1", "0:0"), log
-    assert "queued again" in log
+    assert "requeued" in log
     assert same(prefix, undisturbed)
 
 
@@ -120,5 +120,5 @@ def test_a_partition_that_does_not_exist_is_one_line_before_anything_starts(slur
     command = ["elas", "prep", "tokenize", *arguments, "--output", f"{tmp_path}/all", "--executor", "slurm"]
     done = slurm.run([*command, "--slurm-partition", "labb"], env={"PATH": PATH}, check=False)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("--slurm-partition labb: there is none; there are lab, urgent")
+    assert done.stderr.splitlines()[-1].endswith("--slurm-partition labb: no such partition; give one of lab, urgent")
     assert not list(tmp_path.iterdir())

@@ -143,7 +143,7 @@ def test_a_rank_that_is_killed_or_stopped_ends_its_job(slurm, faulty, sweep):
     """Within a minute; the sweep runs meanwhile, on the same nodes."""
     for name, said in (
         ("killed", "(was killed by SIGKILL|was the first to end)"),
-        ("stopped", "stands still, stopped"),
+        ("stopped", "has been stopped by a signal"),
     ):
         folder, waiting, then = faulty[name]
         status, out, err = finish(waiting, 150)
@@ -183,18 +183,18 @@ def test_a_job_disturbed_five_times_trains_as_one_that_was_left_alone(slurm, set
     slurm.run(["scontrol", "update", f"job={number}", "TimeLimit=2"])
     began_again(slurm, number, 1, 60)  # SLURM looks at its clock every 30 s
     slurm.run(["scontrol", "update", f"job={number}", "TimeLimit=20"])
-    assert "the time is over: queued again" in log.read_text()
+    assert "time limit reached: requeued" in log.read_text()
 
     trained(run_dir, log, start_number=2)
     slurm.run(["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"])
     began_again(slurm, number, 2, 30)
-    assert "preempted: queued again" in log.read_text()
+    assert "preempted: requeued" in log.read_text()
 
     trained(run_dir, log, start_number=3)
     slurm.run(["scontrol", "requeue", number])
     lose_a_slurmd(slurm, number, "n2")
     began_again(slurm, number, 4, 30)
-    assert "a node does not answer: queued again" in log.read_text()
+    assert "a node does not answer: requeued" in log.read_text()
 
     trained(run_dir, log, start_number=5)
     crash(slurm, number, "n1", 5)
@@ -205,7 +205,7 @@ def test_a_job_disturbed_five_times_trains_as_one_that_was_left_alone(slurm, set
     assert status == 0, out + err
     assert out.count("elas: job ") == text.count("elas: job ") == 6 and f"done: job {number}" in out
     assert facts(tmp_path)["runs"][0]["step"] == settings["train.steps"]
-    # asked by SIGUSR1 twice, and by the SIGTERM of `scontrol requeue`: the next start goes on with the very step
+    # asked by SIGUSR1 twice, and by the SIGTERM of `scontrol requeue`: the next start continues with that step
     stopped = [int(step) for step in re.findall(r"stopped after step (\d+)", text)]
     resumed = [int(step) for step in re.findall(r"resumed from .* at step (\d+)", text)]
     assert len(stopped) == 3 and stopped == resumed[:3], (stopped, resumed)
@@ -250,7 +250,7 @@ def test_gpus_give_the_ranks_and_no_job_is_queued_again_for_ever(slurm, settings
     (waits,) = [pid for pid, args in head.processes().items() if args.startswith(sys.executable)]
     head.run(["kill", "-INT", str(waits)])
     status, _, err = finish(waiting, 20)
-    assert status == 130 and f"job {number} goes on without you" in err and f"scancel {number}" in err
+    assert status == 130 and f"job {number} keeps running" in err and f"scancel {number}" in err
     assert slurm.job(number)["JobState"] == "RUNNING"
     slurm.run(["scancel", "--batch", "--signal=USR1", number])
     slurm.wait_for_jobs(30)
@@ -264,12 +264,12 @@ def test_gpus_give_the_ranks_and_no_job_is_queued_again_for_ever(slurm, settings
 def test_mistakes_are_one_line(slurm, settings, tmp_path):
     run = {**settings, "train.run_dir": tmp_path / "run"}
     for options, more, said in (
-        (["--partition=labb"], {}, "--partition labb: there is none; there are lab, urgent"),
+        (["--partition=labb"], {}, "--partition labb: no such partition; give one of lab, urgent"),
         (["--nodes=3"], {}, "train.global_batch_size=8: not divisible by"),
         (
             ["--sbatch", "--constraint=none"],
             {},
-            "sbatch refuses the job: Invalid feature specification; mend the options",
+            "sbatch rejected the job: Invalid feature specification; fix the options",
         ),
     ):
         status, out, err = finish(start(slurm, tmp_path, options, {**run, **more}), 150)

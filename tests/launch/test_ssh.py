@@ -131,9 +131,9 @@ def test_a_host_that_cannot_import_elas_is_named(lab, corpus, tmp_path):
 
 def test_what_cannot_be_is_refused_before_anything_starts(lab, corpus, tmp_path):
     for name, options, slots, said in (
-        ("elsewhere", ("--master-addr", "n2"), None, "--master-addr n2: is no address of n1, where rank 0 runs"),
-        ("twice", (), {"n1": 1, "10.77.0.2": 1}, "10.77.0.2: host: 10.77.0.2 – is the machine that is called n1 too"),
-        ("full", ("--min-disk-gb", "99999"), None, "has less free than the 99999.0 GiB wanted for checkpoints"),
+        ("elsewhere", ("--master-addr", "n2"), None, "--master-addr n2: is not an address of n1, where rank 0 runs"),
+        ("twice", (), {"n1": 1, "10.77.0.2": 1}, "10.77.0.2: host: 10.77.0.2 – is the same machine as n1"),
+        ("full", ("--min-disk-gb", "99999"), None, "has less free than the 99999.0 GiB required for checkpoints"),
     ):
         (tmp_path / name).mkdir()
         launched = Launched(lab, tmp_path / name, {**ENDLESS, "data.train": corpus}, *options, slots=slots)
@@ -158,5 +158,5 @@ def test_a_port_that_is_taken_is_named(lab, corpus, tmp_path):
         listener.wait()
     assert "n1: port: 29511" in outputs[0] and "nothing was started" in outputs[0]
     assert "error: n1: rank 0 (process" in outputs[1]
-    assert "error: ranks cannot meet at 10.77.0.2:29511: the port is in use there" in outputs[1]
+    assert "error: ranks cannot connect at 10.77.0.2:29511: the port is in use there" in outputs[1]
     assert wait_for(lambda: not any(host.processes() for host in lab.hosts.values()), 20)

@@ -58,12 +58,12 @@ def test_the_settings_are_checked_for_all_ranks_of_all_nodes(corpus, tmp_path):
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--nodes=0"], "--nodes 0: cannot be; give 1 or more"),
-        (["--gpus-per-node=all"], "--gpus-per-node all: is no number of GPUs; give 8, or TYPE:8"),
-        (["--time=2"], "--time 2: the job would be asked to save 120 s before, so at once"),
+        (["--nodes=0"], "--nodes 0: must be at least 1"),
+        (["--gpus-per-node=all"], "--gpus-per-node all: is not a number of GPUs; give 8, or TYPE:8"),
+        (["--time=2"], "--time 2: the job would be asked to save 120 s before the limit, so at its start"),
         (["--time=0:30", "--signal-seconds=20"], None),
-        (["--time=tomorrow"], "--time tomorrow: is no time; give minutes, H:M:S, or D-H:M:S"),
-        (["--sbatch", "--comment='x"], "mend the quotes"),
+        (["--time=tomorrow"], "--time tomorrow: is not a time limit; give minutes, H:M:S, or D-H:M:S"),
+        (["--sbatch", "--comment='x"], "fix the quotes"),
         (["--ranks-per-node=2", "--gpus-per-node=2"], "not allowed with argument"),
         (["--sweep=none"], "--sweep none: cannot be read (No such file or directory)"),
     ],
@@ -99,8 +99,8 @@ def test_a_sweep_says_which_line_is_wrong(corpus, tmp_path, capsys):
         sweep.write_text(text)
         return mistake(submit.main, ["--sweep", str(sweep), *corpus, "--dry-run"]).removeprefix(f"--sweep {sweep}: ")
 
-    assert said("") == "holds no line; write the settings of a run on each"
-    assert said(f"{run}/a\n\n{run}/b\n") == "line 2 is empty; take it out, each line is a run"
+    assert said("") == "is empty; write the settings of one run on each line"
+    assert said(f"{run}/a\n\n{run}/b\n") == "line 2 is empty; remove it, each line is one run"
     assert said(f"{run}/a 'x\n") == "line 1: No closing quotation; fix the quotes"
     assert said(f"{run}/a\n{run}/b --optimizer.lr=-1\n").startswith("line 2: optimizer.lr=-1")
     assert said(f"{run}/a\n{run}/b\n{run}/b/../a\n").startswith("lines 1 and 3 both train in")
@@ -117,14 +117,14 @@ def test_a_task_of_an_array_takes_its_line(tmp_path):
     given = {"ELAS_SWEEP": str(sweep)}
     assert of_this_task({**given, "SLURM_ARRAY_TASK_ID": "1"}) == ["--train.run_dir", "c"]
     assert "has 2 lines, for tasks 0 to 1" in mistake(of_this_task, {**given, "SLURM_ARRAY_TASK_ID": "2"})
-    assert "is no array" in mistake(of_this_task, given)
+    assert "is not an array" in mistake(of_this_task, given)
     assert of_this_task({"SLURM_ARRAY_TASK_ID": "2"}) == []
 
 
 def test_a_job_that_is_started_again_goes_on_with_its_own_run(corpus, tmp_path, monkeypatch):
     def resumes(value: str) -> list[str]:
         arguments = [*corpus, f"--train.run_dir={tmp_path}", f"--checkpoint.resume={value}"]
-        return batch.going_on(read_arguments(arguments, 1, look_at_files=False))
+        return batch.resume_arguments(read_arguments(arguments, 1, look_at_files=False))
 
     assert resumes("none") == resumes("auto") == resumes("other/step_3") == []
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

@@ -50,5 +50,5 @@ def commands_refuse_in_a_line(folder):
     for message, part in zip(said, wanted):
         assert part in message and "\n" not in message
     assert "holds weights without moments" in alone[0] and "checkpoint.init_from=" in alone[0]
-    assert "begins with the weights of" in alone[1]
+    assert "starting with the weights of" in alone[1]
     assert not list(folder.glob("**/*.partial"))

@@ -99,7 +99,7 @@ def test_a_fresh_start_does_not_overwrite_a_run(config, tmp_path):
 def test_a_run_whose_checkpoints_are_all_broken_is_not_started_over(config):
     put(config, 3, size=3)
     put(config, 6, manifest=False)
-    with pytest.raises(ConfigError, match="none of its checkpoints is whole"):
+    with pytest.raises(ConfigError, match="none of its checkpoints is intact"):
         find_checkpoint(config)
 
 
@@ -127,7 +127,7 @@ def test_a_manifest_of_another_kind_does_not_count_and_is_told(config, manifest)
 def test_fewer_steps_than_taken_are_refused(config):
     put(config, 30)
     config.train.steps = 20
-    with pytest.raises(ConfigError, match=r"train\.steps=20: the run is at step 30 already"):
+    with pytest.raises(ConfigError, match=r"train\.steps=20: the run is already at step 30"):
         find_checkpoint(config)
 
 
@@ -212,8 +212,8 @@ def test_a_path_that_is_no_checkpoint_is_called_what_it_is(tmp_path):
     (folder / "metrics.jsonl").write_text("")
     assert no_checkpoint(tmp_path / "nowhere") == "no such folder"
     assert no_checkpoint(folder / "metrics.jsonl") == "is a file, not a checkpoint's folder"
-    assert no_checkpoint(folder) == f"is a run's folder, not a checkpoint; its newest is {newest}"
-    assert no_checkpoint(newest.parent) == f"is a folder of checkpoints, the newest of which is {newest}"
+    assert no_checkpoint(folder) == f"is a run's folder, not a checkpoint; its newest one is {newest}"
+    assert no_checkpoint(newest.parent) == f"is a folder of checkpoints; the newest one is {newest}"
     assert no_checkpoint(tmp_path).startswith("holds no checkpoint") and no_checkpoint(newest) == ""
 
 

@@ -74,7 +74,7 @@ DECISIVE = {
     "a validation corpus added": (
         {"data.split": "90,10,0"}, {"data.valid": "b", "data.split": "90,10,0"},
         "data.valid='{b}': the checkpoint {path} was written with data.valid=None, so data.split='90,10,0' "
-        "held documents of data.train back from training; resume with the same setting, or start in another",
+        "held out documents of data.train; resume with the same setting, or start in another",
     ),
     "a validation corpus dropped": (
         {"data.valid": "b", "data.split": "90,10,0"}, {"data.split": "90,10,0"},
@@ -134,7 +134,7 @@ def test_a_corpus_tokenised_again_is_refused(tmp_path, corpora):
     put(config_of(tmp_path, settings))
     write_corpus(tmp_path / "text", documents=41)
     message = refused(tmp_path, settings)
-    assert "which held 40 documents of 8,000 tokens, here are 41 documents of 8,200 tokens" in message
+    assert "which held 40 documents of 8,000 tokens, now 41 documents of 8,200 tokens" in message
     assert message.endswith("resume with the same corpus, or start in another train.run_dir")
 
 

@@ -26,7 +26,7 @@ def test_a_start_says_what_it_trains_with_what_and_on_what(tmp_path):
     options = Relu24Options.of(config.sparsity, sparse=True)
     assert facts["kernel"] == f"fused {select(options, torch.device('cpu'), torch.float32).name}"
     assert lines[model + 1] == f"FFN kernel: {facts['kernel']} ({facts['kernel_why']})" and "auto" in lines[model + 1]
-    data = "1,024 tokens in 4 steps: 0.143 epochs of 7,168; validation: 256 tokens; memory of a rank: about "
+    data = "1,024 tokens in 4 steps: 0.143 epochs of 7,168; validation: 256 tokens; memory per rank: about "
     assert lines[model + 2].startswith(data)
     of_step = {line.split("/")[0]: line for line in lines if line.startswith("step ") and "/4  loss" in line}
     assert list(of_step) == ["step 1", "step 2", "step 4"]
