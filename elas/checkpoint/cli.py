@@ -87,7 +87,8 @@ def export_(argv: list[str]) -> int:
     adam = options.adam or adam_here()
     print(f"writing {options.target} from {found.path} (step {found.step}), for {adam} Adam", flush=True)
     facts = export(found, options.target, adam)
-    print("go on with it by --load, --override-opt-param-scheduler and --low-rank as it was trained")
+    print(f"go on with elas.megatron.elas_builder and --load {options.target} --override-opt-param-scheduler, and for")
+    print(f"the same model {facts['flags']}, with a vocabulary padded to {facts['vocabulary']}")
     if not facts["moments"]:
         print("it holds weights alone: no moments of AdamW's were there")
     write_json(options.json, {**facts, "adam": adam, "checkpoint": str(found.path)})
@@ -109,6 +110,7 @@ def import_(argv: list[str]) -> int:
     import elas
 
     elas.prepare()
+    from elas.checkpoint.arguments import notes
     from elas.checkpoint.importing import import_, read_foreign
     from elas.checkpoint.resume import checkpoints_dir
     from elas.data.corpus import check_corpus
@@ -124,6 +126,8 @@ def import_(argv: list[str]) -> int:
     if any(checkpoints_in(checkpoints_dir(config))) or (Path(config.train.run_dir) / "metrics.jsonl").exists():
         raise ConfigError("train.run_dir", config.train.run_dir, "already holds a run", "give another folder")
     written = import_(foreign, config, options.weights_only)
+    for line in notes(config, foreign.arguments):
+        print(line)
     lock.release()
     facts = {"checkpoint": str(written), "iteration": foreign.iteration, "weights_only": options.weights_only}
     key = "checkpoint.init_from" if options.weights_only else "train.run_dir"

@@ -14,18 +14,10 @@ from elas.errors import ConfigError, UserError
 from elas.megatron.arguments import sections
 from elas.megatron.watching import log_sparsity
 from elas.model.activation import set_step
+from elas.model.features import ARGUMENTS_REFUSED
 from elas.model.init import initialise
 from elas.model.spec import block_spec
 from elas.model.transformer_config import ElasTransformerConfig
-
-# Arguments of Megatron-LM that are not in its TransformerConfig, and that our model would not follow.
-_REFUSED = {
-    "yaml_cfg": "arguments are read from the command line",
-    "spec": "the layers are ours",
-    "use_legacy_models": "the layers are Megatron-core's",
-    "heterogeneous_layers_config_path": "all layers are alike",
-    "reset_attention_mask": "attention is causal over the whole sample",
-}
 
 
 def elas_builder(
@@ -53,7 +45,7 @@ def elas_builder(
     Raises:
         UserError: an argument that asks for what the layers do not do.
     """
-    for name, why in _REFUSED.items():
+    for name, why in ARGUMENTS_REFUSED.items():
         if getattr(args, name, None):
             raise ConfigError(f"--{name.replace('_', '-')}", getattr(args, name), why, "leave it out")
     if args.position_embedding_type not in ("rope", "learned_absolute", "none"):
