@@ -25,6 +25,8 @@ ACTIVATIONS = ("relu2", "swiglu")
 class _FFN(SparseSwitch):
     """What both have: the core between two linears, or a gate before the second."""
 
+    DENSE_STEPS = "dense_steps"
+
     def __init__(
         self, ffn_hidden_size: int, activation: str, options: Relu24Options | None, dense_steps: int, kernel: str
     ):
@@ -36,7 +38,8 @@ class _FFN(SparseSwitch):
         self.ffn_hidden_size = ffn_hidden_size
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew."""
+        """Draw all weights anew, and begin before the first step."""
+        super().reset_parameters()
         self.linear_fc1.reset_parameters()
         self.linear_fc2.reset_parameters()
 

@@ -31,6 +31,10 @@ def whole(u: Tensor) -> Tensor:
     return u.redistribute(u.device_mesh, [one if one.is_shard() else tensor.Replicate() for one in u.placements])
 
 
+class _Between(Activation):
+    DENSE_STEPS = "dense_steps"
+
+
 class LowRankLinear(torch.nn.Module):
     """A linear layer as a pair of factors, or several that share their input.
 
@@ -98,7 +102,7 @@ class LowRankLinear(torch.nn.Module):
             chosen = None
         width = "rank", self.rank
         sparsity = sparsity_of(kind, options, dense_steps, width, "auto")
-        return Activation(sparsity, kind) if kind in ("silu", "relu2") else chosen
+        return _Between(sparsity, kind) if kind in ("silu", "relu2") else chosen
 
     def _name(self, what: str, pair: str) -> str:
         return what if len(self.outputs) == 1 else f"{what}_{pair}"
@@ -129,6 +133,8 @@ class LowRankLinear(torch.nn.Module):
             torch.nn.init.normal_(factor, 0.0, factor_std(self.init, self.rank, size, self.in_features, size))
             if bias is not None:
                 torch.nn.init.zeros_(bias)
+        if isinstance(self.activation, Activation):
+            self.activation.reset_parameters()
         self.energy_kept = None
 
     @classmethod

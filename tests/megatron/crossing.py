@@ -225,7 +225,7 @@ def _of_megatron(config, distributed: bool):
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-    from elas.model.activation import count_steps
+    from elas.model.counting import count_steps
     from elas.model.provider import make_model_provider
 
     model = make_model_provider(config)()
