@@ -13,8 +13,17 @@ def check_size(name: str, value: object) -> int:
     Raises:
         ConfigError: it is not a whole number above 0.
     """
+    return check_count(name, value, "give a number of features, such as 256")
+
+
+def check_count(name: str, value: object, fix: str) -> int:
+    """A number of whatever the fix says.
+
+    Raises:
+        ConfigError: it is not a whole number above 0.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(name, value, "is not a whole number above 0", "give a number of features, such as 256")
+        raise ConfigError(name, value, "is not a whole number above 0", fix)
     return value
 
 

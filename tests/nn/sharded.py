@@ -98,3 +98,27 @@ def fully_sharded() -> dict[str, float]:
         fully_shard(split)
         found[kind] = max(float((a - b).abs().max()) for a, b in zip(_grads(split, x, dy), _grads(plain, x, dy)))
     return found
+
+
+def loro_on_shards() -> list[str]:
+    """What LORO says of factors that are sharded after it was made, by FSDP2 and by hand, and before."""
+    from torch.distributed.fsdp import fully_shard
+
+    from elas.nn import LORO
+
+    mesh, said = init_device_mesh("cpu", (dist.get_world_size(),)), []
+
+    def refusal(call) -> str:
+        try:
+            call()
+        except ConfigError as error:
+            return str(error)
+        return "taken"
+
+    for shard in (fully_shard, lambda ffn: parallelize_module(ffn, mesh, TensorParallelFFN())):
+        ffn = LowRankFFN(16, 32, 4)
+        optimizer = LORO(ffn)
+        shard(ffn)
+        ffn(torch.randn(3, 16)).sum().backward()
+        said += [refusal(optimizer.step), refusal(lambda ffn=ffn: LORO(ffn))]
+    return said

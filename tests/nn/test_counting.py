@@ -141,7 +141,7 @@ def test_compiled_steps_are_counted_without_a_graph_each():
 
 def test_between_factors_and_under_loro():
     one = nn.Sequential(LowRankLinear(8, 8, 4, activation="relu2", dense_steps=1))
-    with pytest.raises(ConfigError, match="^dense_steps=1: "):
+    with pytest.raises(ConfigError, match=r"^dense_steps=1: "):
         one(torch.randn(2, 8))
     two = model(1, dense_steps=1)
     optimizer = LORO(two, lr=1e-3)

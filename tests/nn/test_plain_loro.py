@@ -115,10 +115,28 @@ def test_a_pair_without_full_rank_makes_the_approximate_step():
     assert not torch.equal(model.factor_out, before)
 
 
+def test_layers_replaced_under_it_are_refused():
+    model, x = model_and_batch()
+    optimizer = LORO(model)
+    backward(model, x)
+    optimizer.step()
+    model[2].linear_fc1 = LowRankLinear(8, 16, 2)
+    backward(model, x)
+    with pytest.raises(ConfigError, match=r"model='Sequential': .*other parameters than when LORO was made") as said:
+        optimizer.step()
+    assert "\n" not in str(said.value)
+    LORO(model).step()
+
+
 REFUSED = {
     "no low rank": (lambda: LORO(nn.Linear(4, 4)), "model='Linear': .*AdamW"),
     "cola": (lambda: LORO(nn.Sequential(LowRankLinear(8, 8, 4, activation="silu"))), r"model\.0=.*non-linearity"),
-    "every": (lambda: LORO(LowRankLinear(8, 8, 4), exact_every=0), "exact_every=0: "),
+    "every": (lambda: LORO(LowRankLinear(8, 8, 4), exact_every=0), "exact_every=0: .*of steps such as 500, or None"),
+    "parameters": (
+        lambda: LORO(LowRankLinear(8, 8, 4).parameters()),
+        "model='generator': .*the torch.nn.Module itself",
+    ),
+    "list": (lambda: LORO([LowRankLinear(8, 8, 4)]), "model='list': is not a model"),
     "refresh": (lambda: LORO(LowRankLinear(8, 8, 4), refresh="always"), "refresh='always': "),
     "lr": (lambda: LORO(LowRankLinear(8, 8, 4), lr=-1.0), "lr=-1.0: "),
 }

@@ -31,3 +31,10 @@ def test_any_shards_of_tokens_or_features():
 def test_fsdp2_at_each_linear_equals_plain():
     for found in run_ranks(2, sharded.fully_sharded, timeout=240):
         assert max(found.values()) < TOLERANCE, found
+
+
+def test_loro_refuses_shards_made_before_or_after_it():
+    for said in run_ranks(2, sharded.loro_on_shards, timeout=240):
+        assert len(said) == 4
+        for message in said:
+            assert message.startswith("model=") and "sharded" in message and "\n" not in message
