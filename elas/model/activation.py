@@ -38,6 +38,7 @@ class SparseSwitch(torch.nn.Module):
         kind: the non-linearity; only `relu2` can be sparse.
 
     Attributes:
+        is_relu2: whether it is a squared ReLU, which an observer looks at.
         can_be_sparse: whether there is any 2:4 here.
         dense_steps: training steps before it is on.
         step: number of the last training step that began, or, by `count_steps`, that was taken; 0 before any.
@@ -49,6 +50,7 @@ class SparseSwitch(torch.nn.Module):
     def __init__(self, sparsity: SparsityConfig, kind: str = "relu2"):
         super().__init__()
         self._options = {flag: Relu24Options.of(sparsity, sparse=flag) for flag in (False, True)}
+        self.is_relu2 = kind == "relu2"
         self.can_be_sparse = sparsity.kind == "2:4" and kind == "relu2"
         self.dense_steps = sparsity.dense_steps if self.can_be_sparse else 0
         self.sparse = self.can_be_sparse and self.dense_steps == 0
@@ -76,6 +78,11 @@ class SparseSwitch(torch.nn.Module):
         if self.dense_steps:
             self.sparsity_step.fill_(step)
             self._version = self.sparsity_step._version
+
+    @property
+    def options_when_sparse(self) -> Relu24Options:
+        """The kernel's options after dense steps."""
+        return self._options[True]
 
     @property
     def options(self) -> Relu24Options:

@@ -169,3 +169,37 @@ def test_observe_counts_what_is_there():
     assert seen["layers"]["mask_flips"][0] > 0.3  # what was kept is negative now
     with pytest.raises(UserError, match="no squared ReLU"), observe(nn.Linear(2, 2)):
         pass
+
+
+def test_observe_refuses_what_it_would_not_count():
+    ffn = LowRankFFN(8, 16, 4)
+    for tokens in (0, -5, 2.5, True):
+        with pytest.raises(ConfigError, match=f"^tokens={tokens}: .*; give a number of tokens"), observe(ffn, tokens):
+            pass
+    for model in (nn.Linear(2, 2), LowRankFFN(8, 16, 4, activation="swiglu"), ffn.parameters()):
+        with pytest.raises(ConfigError, match=rf"^model='{type(model).__name__}': ") as said, observe(model):
+            pass
+        assert "\n" not in str(said.value)
+    with pytest.raises(UserError, match="inside the block"), observe(ffn):
+        pass
+
+
+def test_observe_sees_a_compiled_model_whole():
+    """With fullgraph, so without a graph break; three graphs: without a look, at the first look, at the next ones."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(LowRankFFN(8, 16, 4), LowRankFFN(8, 16, 4))
+    torch._dynamo.reset()
+    graphs, stats = [], torch._dynamo.utils.counters["stats"]
+    compiled = torch.compile(copy.deepcopy(plain), backend="aot_eager", fullgraph=True)
+    before = stats["unique_graphs"]
+    for _ in range(4):
+        x = torch.randn(40, 8)
+        compiled(x)
+        found = []
+        for model in (plain, compiled):
+            with observe(model, tokens=16) as seen:
+                model(x)
+            found.append(seen)
+        assert found[0] == found[1]
+        graphs.append(stats["unique_graphs"] - before)
+    assert graphs[-1] == 3
