@@ -1,7 +1,7 @@
 """`pretrain_gpt_elas.py` on a machine without CUDA, to try a script before it gets GPUs: same arguments, gloo, slow.
 
-Needs a checkout of Megatron-LM core_v0.16.1 on PYTHONPATH, this repository, and `pip install six`; docs/megatron.md has a
-whole command line.
+Needs a checkout of Megatron-LM core_v0.16.1 on PYTHONPATH, this repository, and `pip install six`; docs/megatron.md has
+a whole command line.
 """
 
 import os
