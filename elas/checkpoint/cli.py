@@ -91,7 +91,10 @@ def export_(argv: list[str]) -> int:
     adam = options.adam or adam_here()
     print(f"writing {options.target} from {found.path} (step {found.step}), for {adam} Adam", flush=True)
     facts = export(found, options.target, adam)
-    print("to resume with it: --load, --override-opt-param-scheduler, and --low-rank as it was trained")
+    print(
+        f"to resume with it: elas.megatron.elas_builder and --load {options.target} --override-opt-param-scheduler, and for"
+    )
+    print(f"the same model {facts['flags']}, with a vocabulary padded to {facts['vocabulary']}")
     if not facts["moments"]:
         print("it holds weights only: the checkpoint has no AdamW moments")
     write_json(options.json, {**facts, "adam": adam, "checkpoint": str(found.path)})
@@ -114,6 +117,7 @@ def import_(argv: list[str]) -> int:
 
     elas.prepare()
     from elas import run_dir
+    from elas.checkpoint.arguments import notes
     from elas.checkpoint.importing import import_, read_foreign
     from elas.config.rules import validate
     from elas.data.corpus import check_corpus
@@ -128,6 +132,8 @@ def import_(argv: list[str]) -> int:
     if any(checkpoints_in(checkpoints_dir(config))) or (Path(config.train.run_dir) / "metrics.jsonl").exists():
         raise ConfigError("train.run_dir", config.train.run_dir, "already holds a run", "give another folder")
     written = import_(foreign, config, options.weights_only)
+    for line in notes(config, foreign.arguments):
+        print(line)
     lock.release()
     facts = {"checkpoint": str(written), "iteration": foreign.iteration, "weights_only": options.weights_only}
     key = "checkpoint.init_from" if options.weights_only else "train.run_dir"

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 
 from elas.checkpoint import storage
+from elas.checkpoint.arguments import flags, saved
 from elas.checkpoint.crossing import MASTERS, OPTIMIZER, OnDemand, Spot, spots
 from elas.checkpoint.folder import Checkpoint
 from elas.checkpoint.identity import written_config
 from elas.checkpoint.tensors import PartOfTensor, Place
-from elas.config import Config, ffn_width
+from elas.config import Config
 from elas.errors import Failure, UserError
 from elas.plan.shapes import weight_shapes
 
@@ -36,7 +37,8 @@ def export(checkpoint: Checkpoint, target: Path, adam: str) -> dict:
             keep the step in different places, and neither reads the other's.
 
     Returns:
-        Facts for the console: `iteration`, `moments`, `folder`.
+        Facts for the console: `iteration`, `moments`, `folder`, the `flags` that Megatron-LM needs to
+        compute the same, and the size of its padded `vocabulary`.
 
     Raises:
         UserError: the target exists, or cannot be written.
@@ -61,7 +63,8 @@ def export(checkpoint: Checkpoint, target: Path, adam: str) -> dict:
         raise Failure(f"{checkpoint.path}: is not the checkpoint of its own settings ({error})") from error
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
-    return {"iteration": checkpoint.step, "moments": moments, "folder": str(target)}
+    facts = {"iteration": checkpoint.step, "moments": moments, "folder": str(target)}
+    return facts | {"flags": flags(config), "vocabulary": config.model.vocab_size}
 
 
 def adam_here() -> str:
@@ -179,31 +182,8 @@ def _schedule(checkpoint: Checkpoint, config: Config) -> dict:
 
 def _arguments(checkpoint: Checkpoint, config: Config) -> argparse.Namespace:
     """Arguments of Megatron-LM's that describe the model and how far training is."""
-    model = config.model
-    groups = model.num_query_groups or model.num_attention_heads
     return argparse.Namespace(
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        ffn_hidden_size=ffn_width(config),
-        num_attention_heads=model.num_attention_heads,
-        num_query_groups=groups,
-        group_query_attention=groups != model.num_attention_heads,
-        seq_length=model.seq_length,
-        max_position_embeddings=model.max_position_embeddings or model.seq_length,
-        position_embedding_type="rope",
-        add_position_embedding=True,
-        rotary_base=model.rotary_base,
-        rotary_percent=1.0,
-        normalization="RMSNorm",
-        norm_epsilon=model.norm_eps,
-        swiglu=model.activation == "swiglu",
-        squared_relu=model.activation == "relu2",
-        add_bias_linear=False,
-        untie_embeddings_and_output_weights=not model.tie_embeddings,
-        padded_vocab_size=model.vocab_size,
-        low_rank_kind=config.low_rank.kind,
-        low_rank_rank=config.low_rank.rank,
-        low_rank_activation=config.low_rank.activation,
+        **saved(config),
         tensor_model_parallel_size=1,
         pipeline_model_parallel_size=1,
         world_size=0,  # of no layout: Megatron-LM then leaves random streams and the rerun machine alone

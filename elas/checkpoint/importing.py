@@ -14,6 +14,7 @@ import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from elas.checkpoint import storage
+from elas.checkpoint.arguments import check_same_model
 from elas.checkpoint.crossing import MASTERS, OPTIMIZER, OnDemand, Spot, spots
 from elas.checkpoint.folder import file_facts, put_in_place
 from elas.checkpoint.identity import effective, identity, versions
@@ -103,8 +104,13 @@ def _moments(common: dict, sizes: dict) -> tuple[int | None, str]:
     return None, "it does not say how many steps the optimizer took"
 
 
-def check_fits(foreign: Foreign, config: Config) -> dict[str, Spot]:
+def check_fits(foreign: Foreign, config: Config, weights_only: bool) -> dict[str, Spot]:
     """Check that the checkpoint is of the configuration's model.
+
+    Args:
+        foreign: from `read_foreign`.
+        config: of the run that is to go on from it.
+        weights_only: what matters to training alone may differ.
 
     Returns:
         Where each of our weights lies in it.
@@ -113,9 +119,7 @@ def check_fits(foreign: Foreign, config: Config) -> dict[str, Spot]:
         ConfigError: a setting that says another model.
         UserError: tensors that the model has not, or the checkpoint has not.
     """
-    for key, mine, theirs in _function(config, foreign.arguments):
-        if theirs is not None and mine != theirs:
-            raise ConfigError(key, mine, f"Megatron-LM trained {foreign.path} with {theirs!r}", f"set it to {theirs}")
+    check_same_model(config, foreign.arguments, foreign.path, weights_only)
     shapes = weight_shapes(config)
     found = spots(shapes, stacked="decoder.layers.0.input_layernorm.weight" not in foreign.sizes)
     for name, spot in found.items():
@@ -140,36 +144,6 @@ def _is_weight(key: str) -> bool:
     return key.rpartition(".")[2] != "sparsity_step" and not key.startswith(("rng_state", "rerun_state_machine"))
 
 
-def _function(config: Config, arguments: argparse.Namespace) -> list[tuple]:
-    """Settings that shapes do not tell: key, value here, value there (None where it does not say)."""
-    model = config.model
-    there = vars(arguments).get
-    heads = model.num_attention_heads
-    groups = there("num_query_groups") if there("group_query_attention") else there("num_attention_heads")
-    kind = there("low_rank_kind")
-    activation = {(True, False): "swiglu", (False, True): "relu2"}.get((there("swiglu"), there("squared_relu")))
-    rows = [
-        ("model.num_layers", model.num_layers, there("num_layers")),
-        ("model.hidden_size", model.hidden_size, there("hidden_size")),
-        ("model.num_attention_heads", heads, there("num_attention_heads")),
-        ("model.num_query_groups", model.num_query_groups or heads, groups),
-        ("model.activation", model.activation, activation),
-        ("model.norm_eps", model.norm_eps, there("norm_epsilon")),
-        ("model.rotary_base", float(model.rotary_base), there("rotary_base") and float(there("rotary_base"))),
-        ("model.tie_embeddings", model.tie_embeddings, _not(there("untie_embeddings_and_output_weights"))),
-        ("low_rank.kind", config.low_rank.kind, kind),
-    ]
-    if config.low_rank.kind != "none":
-        rows.append(("low_rank.rank", config.low_rank.rank, there("low_rank_rank")))
-    if config.low_rank.kind == "cola":
-        rows.append(("low_rank.activation", config.low_rank.activation, there("low_rank_activation")))
-    return rows
-
-
-def _not(value: bool | None) -> bool | None:
-    return None if value is None else not value
-
-
 def import_(foreign: Foreign, config: Config, weights_only: bool) -> Path:
     """Write it into the run's folder, which has no checkpoint yet; its fit is checked.
 
@@ -184,7 +158,7 @@ def import_(foreign: Foreign, config: Config, weights_only: bool) -> Path:
     Raises:
         ConfigError, UserError: as `check_fits`; no moments; a folder that holds a run or cannot be written.
     """
-    found = check_fits(foreign, config)
+    found = check_fits(foreign, config, weights_only)
     if config.optimizer.kind != "adamw" and not weights_only:
         why, fix = "moments of Megatron-LM's are AdamW's", "set it to adamw, or add --weights-only"
         raise ConfigError("optimizer.kind", config.optimizer.kind, why, fix)

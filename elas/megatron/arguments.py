@@ -4,6 +4,9 @@ import argparse
 from typing import get_args, get_type_hints
 
 from elas.config import LowRankConfig, SparsityConfig
+from elas.errors import ConfigError
+from elas.kernels.relu2_24 import Relu24Options
+from elas.nn.settings import check_implementation
 
 
 def extra_args_provider(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -83,6 +86,57 @@ def sections(args: argparse.Namespace) -> tuple[LowRankConfig, SparsityConfig]:
         scale=args.sparsity_scale,
         implementation=args.sparsity_implementation,
     )
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse arguments of ours that would be ignored beside the others, or that do not go together.
+
+    Raises:
+        ConfigError: the first of them, by the flag that was typed.
+    """
+    low_rank, sparsity = sections(args)
+    cola = low_rank.kind == "cola"
+    relu2 = args.squared_relu or (cola and low_rank.activation == "relu2")
+    for name, least in (("dense_steps", 0), ("sparsity_tokens", 0), ("low_rank_rank", 1)):
+        if getattr(args, name) < least:
+            raise ConfigError(_flag(name), getattr(args, name), "is too small", f"give {least} or more")
+    if not cola:
+        _not_used(args, ("low_rank_activation",), f"--low-rank {low_rank.kind} has nothing between its factors")
+    if low_rank.kind == "none":
+        _not_used(args, ("low_rank_rank",), "--low-rank none has no factors")
+    if not relu2:
+        wanted = ("dense_steps", "sparsity_tokens", *_OF_24, "sparsity_ffn_memory", "sparsity_implementation")
+        _not_used(args, wanted, "there is no squared ReLU", ", or use --squared-relu")
+    if sparsity.kind == "none":
+        _not_used(args, ("dense_steps", *_OF_24), "there is no 2:4 (--no-sparsity-24)")
+    if sparsity.method != "soft_threshold":
+        more = ", or use --sparsity-method soft_threshold"
+        _not_used(args, ("sparsity_scale",), f"--sparsity-method {sparsity.method} has no scale", more)
+    try:
+        options = Relu24Options.of(sparsity, sparse=True)
+        if relu2:
+            check_implementation(sparsity.implementation, "relu2", options, _flag("sparsity_implementation"))
+    except ConfigError as error:
+        words = str(error)
+        for name in _IN_SPARSITY:
+            words = words.replace(f"sparsity.{name}", _flag(f"sparsity_{name}"))
+        raise ConfigError(words) from None
+
+
+_IN_SPARSITY = ("method", "gradient", "backward", "scale", "ffn_memory", "implementation")
+_OF_24 = ("sparsity_method", "sparsity_gradient", "sparsity_backward", "sparsity_scale")
+
+
+def _not_used(args: argparse.Namespace, names: tuple[str, ...], why: str, more: str = "") -> None:
+    defaults = extra_args_provider(argparse.ArgumentParser()).parse_args([])
+    for name in names:
+        if getattr(args, name) != getattr(defaults, name):  # at its default it may not have been typed
+            raise ConfigError(_flag(name), getattr(args, name), f"is not used: {why}", f"leave it out{more}")
+
+
+def _flag(name: str) -> str:
+    short = {"low_rank_rank": "rank", "sparsity_ffn_memory": "ffn_memory"}.get(name, name)
+    return f"--{short.replace('_', '-')}"
 
 
 def _choices(section: type, name: str) -> list[str]:

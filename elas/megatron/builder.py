@@ -11,21 +11,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from elas import accelerator
 from elas.errors import ConfigError, UserError
-from elas.megatron.arguments import sections
+from elas.megatron.arguments import check_arguments, sections
 from elas.megatron.watching import log_sparsity
 from elas.model.activation import set_step
+from elas.model.features import ARGUMENTS_REFUSED
 from elas.model.init import initialise
 from elas.model.spec import block_spec
 from elas.model.transformer_config import ElasTransformerConfig
-
-# Arguments of Megatron-LM that are not in its TransformerConfig, and that our model would not follow.
-_REFUSED = {
-    "yaml_cfg": "arguments are read from the command line",
-    "spec": "the layers are ours",
-    "use_legacy_models": "the layers are Megatron-core's",
-    "heterogeneous_layers_config_path": "all layers are alike",
-    "reset_attention_mask": "attention is causal over the whole sample",
-}
 
 
 def elas_builder(
@@ -53,33 +45,38 @@ def elas_builder(
     Raises:
         UserError: an argument that asks for what the layers do not do.
     """
-    for name, why in _REFUSED.items():
+    for name, why in ARGUMENTS_REFUSED.items():
         if getattr(args, name, None):
             raise ConfigError(f"--{name.replace('_', '-')}", getattr(args, name), why, "leave it out")
     if args.position_embedding_type not in ("rope", "learned_absolute", "none"):
         fix = "use rope, learned_absolute or none"
         raise ConfigError("--position-embedding-type", args.position_embedding_type, "is not supported", fix)
+    if not isinstance(config, ElasTransformerConfig):  # which says all that our arguments would
+        check_arguments(args)
     _seed_without_cuda(args)
     config = _configuration(args, config)
-    model = GPTModel(
-        config,
-        block_spec(config, vp_stage, pg_collection),
-        vocab_size=args.padded_vocab_size,
-        max_sequence_length=args.max_position_embeddings,
-        pre_process=pre_process,
-        post_process=post_process,
-        fp16_lm_cross_entropy=args.fp16_lm_cross_entropy,
-        parallel_output=True,
-        share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
-        position_embedding_type=args.position_embedding_type,
-        rotary_percent=args.rotary_percent,
-        rotary_base=args.rotary_base,
-        rope_scaling=args.use_rope_scaling,
-        rope_scaling_factor=args.rope_scaling_factor,
-        seq_len_interpolation_factor=args.rotary_seq_len_interpolation_factor,
-        vp_stage=vp_stage,
-        pg_collection=pg_collection,
-    )
+    try:
+        model = GPTModel(
+            config,
+            block_spec(config, vp_stage, pg_collection),
+            vocab_size=args.padded_vocab_size,
+            max_sequence_length=args.max_position_embeddings,
+            pre_process=pre_process,
+            post_process=post_process,
+            fp16_lm_cross_entropy=args.fp16_lm_cross_entropy,
+            parallel_output=True,
+            share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
+            position_embedding_type=args.position_embedding_type,
+            rotary_percent=args.rotary_percent,
+            rotary_base=args.rotary_base,
+            rope_scaling=args.use_rope_scaling,
+            rope_scaling_factor=args.rope_scaling_factor,
+            seq_len_interpolation_factor=args.rotary_seq_len_interpolation_factor,
+            vp_stage=vp_stage,
+            pg_collection=pg_collection,
+        )
+    except UserError as error:
+        raise _as_first_raised(error) from None
     if args.layout_independent_init:
         initialise(model, seed=args.seed, std=args.init_method_std)
     if config.sparsity.dense_steps:
@@ -87,6 +84,13 @@ def elas_builder(
     if args.sparsity_tokens:
         log_sparsity(args)
     return model
+
+
+def _as_first_raised(error: UserError) -> UserError:
+    """What a layer raised: Megatron's spec builder raises it again for each module around it, with words of its own."""
+    while isinstance(error.__context__, UserError):
+        error = error.__context__
+    return error
 
 
 def follow_iterations(model: torch.nn.Module, args: argparse.Namespace) -> None:

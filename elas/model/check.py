@@ -11,7 +11,7 @@ from elas.errors import ConfigError
 from elas.model.features import REFUSED
 
 ACTIVATIONS = {"relu2": squared_relu, "swiglu": F.silu}
-_DEFAULTS = {
+DEFAULTS = {
     field.name: field.default_factory() if field.default is dataclasses.MISSING else field.default
     for field in dataclasses.fields(TransformerConfig)
     if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
@@ -28,8 +28,8 @@ def check(config: TransformerConfig) -> None:
         ConfigError: the first field that asks for what there is not, with the reason and what to do.
     """
     for name, (why, fix) in REFUSED.items():
-        value = getattr(config, name, _DEFAULTS.get(name))
-        if value != _DEFAULTS.get(name) and value:  # None, False and 0 ask for nothing
+        value = getattr(config, name, DEFAULTS.get(name))
+        if value != DEFAULTS.get(name) and value:  # None, False and 0 ask for nothing
             raise ConfigError(name, value, why, fix)
     for rule in (_attention, _norm, _rank, _groups_of_four, _recomputation):
         rule(config)

@@ -147,3 +147,23 @@ REFUSED: dict[str, tuple] = {
     "cuda_graph_impl": ("not tried with our kernels", "leave it none"),
     **dict.fromkeys(["flash_decode", "use_inference_optimized_layers", "inference_fuse_tp_communication"], _INFERENCE),
 }
+
+_HOW_ONLY = """
+overlap_moe_expert_parallel_comm expert_model_parallel_size moe_extended_tp tp_comm_overlap delay_wgrad_compute
+symmetric_ar_type cpu_offloading fine_grained_activation_offloading defer_embedding_wgrad_compute
+hierarchical_context_parallel_sizes hybrid_context_parallel max_seqlen_per_dp_cp_rank attention_backend
+apply_residual_connection_post_layernorm log_max_attention_logit batch_invariant_mode test_mode
+init_model_with_meta_device fused_single_qkv_rope enable_cuda_graph external_cuda_graph cuda_graph_impl flash_decode
+use_inference_optimized_layers inference_fuse_tp_communication
+"""
+HOW_ONLY = set(_HOW_ONLY.split())
+"""Of the refused, those that say how a step is run: a checkpoint trained with one is of the same model without it."""
+
+# Arguments of Megatron-LM that are not in its TransformerConfig, and that our model would not follow.
+ARGUMENTS_REFUSED = {
+    "yaml_cfg": "arguments are read from the command line",
+    "spec": "the layers are ours",
+    "use_legacy_models": "the layers are Megatron-core's",
+    "heterogeneous_layers_config_path": "all layers are alike",
+    "reset_attention_mask": "attention is causal over the whole sample",
+}

@@ -10,6 +10,7 @@ Columns of a layer's counts:
 Flips are of the same inputs, so they show the weights moving, not the data; they span the steps between two looks.
 """
 
+import sys
 from collections.abc import Callable, Iterable
 
 import torch
@@ -31,7 +32,7 @@ class Observer:
     Attributes:
         layer: index of the layer in the whole model.
         tokens: how many tokens to look at in the next pass; 0 for none.
-        counts: fp64 `[len(COLUMNS)]` after a pass that was looked at, else None.
+        counts: fp64 `[len(COLUMNS)]` after a pass that was looked at, on its device; else None.
     """
 
     def __init__(self):
@@ -54,27 +55,36 @@ class Observer:
             return
         sample = x.reshape(-1, x.shape[-1])
         sample = sample[:: max(1, -(-sample.shape[0] // self.tokens))]  # spread over the whole batch
-        z = sample if project is None else project(sample)
+        z = _whole(sample if project is None else project(sample))
         z = z[..., : z.shape[-1] // 4 * 4]
-        zeros, nonzeros, dropped = (int(v) for v in activation_stats(z))
-        magnitude = lost = kept = flipped = 0.0
+        zeros, nonzeros, dropped = activation_stats(z)
+        none = torch.zeros_like(zeros)
+        magnitude, lost, kept, flipped = none, none, none, none
         if sparse:
             a = z.relu().float().square()
             keep = keep_mask(z.relu())
-            magnitude, lost = float(a.sum()), float(torch.where(keep, 0, a).sum())
+            magnitude, lost = a.sum(), torch.where(keep, 0, a).sum()
             if project is not None:
-                kept, flipped = self._compare(sample, project, keep & (z > 0))
-        counts = [zeros + nonzeros, zeros, dropped if sparse else 0, magnitude, lost, kept, flipped]
-        self.counts = torch.tensor(counts, dtype=torch.float64)
+                kept, flipped = self._compare(sample, project, keep & (z > 0), none)
+        counts = [zeros + nonzeros, zeros, dropped if sparse else none, magnitude, lost, kept, flipped]
+        self.counts = torch.stack([one.to(torch.float64) for one in counts])  # no `.item()`: it would break a graph
         self.tokens = 0
 
-    def _compare(self, sample: torch.Tensor, project: Project, keep: torch.Tensor) -> tuple[int, int]:
+    def _compare(
+        self, sample: torch.Tensor, project: Project, keep: torch.Tensor, none: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         before, self._watched = self._watched, (sample[:WATCHED_TOKENS].clone(), keep[:WATCHED_TOKENS].clone())
         if before is None:
-            return 0, 0
+            return none, none
         inputs, mask = before
-        z = project(inputs)[..., : mask.shape[-1]]
-        return int(mask.sum()), int((mask & ~keep_mask(z.relu())).sum())
+        z = _whole(project(inputs))[..., : mask.shape[-1]]
+        return mask.sum(), (mask & ~keep_mask(z.relu())).sum()
+
+
+def _whole(z: torch.Tensor) -> torch.Tensor:
+    """A DTensor gathered, so that every rank counts all features; others as they are."""
+    tensor = sys.modules.get("torch.distributed.tensor")  # importing it takes a second
+    return z if tensor is None or not isinstance(z, tensor.DTensor) else z.full_tensor()
 
 
 def observers(models: Iterable[torch.nn.Module]) -> list[Observer]:
@@ -104,7 +114,7 @@ def sum_over_ranks(models: Iterable[torch.nn.Module], layers: int) -> torch.Tens
     total = torch.zeros(layers, len(COLUMNS), dtype=torch.float64)
     for observer in observers(models):
         if observer.counts is not None:
-            total[observer.layer] += observer.counts
+            total[observer.layer] += observer.counts.cpu()
     total = total.to(accelerator.device())
     dist.all_reduce(total)
     return total.cpu()

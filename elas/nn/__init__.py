@@ -17,7 +17,8 @@ for Megatron-core do, so that weights move between them. 2:4 is on from the firs
 """
 
 from elas.kernels.relu2_24 import Relu24Options
-from elas.model.activation import count_steps, set_sparse, set_step
+from elas.model.activation import set_sparse, set_step
+from elas.model.counting import count_steps
 from elas.nn.ffn import LowRankFFN, SparseFFN
 from elas.nn.linear import LowRankLinear
 from elas.nn.loro import LORO

@@ -17,7 +17,7 @@ from elas.kernels.relu2_24 import Relu24Options, ffn_core
 from elas.model.activation import SparseSwitch
 from elas.model.core_call import Core, with_bias
 from elas.nn.linear import LowRankLinear
-from elas.nn.settings import check_choice, check_size, sparsity_of
+from elas.nn.settings import check_choice, check_parameters, check_size, sparsity_of
 
 ACTIVATIONS = ("relu2", "swiglu")
 
@@ -25,10 +25,20 @@ ACTIVATIONS = ("relu2", "swiglu")
 class _FFN(SparseSwitch):
     """What both have: the core between two linears, or a gate before the second."""
 
+    DENSE_STEPS = "dense_steps"
+
     def __init__(
-        self, ffn_hidden_size: int, activation: str, options: Relu24Options | None, dense_steps: int, kernel: str
+        self,
+        ffn_hidden_size: int,
+        activation: str,
+        options: Relu24Options | None,
+        dense_steps: int,
+        kernel: str,
+        bias: bool,
+        dtype: torch.dtype | None,
     ):
         check_choice("activation", activation, ACTIVATIONS)
+        check_parameters(bias, dtype, activation)
         check_size("ffn_hidden_size", ffn_hidden_size)
         sparsity = sparsity_of(activation, options, dense_steps, ("ffn_hidden_size", ffn_hidden_size), kernel)
         super().__init__(sparsity, activation)
@@ -36,7 +46,8 @@ class _FFN(SparseSwitch):
         self.ffn_hidden_size = ffn_hidden_size
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew."""
+        """Draw all weights anew, and begin before the first step."""
+        super().reset_parameters()
         self.linear_fc1.reset_parameters()
         self.linear_fc2.reset_parameters()
 
@@ -76,7 +87,7 @@ class LowRankFFN(_FFN):
         dense_steps: training steps before 2:4 begins; something must count them: `elas.nn.count_steps`.
         implementation: of the core, by name, or `auto`; see `elas.kernels.relu2_24.ffn_core`.
         device: where parameters are made, as in torch's layers.
-        dtype: of the parameters: fp64, fp32 or bf16.
+        dtype: of the parameters: fp64, fp32 or bf16 (with `swiglu` fp16, too).
 
     Raises:
         ConfigError: arguments that do not fit, one line.
@@ -98,7 +109,7 @@ class LowRankFFN(_FFN):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__(ffn_hidden_size, activation, options, dense_steps, implementation)
+        super().__init__(ffn_hidden_size, activation, options, dense_steps, implementation, bias, dtype)
         more = dict(bias=bias, init=init, activation=between, device=device, dtype=dtype)
         outputs = {"gate": ffn_hidden_size, "up": ffn_hidden_size} if self.gated else ffn_hidden_size
         self.linear_fc1 = LowRankLinear(check_size("hidden_size", hidden_size), outputs, rank, **more)
@@ -146,7 +157,7 @@ class SparseFFN(_FFN):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__(ffn_hidden_size, activation, options, dense_steps, implementation)
+        super().__init__(ffn_hidden_size, activation, options, dense_steps, implementation, bias, dtype)
         check_size("hidden_size", hidden_size)
         more = dict(bias=bias, device=device, dtype=dtype)
         if self.gated:

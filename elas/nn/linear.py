@@ -18,7 +18,7 @@ from elas.kernels.relu2_24 import Relu24Options
 from elas.model.activation import Activation
 from elas.model.core_call import Core, with_bias
 from elas.model.factor_std import factor_std
-from elas.nn.settings import check_choice, check_size, sparsity_of
+from elas.nn.settings import check_choice, check_parameters, check_size, sparsity_of
 
 INITS = ("lowrank", "cola")
 ACTIVATIONS = (None, "silu", "relu2")
@@ -29,6 +29,10 @@ def whole(u: Tensor) -> Tensor:
     if (tensor := sys.modules.get("torch.distributed.tensor")) is None or not isinstance(u, tensor.DTensor):
         return u
     return u.redistribute(u.device_mesh, [one if one.is_shard() else tensor.Replicate() for one in u.placements])
+
+
+class _Between(Activation):
+    DENSE_STEPS = "dense_steps"
 
 
 class LowRankLinear(torch.nn.Module):
@@ -47,7 +51,7 @@ class LowRankLinear(torch.nn.Module):
         options: of `relu2`; see `Relu24Options`.
         dense_steps: training steps before 2:4 begins; something must count them: `elas.nn.count_steps`.
         device: where parameters are made, as in torch's layers.
-        dtype: of the parameters.
+        dtype: of the parameters: fp64, fp32, bf16 or, without `relu2`, fp16.
 
     Attributes:
         energy_kept: after `from_linear`, the share of the squared weights that the factors hold; else None.
@@ -78,6 +82,7 @@ class LowRankLinear(torch.nn.Module):
         for size in self.outputs.values():
             check_size("out_features", size)
         check_choice("init", init, INITS)
+        check_parameters(bias, dtype, activation)
         self.init, self.energy_kept = init, None
         self.activation = self._activation(activation, options, dense_steps)
         factory = dict(device=device, dtype=dtype)
@@ -98,7 +103,7 @@ class LowRankLinear(torch.nn.Module):
             chosen = None
         width = "rank", self.rank
         sparsity = sparsity_of(kind, options, dense_steps, width, "auto")
-        return Activation(sparsity, kind) if kind in ("silu", "relu2") else chosen
+        return _Between(sparsity, kind) if kind in ("silu", "relu2") else chosen
 
     def _name(self, what: str, pair: str) -> str:
         return what if len(self.outputs) == 1 else f"{what}_{pair}"
@@ -129,6 +134,8 @@ class LowRankLinear(torch.nn.Module):
             torch.nn.init.normal_(factor, 0.0, factor_std(self.init, self.rank, size, self.in_features, size))
             if bias is not None:
                 torch.nn.init.zeros_(bias)
+        if isinstance(self.activation, Activation):
+            self.activation.reset_parameters()
         self.energy_kept = None
 
     @classmethod
@@ -137,7 +144,7 @@ class LowRankLinear(torch.nn.Module):
         """The best rank-r approximation of a full-rank linear (truncated SVD, both factors with root Σ).
 
         Args:
-            linear: its weight, bias, device and dtype are taken over; it is not changed.
+            linear: its weight, bias, device and dtype are taken over, and whether they train; it is not changed.
             rank: r, at most the smaller of its two widths.
             more: as `LowRankLinear`'s.
 
@@ -152,10 +159,15 @@ class LowRankLinear(torch.nn.Module):
         most = min(linear.in_features, linear.out_features)
         if check_size("rank", rank) > most:
             raise ConfigError("rank", rank, f"the weight has rank {most} at most", f"give {most} or less")
-        weight = linear.weight
+        weight = linear.weight  # of a frozen linear: frozen factors
         factory = {"device": weight.device, "dtype": weight.dtype}
         has_bias = linear.bias is not None
         one = cls(linear.in_features, linear.out_features, rank, **{"bias": has_bias, **factory, **more})
+        one.train(linear.training)
+        for factor in (one.factor_in, one.factor_out):
+            factor.requires_grad_(weight.requires_grad)
+        if has_bias and one.bias is not None:
+            one.bias.requires_grad_(linear.bias.requires_grad)
         if weight.is_meta:
             return one
         u, sigma, vh = torch.linalg.svd(weight.to(torch.promote_types(weight.dtype, torch.float32)), False)
@@ -184,9 +196,11 @@ class LowRankLinear(torch.nn.Module):
         )
         pairs = zip(self.output_factors, factor.split(self.rank))
         linear.weight.copy_(torch.cat([out @ into for out, into in pairs]))
+        linear.weight.requires_grad_(any(p.requires_grad for p in (factor, *self.output_factors)))
         if bias:
             linear.bias.copy_(torch.cat(self.biases))
-        return linear
+            linear.bias.requires_grad_(any(one.requires_grad for one in self.biases))
+        return linear.train(self.training)
 
     def bottleneck(self, x: Tensor) -> Tensor:
         """Input side: `x [..., i]` to `u [..., n·r]`."""

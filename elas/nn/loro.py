@@ -11,7 +11,7 @@ import torch
 
 from elas.errors import ConfigError
 from elas.nn.linear import LowRankLinear
-from elas.nn.settings import check_choice, check_size
+from elas.nn.settings import check_choice, check_count
 from elas.optim.adamw import parameter_groups
 from elas.optim.loro import Loro, corrected, refresh
 from elas.optim.riemannian import NotTaken, exact_step
@@ -48,7 +48,8 @@ class LORO(Loro):
         not_taken: pairs that made the approximate step in the last exact one: without full rank, or the SVD failed.
 
     Raises:
-        ConfigError: no low-rank layer, a non-linearity between factors, or an argument that does not fit.
+        ConfigError: no model, no low-rank layer, sharded factors, a non-linearity between factors, or an argument that
+            does not fit.
     """
 
     def __init__(
@@ -62,24 +63,32 @@ class LORO(Loro):
         exact_every: int | None = 500,
         refresh: str = "with_exact",
     ):
+        if not isinstance(model, torch.nn.Module):
+            why = "is not a model, whose low-rank layers LORO must know"
+            raise ConfigError("model", type(model).__name__, why, "give the torch.nn.Module itself, not its parameters")
         check_choice("refresh", refresh, REFRESHES)
         if exact_every is not None:
-            check_size("exact_every", exact_every)
+            check_count("exact_every", exact_every, "give a number of steps such as 500, or None for no exact steps")
         if not lr >= 0:
             raise ConfigError("lr", lr, "is not a number of 0 or more", "give one such as 1e-3")
         self.exact_every, self.refresh, self.not_taken = exact_every, refresh, 0
-        self.pairs = list(_pairs(model))
+        self.model, self.pairs = model, list(_pairs(model))
         if not self.pairs:
             raise ConfigError("model", type(model).__name__, "has no LowRankLinear", "use torch.optim.AdamW")
+        for pair in self.pairs:
+            _check_whole(pair)
         super().__init__(_groups(model, self.pairs, weight_decay), lr=lr, betas=betas, eps=eps)
         for group in self.param_groups:
             group.setdefault("steps", 0)  # here, so that `state_dict` has it
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step: approximate, or exact where it is due."""
-        for pair in self.pairs:
-            _check_whole(pair)
+        """One step: approximate, or exact where it is due.
+
+        Raises:
+            ConfigError: the model's low-rank layers are sharded, or have been replaced.
+        """
+        self._check_held()
         if closure is not None:
             with torch.enable_grad():
                 closure = _once(closure())
@@ -94,6 +103,22 @@ class LORO(Loro):
         if due and self.refresh != "none":
             refresh(self.state.values())
         return loss
+
+    def _check_held(self) -> None:
+        """That the model's layers still have the parameters that were given: `fully_shard` and the like replace them.
+
+        Raises:
+            ConfigError: they have others, or sharded ones.
+        """
+        now = list(_pairs(self.model))
+        for pair in now:
+            _check_whole(pair)
+        if [(id(p.factor_in), id(p.factor_out)) for p in now] != [
+            (id(p.factor_in), id(p.factor_out)) for p in self.pairs
+        ]:
+            why = "its low-rank layers have other parameters than when LORO was made, so a step would not train them"
+            fix = "make LORO anew, after layers are replaced"
+            raise ConfigError("model", type(self.model).__name__, why, fix)
 
     def _exact(self) -> None:
         of = {p: group for group in self.param_groups for p in group["params"]}

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import torch
 
-from elas.errors import UserError
+from elas.errors import ConfigError, UserError
 from elas.model.observe import by_layer, shares
+from elas.nn.settings import check_count
 
 
 @contextlib.contextmanager
@@ -28,9 +29,16 @@ def observe(model: torch.nn.Module, tokens: int = 1024) -> Iterator[dict]:
         look; and `layers`, the same by layer in order of modules.
 
     Raises:
+        ConfigError: a number of tokens that is none, or a model without a squared ReLU.
         UserError: no squared ReLU ran in the block.
     """
-    watched = [module.observer for module in model.modules() if hasattr(module, "observer")]
+    check_count("tokens", tokens, "give a number of tokens, such as 1024")
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError("model", type(model).__name__, "is not a model", "give a torch.nn.Module")
+    watched = [module.observer for module in model.modules() if getattr(module, "is_relu2", False)]
+    if not watched:
+        fix = 'observe one with LowRankFFN or SparseFFN of activation="relu2", or leave it out'
+        raise ConfigError("model", type(model).__name__, "has no squared ReLU of elas.nn to look at", fix)
     for one in watched:
         one.tokens, one.counts = tokens, None
     seen: dict = {}
@@ -39,7 +47,7 @@ def observe(model: torch.nn.Module, tokens: int = 1024) -> Iterator[dict]:
     finally:
         for one in watched:
             one.tokens = 0
-    counts = [one.counts for one in watched if one.counts is not None]
+    counts = [one.counts.cpu() for one in watched if one.counts is not None]
     if not counts:
         raise UserError("observe saw no squared ReLU: run the model's forward pass inside the block")
     seen |= {**shares(sum(counts)), "layers": by_layer(torch.stack(counts))}

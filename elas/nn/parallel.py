@@ -28,7 +28,8 @@ class TensorParallelFFN(ParallelStyle):
         """Make the parameters DTensors; torch calls this.
 
         Raises:
-            ConfigError: another module, or d_ff that cannot be split into whole groups of four.
+            ConfigError: another module, or d_ff that does not split into whole groups of four (eight for
+                `compressed`).
         """
         if not isinstance(module, LowRankFFN | SparseFFN):
             raise ConfigError("module", type(module).__name__, "is no FFN of elas.nn", "name LowRankFFNs or SparseFFNs")
@@ -36,9 +37,16 @@ class TensorParallelFFN(ParallelStyle):
             why = "gate and up stand in one weight, whose halves a shard would not hold"
             raise ConfigError("activation", "swiglu", why, "use LowRankFFN, or two linears of your own")
         size, ranks = module.ffn_hidden_size, device_mesh.size()
-        unit = 4 if module.can_be_sparse else 1
+        unit, need = (4, "whole 2:4 groups") if module.can_be_sparse else (1, "equal shares")
+        options = module.options_when_sparse
+        if unit == 4 and (options.ffn_memory, options.method, options.gradient) == (
+            "compressed",
+            "magnitude",
+            "masked",
+        ):
+            unit, need = 8, "pairs of 2:4 groups, which compressed memory packs in one byte"
         if size % (unit * ranks):
-            why = f"{ranks} ranks need {'whole 2:4 groups' if unit > 1 else 'equal shares'}"
+            why = f"{ranks} ranks need {need}"
             raise ConfigError("ffn_hidden_size", size, why, f"give a multiple of {unit * ranks}")
         for name, linear in (("linear_fc1", module.linear_fc1), ("linear_fc2", module.linear_fc2)):
             distribute_module(linear, device_mesh, _placed(name))

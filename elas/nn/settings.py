@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 
+import torch
+
 from elas.config import SparsityConfig
 from elas.errors import ConfigError
-from elas.kernels.relu2_24 import Relu24Options
+from elas.kernels.relu2_24 import Relu24Options, registry
+from elas.kernels.relu2_24.options import DTYPES
 
 
 def check_size(name: str, value: object) -> int:
@@ -13,8 +16,17 @@ def check_size(name: str, value: object) -> int:
     Raises:
         ConfigError: it is not a whole number above 0.
     """
+    return check_count(name, value, "give a number of features, such as 256")
+
+
+def check_count(name: str, value: object, fix: str) -> int:
+    """A number of whatever the fix says.
+
+    Raises:
+        ConfigError: it is not a whole number above 0.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(name, value, "is not a whole number above 0", "give a number of features, such as 256")
+        raise ConfigError(name, value, "is not a whole number above 0", fix)
     return value
 
 
@@ -26,6 +38,45 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """
     if value not in choices:
         raise ConfigError(name, value, "is not a choice", f"use {' | '.join(map(str, choices))}")
+
+
+def check_parameters(bias: object, dtype: object, kind: object) -> None:
+    """Refuse parameters that the layer would not compute with.
+
+    Args:
+        bias: whether there are biases.
+        dtype: of the parameters; None: torch's default.
+        kind: the non-linearity; a squared ReLU takes fewer dtypes.
+
+    Raises:
+        ConfigError: another kind of value, or fp16 under a squared ReLU.
+    """
+    if not isinstance(bias, bool):
+        raise ConfigError("bias", bias, "is not a boolean", "give True or False")
+    found = torch.get_default_dtype() if dtype is None else dtype
+    if kind == "relu2" and found == torch.float16:
+        raise ConfigError("dtype", found, "relu² overflows above 256", "use torch.bfloat16 or torch.float32")
+    if found not in (*DTYPES, torch.float16):
+        fix = "use torch.float64, torch.float32 or torch.bfloat16"
+        raise ConfigError("dtype", found, "is not a dtype that these layers compute in", fix)
+
+
+def check_implementation(name: object, kind: object, options: Relu24Options, key: str = "implementation") -> None:
+    """Refuse a kernel that does not compute these options, on whatever device.
+
+    Raises:
+        ConfigError: there is none such, or no core to compute.
+    """
+    if name == "auto":
+        return
+    if kind != "relu2":
+        raise ConfigError(key, name, f"the activation is {kind}, which has no kernel", "leave it out")
+    serving = registry.implementations(options.ffn_memory)
+    names = " | ".join(["auto", *(one.name for one in serving if one.supports(options) is None)])
+    found = next((one for one in serving if one.name == name), None)
+    why = f"does not serve ffn_memory={options.ffn_memory}" if found is None else found.supports(options)
+    if why is not None:
+        raise ConfigError(key, name, why, f"use {names}")
 
 
 def sparsity_of(
@@ -41,7 +92,8 @@ def sparsity_of(
         implementation: of the core; see `elas.kernels.relu2_24.ffn_core`.
 
     Raises:
-        ConfigError: options for another non-linearity, features that do not divide by 4, dense steps of nothing.
+        ConfigError: options for another non-linearity, features that do not divide by 4, dense steps of nothing, an
+            implementation that does not compute the options.
     """
     if options is not None and not isinstance(options, Relu24Options):
         raise ConfigError("options", options, "is not Relu24Options", "use elas.nn.Relu24Options(...)")
@@ -54,6 +106,7 @@ def sparsity_of(
         raise ConfigError("dense_steps", dense_steps, why, "give 0 for none, or a number such as 1000")
     if dense_steps and not options.sparse:
         raise ConfigError("dense_steps", dense_steps, "there is no 2:4 to begin after them", "leave it out")
+    check_implementation(implementation, kind, options)
     name, size = features
     if options.sparse and size % 4:
         fix = f"give a multiple of 4, such as {(size // 4 + 1) * 4}"

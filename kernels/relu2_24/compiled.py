@@ -22,7 +22,7 @@ from elas.kernels.relu2_24 import registry
 from elas.kernels.relu2_24.autocast import autocast_off
 from elas.kernels.relu2_24.options import Relu24Options
 from elas.kernels.relu2_24.passes import Operands
-from elas.kernels.relu2_24.reference import NO_SECOND
+from elas.kernels.relu2_24.reference import NO_SECOND, no_forward_mode
 
 # A number comes first after the tensors: DTensor's cache of shardings, as `register_sharding` sets it up, tells calls
 # apart by the arguments from the first int on, and would take one call's result for another's otherwise.
@@ -184,6 +184,7 @@ class _UnderFunc(torch.autograd.Function):
     """The operator, for `torch.func`'s gradients: what `register_autograd` makes is not for them."""
 
     generate_vmap_rule = True  # by the operator's own
+    jvp = staticmethod(no_forward_mode)
 
     @staticmethod
     def forward(*args) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,6 +207,7 @@ class _UnderFunc(torch.autograd.Function):
 
 class _BackwardUnderFunc(torch.autograd.Function):
     generate_vmap_rule = True
+    jvp = staticmethod(no_forward_mode)
 
     @staticmethod
     def forward(*args) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from elas.kernels.relu2_24.autocast import autocast_off
 from elas.kernels.relu2_24.options import Relu24Options
-from elas.kernels.relu2_24.reference import first_derivative_only
+from elas.kernels.relu2_24.reference import first_derivative_only, no_forward_mode
 
 Kept = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -68,6 +68,8 @@ def _rows(x: Tensor) -> Tensor:
 
 class _Core(torch.autograd.Function):
     """The two passes of an implementation, keeping u, the factors and what the forward pass says."""
+
+    jvp = staticmethod(no_forward_mode)  # Dynamo traces no function with a jvp; it sees the operator of compiled.py
 
     @staticmethod
     def forward(ctx, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, passes: Passes) -> Tensor:

@@ -24,6 +24,15 @@ NO_SECOND = (
     "relu2_24 has no second derivative in fused or compressed memory or with ste: leave create_graph out, "
     "or use ffn_memory eager with gradient masked"
 )
+NO_FORWARD_MODE = (
+    "relu2_24 has no forward mode (jvp, jacfwd, hessian) in fused or compressed memory or with ste: "
+    "use ffn_memory eager with gradient masked"
+)
+
+
+def no_forward_mode(*_) -> None:
+    """The `jvp` of autograd functions, in place of torch's, whose error tells an author to write one."""
+    raise NotImplementedError(NO_FORWARD_MODE)
 
 
 def first_derivative_only(backward: Callable) -> Callable:
@@ -88,6 +97,10 @@ class _StraightThrough(torch.autograd.Function):
         return no_second(ds, *ctx.saved_tensors), None, None
 
 
+class _StraightThroughUntraced(_StraightThrough):
+    jvp = staticmethod(no_forward_mode)  # a class of its own: Dynamo does not trace functions with a jvp
+
+
 def prune_magnitude(rho: Tensor, keep: Tensor) -> Tensor:
     """`ρ²` where kept, else 0: `[..., f]` in the dtype of `rho [..., f]`; keep is bool `[..., f]`."""
     return torch.where(keep, rho.square(), 0)
@@ -130,7 +143,8 @@ def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
     if not options.sparse or options.gradient == "masked":
         return prune(rho, options)
     scale = options.scale if options.method == "soft_threshold" else 1.0
-    return _StraightThrough.apply(scale * rho.square(), prune(rho.detach(), options), anchor_of(rho))
+    run = _StraightThrough if torch.compiler.is_compiling() else _StraightThroughUntraced
+    return run.apply(scale * rho.square(), prune(rho.detach(), options), anchor_of(rho))
 
 
 def ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options) -> Tensor:

@@ -42,6 +42,8 @@ def megatron_config(**fields):
 
 def by_builder() -> dict:
     """What the tests ask of models that `elas_builder` makes."""
+    from megatron.core import parallel_state as mpu
+
     from elas import parallel
     from elas.config import ParallelConfig
     from elas.errors import UserError
@@ -50,7 +52,7 @@ def by_builder() -> dict:
 
     parallel.initialize(ParallelConfig(tensor=2), seed=1)
     config = megatron_config(tensor_model_parallel_size=2)
-    found = {}
+    found = {"gloo": mpu.get_data_parallel_group_gloo().size()}
     model = elas_builder(arguments("--rank", "16"), True, True, None, config=config)
     found["names"] = [name for name, _ in model.named_parameters()]
     found["stds"] = {name: (float(p.std()), getattr(p, "init_std", None)) for name, p in model.named_parameters()}
@@ -84,12 +86,15 @@ def by_builder() -> dict:
         (("--rank", "16", "--sparsity-24"), {"squared_relu": False}, SWIGLU_FIELDS),
         (("--rank", "16"), {}, {"activation_func": torch.nn.functional.gelu}),
         (("--rank", "16"), {}, {"attention_backend": "flash"}),
+        (("--rank", "16", "--sparsity-backward", "split"), {}, {}),
+        (("--rank", "18", "--low-rank", "cola", "--low-rank-activation", "relu2"), {}, {}),
     ):
         try:
             other = megatron_config(tensor_model_parallel_size=2, **fields)
             elas_builder(arguments(*given, **megatron), True, True, None, config=other)
         except UserError as refusal:
             found["refused"].append(str(refusal))
+            assert refusal.__cause__ is None and (refusal.__context__ is None or refusal.__suppress_context__)
     swiglu = megatron_config(tensor_model_parallel_size=2, **SWIGLU_FIELDS)
     model = elas_builder(arguments("--rank", "16", squared_relu=False), True, True, None, config=swiglu)
     found["swiglu"] = float(loss_of(model, *batch()))
@@ -105,7 +110,7 @@ def initialised() -> dict:
     parallel.initialize(ParallelConfig(tensor=2), seed=1)
     found: dict = {"alike": {}, "split": set(), "drawn": {}}
     for kind in ("lowrank", "none"):
-        args = arguments("--rank", "16", "--low-rank", kind)
+        args = arguments(*(["--rank", "16"] if kind == "lowrank" else []), "--low-rank", kind)
         torch.manual_seed(5)
         config = megatron_config(tensor_model_parallel_size=2, use_cpu_initialization=True)
         model = elas_builder(args, True, True, None, config=config)

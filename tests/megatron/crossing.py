@@ -164,6 +164,8 @@ def refused(folder: str) -> tuple[list[str], list[str]]:
         ({"model.norm_eps": 1e-3}, theirs),
         ({"model.num_layers": 8}, theirs),
         ({"model.tie_embeddings": True}, theirs),
+        ({"model.ffn_hidden_size": 256}, theirs),
+        ({"sparsity.kind": "none"}, theirs),
         ({"model.activation": "swiglu", "sparsity.kind": "none"}, theirs),
         ({"optimizer.kind": "loro"}, theirs),
         ({"train.run_dir": str(ours)}, theirs),
@@ -226,7 +228,7 @@ def _of_megatron(config, distributed: bool):
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-    from elas.model.activation import count_steps
+    from elas.model.counting import count_steps
     from elas.model.provider import make_model_provider
 
     model = make_model_provider(config)()
@@ -283,17 +285,39 @@ def _save(wrapped, optimizer, distributed: bool, folder: str, config) -> None:
     torch.distributed.barrier()
     state = _state(wrapped, optimizer, metadata, loading=False)
     state["iteration"] = SECOND
-    state["args"] = argparse.Namespace(
-        num_layers=config.model.num_layers,
-        norm_epsilon=config.model.norm_eps,
-        swiglu=config.model.activation == "swiglu",
-        squared_relu=config.model.activation == "relu2",
+    state["args"] = _arguments(config)
+    one_thread = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
+    dist_checkpointing.save(state, folder, sharded_strategy=one_thread, content_metadata=metadata)
+
+
+def _arguments(config) -> argparse.Namespace:
+    """What Megatron-LM saves of its arguments, as far as its checkpoints are compared by them."""
+    model, low_rank = config.model, config.low_rank
+    return argparse.Namespace(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        layernorm_epsilon=model.norm_eps,
+        layernorm_zero_centered_gamma=False,
+        rotary_percent=1.0,
+        swiglu=model.activation == "swiglu",
+        squared_relu=model.activation == "relu2",
+        bf16=config.train.dtype == "bfloat16",
+        untie_embeddings_and_output_weights=not model.tie_embeddings,
+        low_rank_kind=low_rank.kind,
+        low_rank_rank=low_rank.rank,
+        low_rank_activation=low_rank.activation,
+        sparsity_24=config.sparsity.kind == "2:4",
+        dense_steps=config.sparsity.dense_steps,
+        sparsity_method="magnitude",
+        sparsity_gradient="masked",
+        sparsity_backward="dense",
+        sparsity_ffn_memory="fused",
+        sparsity_scale=1.0,
+        sparsity_implementation="auto",
         consumed_train_samples=SECOND * config.train.global_batch_size,
         tensor_model_parallel_size=1,
         world_size=2,
     )
-    one_thread = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
-    dist_checkpointing.save(state, folder, sharded_strategy=one_thread, content_metadata=metadata)
 
 
 def _train(wrapped, optimizer, config, step: int) -> float:

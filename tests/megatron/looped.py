@@ -103,7 +103,8 @@ def count_steps_of(accumulate: int) -> list[tuple[bool, bool]]:
     """Two dense steps asked for, each of `accumulate` passes: is 2:4 on, in training and in the evaluation after it."""
     from elas import parallel
     from elas.config import ParallelConfig
-    from elas.model.activation import SparseSwitch, count_steps
+    from elas.model.activation import SparseSwitch
+    from elas.model.counting import count_steps
     from elas.model.provider import make_model_provider
 
     parallel.initialize(ParallelConfig(), seed=1)

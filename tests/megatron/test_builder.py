@@ -40,6 +40,7 @@ def test_the_builder_follows_the_arguments():
     for found in built():
         assert "decoder.layers.0.mlp.linear_fc1.factor_out" in found["names"]
         assert found["sparse"] and all(found["sparse"])  # on from the start, without dense steps
+        assert found["gloo"] == 1  # there, for Megatron-LM's optimizers, which ask for it on a CPU too
         assert 5 < found["loss"] < 7 and 5 < found["swiglu"] < 7  # ln 256 = 5.5, untrained
         assert found["independent"] == built()[0]["independent"] != found["loss"]
 
@@ -52,6 +53,7 @@ def test_dense_steps_follow_megatrons_iterations():
 def test_arguments_that_cannot_be_followed_are_refused():
     names = ("--reset-attention-mask=True", "--position-embedding-type=", "low_rank.rank=65")
     names += ("ffn_activation='swiglu': 2:4", "activation_func='gelu'", "attention_backend='flash'")
+    names += ("--sparsity-backward='split': not with --ffn-memory=fused", "low_rank.rank=18: does not split into")
     refused = built()[0]["refused"]
     assert len(refused) == len(names)
     for name, message in zip(names, refused):

@@ -10,7 +10,7 @@ from torch.distributed.tensor.parallel import parallelize_module
 
 from elas.errors import ConfigError
 from elas.kernels.relu2_24 import Relu24Options, ffn_core
-from elas.nn import LowRankFFN, SparseFFN
+from elas.nn import LowRankFFN, SparseFFN, observe
 from elas.nn.parallel import TensorParallelFFN
 
 OPTIONS = {
@@ -53,6 +53,13 @@ def tensor_parallel(compiled: bool) -> dict[str, float]:
             torch._dynamo.reset()
             split.compile(backend="aot_eager", fullgraph=True)
         found[kind] = max(float((a - b).abs().max()) for a, b in zip(_grads(split, x, dy), want, strict=True))
+        if plain.is_relu2:
+            seen = []
+            for ffn in (plain, split):
+                with observe(ffn) as counted:
+                    ffn(x)
+                seen.append(counted)
+            found[f"{kind}, observed"] = 0.0 if seen[0] == seen[1] else 1.0
         if not compiled:
             assert split.linear_fc2.weight.to_local().shape[1] == 16 if kind == "full rank" else True
     return found
@@ -83,6 +90,19 @@ def by_hand() -> tuple[dict[str, float], str]:
     return found, "taken"
 
 
+def cut_groups() -> list[str]:
+    """What is said when a layer is split whose groups, or pairs of them in compressed memory, do not divide."""
+    mesh, said = init_device_mesh("cpu", (dist.get_world_size(),)), []
+    for size, memory in ((20, "fused"), (24, "compressed"), (24, "fused")):
+        ffn = LowRankFFN(16, size, 4, options=Relu24Options(ffn_memory=memory))
+        try:
+            parallelize_module(ffn, mesh, TensorParallelFFN())
+            said.append("taken")
+        except ConfigError as error:
+            said.append(str(error))
+    return said
+
+
 def fully_sharded() -> dict[str, float]:
     """FSDP2 at each linear, against plain: averaged gradients of the same batch on every rank are its own."""
     from torch.distributed.fsdp import fully_shard
@@ -98,3 +118,27 @@ def fully_sharded() -> dict[str, float]:
         fully_shard(split)
         found[kind] = max(float((a - b).abs().max()) for a, b in zip(_grads(split, x, dy), _grads(plain, x, dy)))
     return found
+
+
+def loro_on_shards() -> list[str]:
+    """What LORO says of factors that are sharded after it was made, by FSDP2 and by hand, and before."""
+    from torch.distributed.fsdp import fully_shard
+
+    from elas.nn import LORO
+
+    mesh, said = init_device_mesh("cpu", (dist.get_world_size(),)), []
+
+    def refusal(call) -> str:
+        try:
+            call()
+        except ConfigError as error:
+            return str(error)
+        return "taken"
+
+    for shard in (fully_shard, lambda ffn: parallelize_module(ffn, mesh, TensorParallelFFN())):
+        ffn = LowRankFFN(16, 32, 4)
+        optimizer = LORO(ffn)
+        shard(ffn)
+        ffn(torch.randn(3, 16)).sum().backward()
+        said += [refusal(optimizer.step), refusal(lambda ffn=ffn: LORO(ffn))]
+    return said

@@ -130,6 +130,16 @@ def test_from_linear_is_the_best_of_its_rank(dtype, tolerance):
     assert LowRankLinear.from_linear(nn.Linear(20, 12, device="meta"), 5).factor_in.is_meta
 
 
+def test_frozen_linears_stay_frozen():
+    full = nn.Linear(8, 8).eval()
+    full.weight.requires_grad_(False)
+    low = LowRankLinear.from_linear(full, 4)
+    assert {name for name, p in low.named_parameters() if p.requires_grad} == {"bias"} and not low.training
+    back = low.to_linear()
+    assert not back.weight.requires_grad and back.bias.requires_grad and not back.training
+    assert all(p.requires_grad for p in LowRankLinear.from_linear(nn.Linear(8, 8), 4).to_linear().parameters())
+
+
 def test_copies_and_meta():
     ffn = LowRankFFN(8, 16, 4, bias=True)
     x = torch.randn(3, 8)
@@ -161,6 +171,30 @@ REFUSED = {
     "share": (lambda: LowRankFFN(8, 16, 4, dense_steps=0.2), "dense_steps=0.2: "),
     "rank of an SVD": (lambda: LowRankLinear.from_linear(nn.Linear(8, 6), 7), "rank=7: .*6 or less"),
     "no linear": (lambda: LowRankLinear.from_linear(nn.Identity(), 2), "linear='Identity': "),
+    "fp16": (lambda: LowRankFFN(8, 16, 4, dtype=torch.float16), "dtype=torch.float16: relu² overflows .*bfloat16"),
+    "fp16, full rank": (lambda: SparseFFN(8, 16, dtype=torch.float16), "dtype=torch.float16: "),
+    "fp16 between": (lambda: LowRankLinear(8, 8, 4, activation="relu2", dtype=torch.float16), "dtype=torch.float16: "),
+    "fp16 of a linear": (
+        lambda: LowRankLinear.from_linear(nn.Linear(8, 8, dtype=torch.float16), 4, activation="relu2"),
+        "dtype=torch.float16: ",
+    ),
+    "whole numbers": (lambda: LowRankLinear(8, 8, 4, dtype=torch.int32), "dtype=torch.int32: "),
+    "dtype in words": (lambda: SparseFFN(8, 16, dtype="bf16"), "dtype='bf16': "),
+    "no kernel": (lambda: LowRankFFN(8, 16, 4, implementation="cuda"), r"implementation='cuda': .*use auto \| "),
+    "kernel of another memory": (
+        lambda: SparseFFN(8, 16, options=Relu24Options(ffn_memory="eager"), implementation="triton"),
+        r"implementation='triton': does not serve ffn_memory=eager; use auto \| reference",
+    ),
+    "kernel of another backward": (
+        lambda: SparseFFN(8, 16, options=Relu24Options(ffn_memory="eager"), implementation="split"),
+        "implementation='split': computes the split backward pass only; ",
+    ),
+    "kernel of a gate": (
+        lambda: SparseFFN(8, 16, activation="swiglu", implementation="torch"),
+        "implementation='torch'",
+    ),
+    "bias": (lambda: LowRankFFN(8, 16, 4, bias="no"), "bias='no': is not a boolean; give True or False"),
+    "bias of a linear": (lambda: LowRankLinear(8, 16, 4, bias=1), "bias=1: "),
     "cola merged": (lambda: LowRankLinear(8, 8, 4, activation="silu").to_linear(), "activation="),
 }
 

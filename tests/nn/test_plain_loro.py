@@ -115,10 +115,28 @@ def test_a_pair_without_full_rank_makes_the_approximate_step():
     assert not torch.equal(model.factor_out, before)
 
 
+def test_layers_replaced_under_it_are_refused():
+    model, x = model_and_batch()
+    optimizer = LORO(model)
+    backward(model, x)
+    optimizer.step()
+    model[2].linear_fc1 = LowRankLinear(8, 16, 2)
+    backward(model, x)
+    with pytest.raises(ConfigError, match=r"model='Sequential': .*other parameters than when LORO was made") as said:
+        optimizer.step()
+    assert "\n" not in str(said.value)
+    LORO(model).step()
+
+
 REFUSED = {
     "no low rank": (lambda: LORO(nn.Linear(4, 4)), "model='Linear': .*AdamW"),
     "cola": (lambda: LORO(nn.Sequential(LowRankLinear(8, 8, 4, activation="silu"))), r"model\.0=.*non-linearity"),
-    "every": (lambda: LORO(LowRankLinear(8, 8, 4), exact_every=0), "exact_every=0: "),
+    "every": (lambda: LORO(LowRankLinear(8, 8, 4), exact_every=0), "exact_every=0: .*of steps such as 500, or None"),
+    "parameters": (
+        lambda: LORO(LowRankLinear(8, 8, 4).parameters()),
+        "model='generator': .*the torch.nn.Module itself",
+    ),
+    "list": (lambda: LORO([LowRankLinear(8, 8, 4)]), "model='list': is not a model"),
     "refresh": (lambda: LORO(LowRankLinear(8, 8, 4), refresh="always"), "refresh='always': "),
     "lr": (lambda: LORO(LowRankLinear(8, 8, 4), lr=-1.0), "lr=-1.0: "),
 }
@@ -151,3 +169,37 @@ def test_observe_counts_what_is_there():
     assert seen["layers"]["mask_flips"][0] > 0.3  # what was kept is negative now
     with pytest.raises(UserError, match="no squared ReLU"), observe(nn.Linear(2, 2)):
         pass
+
+
+def test_observe_refuses_what_it_would_not_count():
+    ffn = LowRankFFN(8, 16, 4)
+    for tokens in (0, -5, 2.5, True):
+        with pytest.raises(ConfigError, match=f"^tokens={tokens}: .*; give a number of tokens"), observe(ffn, tokens):
+            pass
+    for model in (nn.Linear(2, 2), LowRankFFN(8, 16, 4, activation="swiglu"), ffn.parameters()):
+        with pytest.raises(ConfigError, match=rf"^model='{type(model).__name__}': ") as said, observe(model):
+            pass
+        assert "\n" not in str(said.value)
+    with pytest.raises(UserError, match="inside the block"), observe(ffn):
+        pass
+
+
+def test_observe_sees_a_compiled_model_whole():
+    """With fullgraph, so without a graph break; three graphs: without a look, at the first look, at the next ones."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(LowRankFFN(8, 16, 4), LowRankFFN(8, 16, 4))
+    torch._dynamo.reset()
+    graphs, stats = [], torch._dynamo.utils.counters["stats"]
+    compiled = torch.compile(copy.deepcopy(plain), backend="aot_eager", fullgraph=True)
+    before = stats["unique_graphs"]
+    for _ in range(4):
+        x = torch.randn(40, 8)
+        compiled(x)
+        found = []
+        for model in (plain, compiled):
+            with observe(model, tokens=16) as seen:
+                model(x)
+            found.append(seen)
+        assert found[0] == found[1]
+        graphs.append(stats["unique_graphs"] - before)
+    assert graphs[-1] == 3

@@ -114,6 +114,10 @@ class CompressedRelu24(torch.autograd.Function):
         return reference.no_second(dz, anchor), None, None
 
 
+class _CompressedUntraced(CompressedRelu24):
+    jvp = staticmethod(reference.no_forward_mode)  # a class of its own: Dynamo does not trace functions with a jvp
+
+
 class TorchCompressed:
     """`Passes` of compressed memory: what `compress` gives serves both products of the backward pass."""
 
@@ -144,4 +148,5 @@ def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
     """`reference.relu2_24`, same values, keeping the compressed form; differentiable once."""
     if not (transformed() or (torch.is_grad_enabled() and z.requires_grad)):
         return reference.relu2_24(z, options)  # nothing to keep: the same values without packing
-    return CompressedRelu24.apply(z, reference.anchor_of(z), options)[0]
+    run = CompressedRelu24 if torch.compiler.is_compiling() else _CompressedUntraced
+    return run.apply(z, reference.anchor_of(z), options)[0]

@@ -1,0 +1,109 @@
+"""Training steps, counted by an optimizer for layers with dense steps: `count_steps`, once before a loop.
+
+Steps are counted where the optimizer has taken one, so neither gradient accumulation nor recomputation in the backward
+pass is counted, and a step that is skipped is not either. Models get no hooks, so they compile, copy and pickle as
+without; the counter holds them weakly and looks for their layers at every step, as they are then.
+"""
+
+import weakref
+from collections.abc import Iterable
+
+import torch
+
+from elas.errors import ConfigError
+from elas.model.activation import SparseSwitch, switches
+
+
+class _Counter:
+    """Steps of one model (or of several that share layers), by the optimizer that has taken most of them.
+
+    Optimizers that each move a part of the model step once a step; one that takes another's place goes on from where
+    that was. Both come out right by giving each a count of its own, from the total at its first call on.
+    """
+
+    def __init__(self, total: int):
+        self.total = total
+        self.models: list[weakref.ref] = []
+        self.counts: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
+
+    def add(self, models: Iterable[torch.nn.Module], optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        known = [ref() for ref in self.models]
+        self.models += [weakref.ref(model) for model in models if all(model is not one for one in known)]
+        for optimizer in optimizers:
+            if optimizer not in self.counts:
+                self.counts[optimizer] = self.total
+                optimizer.register_step_post_hook(self.after_step)
+        self.publish()
+
+    def layers(self) -> list[SparseSwitch]:
+        return [one for one in switches(ref() for ref in self.models if ref() is not None) if one.dense_steps]
+
+    def publish(self) -> None:
+        for layer in self.layers():
+            layer.counter = self
+            layer.taken(self.total)
+
+    def after_step(self, optimizer: torch.optim.Optimizer, _args, _kwargs) -> None:
+        if optimizer not in self.counts:  # of models that another counter has taken over
+            return
+        held = [layer.step for layer in self.layers() if layer.knows_step]
+        if held and max(held) != self.total:  # a checkpoint was loaded meanwhile: all go on from there
+            self.total = max(held)
+            for one in self.counts:
+                self.counts[one] = self.total
+        self.counts[optimizer] += 1
+        self.total = max(self.total, self.counts[optimizer])
+        self.publish()
+
+
+def count_steps(models: torch.nn.Module | list[torch.nn.Module], optimizer) -> None:
+    """Count training steps for dense steps, in a loop that is not ours.
+
+    Call it once, when the model and the optimizer are there; again for a layer that was put in later, a copy of the
+    model or another optimizer. A call more does not count twice.
+
+    Args:
+        models: the model, or its chunks; its wrappers (DDP, FSDP) may be given as well.
+        optimizer: a `torch.optim.Optimizer`, or one of Megatron-core's or DeepSpeed's around it. A step counts when it
+            steps; of several that each move a part of the model, each may be given, in calls of their own.
+
+    Raises:
+        ConfigError: no model, no optimizer, or one that does not hold any of the models' parameters.
+    """
+    models = [models] if isinstance(models, torch.nn.Module) else models
+    if not isinstance(models, list | tuple) or not all(isinstance(model, torch.nn.Module) for model in models):
+        raise ConfigError(
+            "models", type(models).__name__, "is not a model", "give a torch.nn.Module, or a list of them"
+        )
+    optimizers = _torch_optimizers(optimizer)
+    if not optimizers:
+        fix = "give the torch.optim.Optimizer that trains the model"
+        raise ConfigError("optimizer", type(optimizer).__name__, "is not an optimizer", fix)
+    _check_trains(models, optimizer)
+    layers = [layer for layer in switches(models) if layer.dense_steps]
+    counters = list({id(one.counter): one.counter for one in layers if one.counter is not None}.values())
+    counter = counters[0] if counters else _Counter(max((layer.step for layer in layers), default=0))
+    for other in counters[1:]:  # of models that were counted apart, and are one now
+        counter.total = max(counter.total, other.total)
+        counter.add([ref() for ref in other.models if ref() is not None], list(other.counts))
+        other.counts.clear()
+    counter.add(models, optimizers)
+
+
+def _check_trains(models: list[torch.nn.Module], optimizer) -> None:
+    """Of a plain optimizer alone: those of Megatron-core and DeepSpeed hold copies of parts of parameters."""
+    if not isinstance(optimizer, torch.optim.Optimizer) or not hasattr(optimizer, "param_groups"):
+        return
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if held and not any(id(parameter) in held for model in models for parameter in model.parameters()):
+        why = "holds none of the model's parameters, so its steps are not the model's"
+        fix = "give the optimizer that trains it, made after the model is in its final form (sharded, moved)"
+        raise ConfigError("optimizer", type(optimizer).__name__, why, fix)
+
+
+def _torch_optimizers(optimizer) -> list[torch.optim.Optimizer]:
+    """What Megatron-core's, DeepSpeed's and Accelerate's optimizers are wrapped around."""
+    if isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "_optimizer_step_post_hooks"):
+        return [optimizer]
+    inner = getattr(optimizer, "chained_optimizers", None) or [getattr(optimizer, "optimizer", None)]
+    return [one for each in inner if each is not None for one in _torch_optimizers(each)]
