@@ -91,10 +91,8 @@ def export_(argv: list[str]) -> int:
     adam = options.adam or adam_here()
     print(f"writing {options.target} from {found.path} (step {found.step}), for {adam} Adam", flush=True)
     facts = export(found, options.target, adam)
-    print(
-        f"to resume with it: elas.megatron.elas_builder and --load {options.target} --override-opt-param-scheduler, and for"
-    )
-    print(f"the same model {facts['flags']}, with a vocabulary padded to {facts['vocabulary']}")
+    print(f"to resume with it: elas.megatron.elas_builder, --load {options.target} --override-opt-param-scheduler,")
+    print(f"and for the same model {facts['flags']}, with a vocabulary padded to {facts['vocabulary']}")
     if not facts["moments"]:
         print("it holds weights only: the checkpoint has no AdamW moments")
     write_json(options.json, {**facts, "adam": adam, "checkpoint": str(found.path)})
