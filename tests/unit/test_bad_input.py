@@ -168,8 +168,8 @@ def test_empty_and_foreign_token_files_are_refused(corpus, tmp_path, capsys, no_
     for prefix, expected in (
         (empty, "the corpus is empty"),
         (foreign, "not a Megatron index"),
-        (cut_bin, "cut-bin.bin is cut short"),
-        (cut_idx, "cut-idx.idx is cut short"),
+        (cut_bin, "cut-bin.bin is truncated"),
+        (cut_idx, "cut-idx.idx is truncated"),
         (long, "long-bin.bin is longer than its index says"),
         (random, "random.idx is damaged"),
         (old, "old.idx has version 2"),
