@@ -107,7 +107,7 @@ def test_several_agents_of_torchrun_on_one_machine(host, master, chosen):
     "variables, found, known, told",
     [
         ({**SECOND, "MASTER_ADDR": "nowhere"}, (LO, ETH0), {}, ["MASTER_ADDR='nowhere': does not resolve", "(rank 1)"]),
-        (SECOND, (LO, ETH0), {"n1": ["127.0.1.1"]}, ["n1': is 127.0.1.1 on host", "remove n1 from the 127"]),
+        (SECOND, (LO, ETH0), {"n1": ["127.0.1.1"]}, ["MASTER_ADDR='n1': is 127.0.1.1 on", "remove n1 from the 127"]),
         ({**SECOND, "MASTER_ADDR": "localhost"}, (LO, ETH0), {}, ["is 127.0.0.1", "give the first host's address"]),
         ({**FIRST, "MASTER_ADDR": "127.0.0.1"}, (LO, ETH0), {}, ["is 127.0.0.1", "give the first host's address"]),
         (FIRST, (LO, ETH0, IB0), {"n1": ["127.0.1.1"]}, ["set GLOO_SOCKET_IFNAME there to the right one of eth0, ib0"]),

@@ -45,7 +45,7 @@ def test_the_newest_whole_checkpoint_is_found(config):
     assert find_checkpoint(config) is None
     put(config, 3)
     put(config, 6)
-    put(config, 9, size=3)  # cut short
+    put(config, 9, size=3)  # truncated
     put(config, 12, manifest=False)  # killed before its manifest
     assert find_checkpoint(config).step == 6
 
@@ -53,7 +53,7 @@ def test_the_newest_whole_checkpoint_is_found(config):
 def test_a_named_checkpoint_must_be_whole(config):
     broken = put(config, 9, size=3)
     config.checkpoint.resume = str(broken)
-    with pytest.raises(ConfigError, match="cut short"):
+    with pytest.raises(ConfigError, match="truncated"):
         find_checkpoint(config)
     config.checkpoint.resume = str(put(config, 12))
     assert isinstance(read_checkpoint(broken), str)
@@ -169,7 +169,7 @@ def test_retention_counts_whole_ones_and_keeps_multiples(config):
     folder = put(config, 10).parent
     for step in (15, 20, 25):
         put(config, step)
-    put(config, 30, size=3)  # cut short: kept, and not counted
+    put(config, 30, size=3)  # truncated: kept, and not counted
     prune(folder / "step_00000025", keep=1, keep_every=10)
     assert sorted(path.name[-2:] for path in checkpoints_in(folder)) == ["10", "20", "25", "30"]
     assert find_checkpoint(config).step == 25

@@ -90,7 +90,7 @@ DECISIVE = {
         "was written with data.train=['0.7', '{a}', '0.3', '{b}']; resume with the same setting",
     ),
     "blend order": ({"data.train": BLEND}, {"data.train": ["0.3", "b", "0.7", "a"]}, "data.train=['0.3', '{b}'"),
-    "sources": ({"data.train": ["a", "b"]}, {"data.train": ["a", "b", "c"]}, "here are 120 documents of"),
+    "sources": ({"data.train": ["a", "b"]}, {"data.train": ["a", "b", "c"]}, "now 120 documents of"),
     "packing": ({}, {"data.packing": "document"}, "was written with data.packing='packed'"),
     "batch": ({}, {"train.global_batch_size": 16}, "train.global_batch_size=16: the checkpoint {path} was"),
     "length": ({}, {"model.seq_length": 16}, "model.seq_length=16: the checkpoint {path} was written with"),
