@@ -71,7 +71,7 @@ def initialize(config: ParallelConfig, *, seed: int, timeout_s: float | None = N
             tensor_model_parallel_size=config.tensor,
             pipeline_model_parallel_size=config.pipeline,
             virtual_pipeline_model_parallel_size=config.virtual_pipeline if config.virtual_pipeline > 1 else None,
-            create_gloo_process_groups=not accelerator.has_cuda(),  # for Megatron-LM's optimizers; shared, so free
+            create_gloo_process_groups=False,
         )
     layout = current_layout(config.sequence)
     accelerator.seed_model_parallel(seed, layout.tp_rank, layout.pp_rank)

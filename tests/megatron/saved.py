@@ -114,7 +114,7 @@ def _load(models: dict[str, torch.nn.Module], folder: str) -> None:
 
 
 def dense_steps_travel(folder: str) -> tuple[list[bool], list[bool]]:
-    """Whether layers are sparse after loading: in a model trained past its dense steps, and in one that was not."""
+    """Whether layers are sparse in evaluation after loading, for a model past its dense steps and for one within them."""
     from elas.model.activation import SparseSwitch, set_step
 
     _initialize("tp2")
@@ -124,5 +124,5 @@ def dense_steps_travel(folder: str) -> tuple[list[bool], list[bool]]:
         set_step([model], step)
         _save({"x": model}, f"{folder}/{step}")
         _load({"x": fresh}, f"{folder}/{step}")
-        results.append([m.sparse for m in fresh.modules() if isinstance(m, SparseSwitch)])
+        results.append([m.sparse for m in fresh.eval().modules() if isinstance(m, SparseSwitch)])
     return results[0], results[1]
