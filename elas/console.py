@@ -10,7 +10,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterable
-from typing import TextIO
+from typing import Self, TextIO
 
 _WIPE = "\r\x1b[2K"
 
@@ -85,33 +85,53 @@ class Console:
             setattr(sys, self._name, open(os.devnull, "w"))  # noqa: SIM115  until the process ends
 
 
-class Heartbeat:
-    """Prints a line on standard error every 8 s while a program loads: `still starting (16 s)`; a context manager.
-
-    A separate thread writes, since imports may take long on a busy machine or a slow file system; an import that holds
-    the GIL delays the line. Standard output is left to the program.
+class Ticker:
+    """Calls `tick` from a thread of its own while entered, so that long operations in the main thread are not silent.
 
     Args:
-        what: the current operation, for the line.
-        shows: False on all ranks but 0, where nothing is printed.
-        every_s: longest silence in seconds.
+        shows: False on all ranks but 0, where `tick` is never called.
+        every_s: seconds between calls.
     """
 
-    def __init__(self, what: str, *, shows: bool = True, every_s: float = 8.0):
-        self._what, self._shows, self._every_s = what, shows, every_s
-        self._console, self._closed = Console("err"), threading.Event()
-        self._since = self._said = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+    def __init__(self, *, shows: bool, every_s: float):
+        self.shows, self._every_s = shows, every_s
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=type(self).__name__.lower(), daemon=True)
 
-    def __enter__(self) -> "Heartbeat":
-        if self._shows:
+    def __enter__(self) -> Self:
+        if self.shows:
             self._thread.start()
         return self
 
     def __exit__(self, *_error) -> None:
         self._closed.set()
-        if self._shows:
+        if self.shows:
             self._thread.join()
+
+    def tick(self) -> None:
+        """Print what is due; called from the thread."""
+        raise NotImplementedError
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._every_s):
+            self.tick()
+
+
+class Heartbeat(Ticker):
+    """Prints a line on standard error every 8 s while a program loads: `still starting (16 s)`; a context manager.
+
+    An import that holds the GIL delays the line. Standard output is left to the program.
+
+    Args:
+        what: the current operation, for the line.
+        shows: False on all ranks but 0, where nothing is printed.
+        silence_s: longest silence in seconds.
+    """
+
+    def __init__(self, what: str, *, shows: bool = True, silence_s: float = 8.0):
+        super().__init__(shows=shows, every_s=min(0.5, silence_s / 4))
+        self._what, self._silence_s, self._console = what, silence_s, Console("err")
+        self._since = self._said = time.monotonic()
 
     @property
     def seconds(self) -> float:
@@ -122,11 +142,11 @@ class Heartbeat:
         """Set the current operation; the caller must have printed it, so the silence starts now."""
         self._what, self._said = what, time.monotonic()
 
-    def _run(self) -> None:
-        while not self._closed.wait(max(0.0, self._said + self._every_s - time.monotonic())):
-            if time.monotonic() - self._said >= self._every_s:
-                self._console.say(f"still {self._what} ({self.seconds:.0f} s)")
-                self._said = time.monotonic()
+    def tick(self) -> None:
+        """Print the line after `silence_s` without one."""
+        if time.monotonic() - self._said >= self._silence_s:
+            self._console.say(f"still {self._what} ({self.seconds:.0f} s)")
+            self._said = time.monotonic()
 
 
 def table(headers: list[str], rows: Iterable[Iterable[str]], left: int = 1) -> str:

@@ -4,16 +4,15 @@ A separate thread writes, since a single micro-batch may take minutes. On a term
 elsewhere a line is added after some seconds of silence.
 """
 
-import threading
 import time
 
-from elas.console import Console, clock
+from elas.console import Console, Ticker, clock
 
 FIRST_S, LATER_S = 8.0, 60.0
 """Longest silence without a terminal: `FIRST_S` until the first step ends and in validations, then `LATER_S`."""
 
 
-class Progress:
+class Progress(Ticker):
     """Shows the current operation; a context manager.
 
     Args:
@@ -23,22 +22,15 @@ class Progress:
     """
 
     def __init__(self, console: Console, steps: int, shows: bool):
-        self.console, self.steps, self._shows = console, steps, shows
+        super().__init__(shows=shows, every_s=1.0)
+        self.console, self.steps = console, steps
         self.interval = FIRST_S
         self._what, self._of, self._number = "starting", 0, 0
         self._since = self._said = time.monotonic()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
-    def __enter__(self) -> "Progress":
-        if self._shows:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_error) -> None:
-        self._closed.set()
-        if self._shows:
-            self._thread.join()
+    def __exit__(self, *error) -> None:
+        super().__exit__(*error)
+        if self.shows:
             self.console.live("")
 
     def begin(self, what: str, micro_batches: int = 0) -> None:
@@ -52,7 +44,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a permanent line; on rank 0 only."""
-        if self._shows:
+        if self.shows:
             self._said = time.monotonic()
             self.console.say(text)
 
@@ -71,9 +63,9 @@ class Progress:
             line += f"; {left:,} such steps take {clock(whole * left)}" if left > 1 else ""
         return line
 
-    def _run(self) -> None:
-        while not self._closed.wait(1.0):
-            if self.console.is_terminal:
-                self.console.live(self.text())
-            elif time.monotonic() - max(self._said, self._since) >= self.interval:
-                self.say(self.text())
+    def tick(self) -> None:
+        """Rewrite the line, or without a terminal add one after `interval` seconds of silence."""
+        if self.console.is_terminal:
+            self.console.live(self.text())
+        elif time.monotonic() - max(self._said, self._since) >= self.interval:
+            self.say(self.text())

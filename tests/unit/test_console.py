@@ -109,11 +109,11 @@ def test_the_time_left_holds_validations_and_saves_to_come():
 
 
 def test_a_program_that_loads_is_never_silent_for_long(capsys):
-    with Heartbeat("starting", every_s=0.3) as heartbeat:
+    with Heartbeat("starting", silence_s=0.3) as heartbeat:
         time.sleep(0.45)
         heartbeat.begin("loading")
         time.sleep(0.75)
-    with Heartbeat("starting", shows=False, every_s=0.05), Heartbeat("starting", every_s=60):
+    with Heartbeat("starting", shows=False, silence_s=0.05), Heartbeat("starting", silence_s=60):
         time.sleep(0.2)
     out, err = capsys.readouterr()
     assert out == "" and re.sub(r"\d+", "N", err).splitlines() == ["still starting (N s)", *["still loading (N s)"] * 2]
