@@ -5,17 +5,7 @@ from elas.files import write_json
 
 
 def main(argv: list[str]) -> int:
-    """Run `elas build`.
-
-    Args:
-        argv: arguments after the command.
-
-    Returns:
-        Exit status 0.
-
-    Raises:
-        UserError: there is no C++ compiler, or a build failed.
-    """
+    """Run `elas build` with the arguments `argv`; returns 0, or raises `UserError` if a library cannot be built."""
     parser = Parser(
         "elas build",
         "Compile the CPU kernel, and with --offload DeepSpeed's CPU Adam, for this torch, Python and processor; later "

@@ -125,9 +125,15 @@ class DeepSpeedGroups:
     not replicate each other, so that must be the tensor-parallel rank (ZeRO 3 has no finer distinction).
     """
 
-    def get_model_parallel_group(self):
-        """Tensor × pipeline group."""
-        return mpu.get_model_parallel_group()
+    get_model_parallel_group = staticmethod(mpu.get_model_parallel_group)
+    get_tensor_model_parallel_group = staticmethod(mpu.get_tensor_model_parallel_group)
+    get_tensor_model_parallel_world_size = staticmethod(mpu.get_tensor_model_parallel_world_size)
+    get_tensor_model_parallel_rank = staticmethod(mpu.get_tensor_model_parallel_rank)
+    get_pipeline_model_parallel_group = staticmethod(mpu.get_pipeline_model_parallel_group)
+    get_pipeline_model_parallel_world_size = staticmethod(mpu.get_pipeline_model_parallel_world_size)
+    get_data_parallel_group = staticmethod(mpu.get_data_parallel_group)
+    get_data_parallel_world_size = staticmethod(mpu.get_data_parallel_world_size)
+    get_data_parallel_rank = staticmethod(mpu.get_data_parallel_rank)
 
     def get_model_parallel_world_size(self) -> int:
         """Tensor × pipeline size."""
@@ -137,38 +143,6 @@ class DeepSpeedGroups:
         """The tensor-parallel rank, not the one in the model-parallel group; see the class."""
         return mpu.get_tensor_model_parallel_rank()
 
-    def get_tensor_model_parallel_group(self):
-        """Tensor-parallel group."""
-        return mpu.get_tensor_model_parallel_group()
-
-    def get_tensor_model_parallel_world_size(self) -> int:
-        """Tensor-parallel size."""
-        return mpu.get_tensor_model_parallel_world_size()
-
-    def get_tensor_model_parallel_rank(self) -> int:
-        """Tensor-parallel rank."""
-        return mpu.get_tensor_model_parallel_rank()
-
-    def get_pipeline_model_parallel_group(self):
-        """Pipeline group."""
-        return mpu.get_pipeline_model_parallel_group()
-
-    def get_pipeline_model_parallel_world_size(self) -> int:
-        """Pipeline stages."""
-        return mpu.get_pipeline_model_parallel_world_size()
-
-    def get_data_parallel_group(self):
-        """Data-parallel group."""
-        return mpu.get_data_parallel_group()
-
     def get_data_parallel_group_ranks(self) -> list[int]:
         """Global ranks of the data-parallel group."""
         return dist.get_process_group_ranks(mpu.get_data_parallel_group())
-
-    def get_data_parallel_world_size(self) -> int:
-        """Data-parallel size."""
-        return mpu.get_data_parallel_world_size()
-
-    def get_data_parallel_rank(self) -> int:
-        """Data-parallel rank."""
-        return mpu.get_data_parallel_rank()

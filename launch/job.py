@@ -171,3 +171,11 @@ def read_arguments(argv: list[str], world: int, *, look_at_files: bool = True) -
     options = parser.parse_args(rest)
     job = read_job(settings, options, world, look_at_files=look_at_files)
     return job if options.json is None else Job(job.config, [*job.arguments, f"--json={options.json}"], world)
+
+
+def add_host_options(parser: ArgumentParser) -> None:
+    """Add the options that concern the hosts of a run: what each must have free, and what is forwarded to it."""
+    parser.add_argument("--min-shm-gb", type=float, metavar="X", help="GiB of free /dev/shm (default: 66 MiB a rank)")
+    parser.add_argument("--min-disk-gb", type=float, default=1.0, metavar="X", help="GiB of free disk (default: 1)")
+    what = "variables to forward over ssh: one NAME, pattern, or NAME=VALUE per line"
+    parser.add_argument("--env-file", type=Path, action="append", default=[], metavar="FILE", help=what)

@@ -21,17 +21,7 @@ LAUNCHERS = ("deepspeed", "torchrun")
 
 
 def main(argv: list[str]) -> int:
-    """Run `elas launch local`.
-
-    Args:
-        argv: arguments after the command.
-
-    Returns:
-        0 if the run completed, 2 for a user error, 130 or 143 if a signal asked it to stop, else 1.
-
-    Raises:
-        UserError: an error found before anything starts.
-    """
+    """Run `elas launch local`; returns as `elas.launch.verdict.conclude`, or raises `UserError` before any start."""
     settings, rest = split_argv(argv)
     parser = SettingsParser(
         "elas launch local",

@@ -83,17 +83,7 @@ def warn(config: Config, start: int) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run `elas train`.
-
-    Args:
-        argv: arguments after the command.
-
-    Returns:
-        Exit status 0.
-
-    Raises:
-        UserError: an error in the settings, the files or the number of ranks.
-    """
+    """Run `elas train`; returns 0, or raises `UserError` for mistakes in settings, files or the number of ranks."""
     end_with_launcher()
     with Heartbeat("starting", shows=is_first_rank()) as heartbeat:
         ready = _prepare(argv, heartbeat)

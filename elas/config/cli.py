@@ -16,17 +16,7 @@ from elas.files import write_json
 
 
 def main(argv: list[str]) -> int:
-    """Run `elas config`.
-
-    Args:
-        argv: arguments after the command.
-
-    Returns:
-        Exit status 0.
-
-    Raises:
-        UserError: no such section or key.
-    """
+    """Run `elas config` with the arguments `argv`; returns 0, or raises `UserError` (no such section or key)."""
     parser = Parser(
         "elas config",
         "Explain settings: a section, a key, or all. `elas train … --show-config` prints those of a run.",

@@ -21,6 +21,29 @@ Core = Callable[[torch.Tensor, torch.Tensor], object]
 """Called with an input and a weight, both of this rank."""
 
 
+class Pairs:
+    """Naming of a linear's factor pairs, of which there is one for each of its `outputs`; for `torch.nn.Module`s.
+
+    Attributes:
+        outputs: output width of each pair, by name: q, k and v, or gate and up; a single one is not named in weights.
+    """
+
+    outputs: dict[str, int]
+
+    def _name(self, what: str, pair: str) -> str:
+        return what if len(self.outputs) == 1 else f"{what}_{pair}"
+
+    @property
+    def output_factors(self) -> list[torch.nn.Parameter]:
+        """`factor_out [o, r]` of each pair; this rank's `[o/t, r]` under tensor parallelism."""
+        return [getattr(self, self._name("factor_out", name)) for name in self.outputs]
+
+    @property
+    def biases(self) -> list[torch.nn.Parameter | None]:
+        """Bias `[o]` (`[o/t]`) of each pair, or None for each."""
+        return [getattr(self, self._name("bias", name)) for name in self.outputs]
+
+
 class _ContiguousGradient(torch.autograd.Function):
     """The identity. Megatron's all-reduce of gradients changes a copy, in silence, where they are not contiguous."""
 

@@ -34,7 +34,7 @@ from megatron.core.utils import divide, get_tensor_model_parallel_group_if_none
 
 from elas import accelerator
 from elas.model.activation import Activation
-from elas.model.core_call import Core, check_plain_call, with_bias
+from elas.model.core_call import Core, Pairs, check_plain_call, with_bias
 from elas.model.factor_std import factor_std
 from elas.model.factors import draw_factor
 from elas.model.transformer_config import ElasTransformerConfig
@@ -94,7 +94,7 @@ class _LowRankLinear(MegatronModule):
         )
 
 
-class LowRankColumnParallelLinear(_LowRankLinear):
+class LowRankColumnParallelLinear(Pairs, _LowRankLinear):
     """`y = (x · factor_inᵀ) · factor_outᵀ`, output features split over tensor-parallel ranks; one or more pairs.
 
     Several pairs on one input (Q, K and V; gate and up) share `factor_in [n·r, h]`, stacked, so that one GEMM and one
@@ -161,19 +161,6 @@ class LowRankColumnParallelLinear(_LowRankLinear):
         if place == "fc1" and self.config.gated_linear_unit:
             return {"gate": output_size // 2, "up": output_size // 2}
         return {"out": output_size}
-
-    def _name(self, what: str, pair: str) -> str:
-        return what if len(self.outputs) == 1 else f"{what}_{pair}"
-
-    @property
-    def output_factors(self) -> list[torch.nn.Parameter]:
-        """The `factor_out` of each pair, `[o/t, r]`."""
-        return [getattr(self, self._name("factor_out", name)) for name in self.outputs]
-
-    @property
-    def biases(self) -> list[torch.nn.Parameter | None]:
-        """The bias of each pair, `[o/t]`, or None."""
-        return [getattr(self, self._name("bias", name)) for name in self.outputs]
 
     def bottleneck(self, x: torch.Tensor) -> torch.Tensor:
         """Input side and the collective: `x [s, b, h]` (`[s/t, b, h]` with sequence parallelism) to `u [s, b, n·r]`."""

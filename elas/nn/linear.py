@@ -16,7 +16,7 @@ from torch import Tensor
 from elas.errors import ConfigError
 from elas.kernels.relu2_24 import Relu24Options
 from elas.model.activation import Activation
-from elas.model.core_call import Core, with_bias
+from elas.model.core_call import Core, Pairs, with_bias
 from elas.model.factor_std import factor_std
 from elas.nn.settings import check_choice, check_parameters, check_size, sparsity_of
 
@@ -35,7 +35,7 @@ class _Between(Activation):
     DENSE_STEPS = "dense_steps"
 
 
-class LowRankLinear(torch.nn.Module):
+class LowRankLinear(Pairs, torch.nn.Module):
     """A linear layer as a pair of factors, or several that share their input.
 
     Args:
@@ -105,23 +105,10 @@ class LowRankLinear(torch.nn.Module):
         sparsity = sparsity_of(kind, options, dense_steps, width, "auto")
         return _Between(sparsity, kind) if kind in ("silu", "relu2") else chosen
 
-    def _name(self, what: str, pair: str) -> str:
-        return what if len(self.outputs) == 1 else f"{what}_{pair}"
-
     @property
     def out_features(self) -> int:
         """o, summed over pairs."""
         return sum(self.outputs.values())
-
-    @property
-    def output_factors(self) -> list[torch.nn.Parameter]:
-        """`factor_out [o, r]` of each pair."""
-        return [getattr(self, self._name("factor_out", name)) for name in self.outputs]
-
-    @property
-    def biases(self) -> list[torch.nn.Parameter | None]:
-        """`bias [o]` of each pair, or None for each."""
-        return [getattr(self, self._name("bias", name)) for name in self.outputs]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -180,12 +180,14 @@ def _(info, in_dims, u, m_up, n_down, kept0, kept1, dv, *how):
     return (du.unflatten(0, (info.batch_size, -1)), *nothing), (0, None, None)
 
 
-class _UnderFunc(torch.autograd.Function):
-    """The operator, for `torch.func`'s gradients: what `register_autograd` makes is not for them."""
+class _Operator(torch.autograd.Function):
+    """An operator, for `torch.func`'s gradients: what `register_autograd` makes is not for them."""
 
     generate_vmap_rule = True  # by the operator's own
     jvp = staticmethod(no_forward_mode)
 
+
+class _UnderFunc(_Operator):
     @staticmethod
     def forward(*args) -> tuple[Tensor, Tensor, Tensor]:
         return core(*args)
@@ -205,10 +207,7 @@ class _UnderFunc(torch.autograd.Function):
         return *(g if need else None for g, need in zip(grads, ctx.needs_input_grad[:3])), *[None] * 8
 
 
-class _BackwardUnderFunc(torch.autograd.Function):
-    generate_vmap_rule = True
-    jvp = staticmethod(no_forward_mode)
-
+class _BackwardUnderFunc(_Operator):
     @staticmethod
     def forward(*args) -> tuple[Tensor, Tensor, Tensor]:
         return core_backward(*args)

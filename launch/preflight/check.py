@@ -17,7 +17,7 @@ from elas.console import LiveLine, table
 from elas.errors import UserError
 from elas.files import write_json
 from elas.launch.hostfile import read_hostfile
-from elas.launch.job import input_files, split_argv, whole_number
+from elas.launch.job import add_host_options, input_files, split_argv, whole_number
 from elas.launch.preflight.bandwidth import measure
 from elas.launch.preflight.channels import Way
 from elas.launch.preflight.compare import GIB
@@ -86,10 +86,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--ranks", type=int, metavar="N", help="ranks per host, without a hostfile (default: 1)")
     parser.add_argument("--master-port", type=int, metavar="P", help="rendezvous port (default: a free port)")
-    parser.add_argument("--min-shm-gb", type=float, metavar="X", help="GiB of free /dev/shm (default: 66 MiB a rank)")
-    parser.add_argument("--min-disk-gb", type=float, default=1.0, metavar="X", help="GiB of free disk (default: 1)")
-    parser.add_argument("--env-file", type=Path, action="append", default=[], metavar="FILE",
-                        help="variables to forward over ssh: one NAME, pattern, or NAME=VALUE per line")  # fmt: skip
+    add_host_options(parser)
     parser.add_argument("--no-collectives", action="store_true", help="query the hosts only; takes a second or two")
     return parser
 

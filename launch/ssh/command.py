@@ -22,7 +22,7 @@ from elas.errors import Failure, UserError
 from elas.launch import pretrain
 from elas.launch.guard.supervise import Supervisor, control_folder, label
 from elas.launch.hostfile import ranks_by_host, read_hostfile
-from elas.launch.job import Job, add_options, input_files, markers, read_job, split_argv, whole_number
+from elas.launch.job import Job, add_host_options, add_options, input_files, markers, read_job, split_argv, whole_number
 from elas.launch.ssh import variables
 from elas.launch.ssh.remote import run_on
 from elas.launch.verdict import conclude
@@ -33,17 +33,7 @@ UNSEEN_PORTS = range(20000, 40000)
 
 
 def main(argv: list[str]) -> int:
-    """Run `elas launch ssh`.
-
-    Args:
-        argv: arguments after the command.
-
-    Returns:
-        0 if the run completed, 2 for a user error, 130 or 143 if a signal asked it to stop, else 1.
-
-    Raises:
-        UserError: an error found before anything starts.
-    """
+    """Run `elas launch ssh`; returns as `elas.launch.verdict.conclude`, or raises `UserError` before any start."""
     settings, rest = split_argv(argv)
     options = _parser().parse_args(rest)
     whole_number("--master-port", options.master_port, 1, 65535)
@@ -81,10 +71,7 @@ def _parser() -> Parser:
     parser.add_argument("--hostfile", required=True, type=Path, metavar="FILE", help="lines `HOST slots=N`")
     parser.add_argument("--master-addr", metavar="A", help="rendezvous address (default: the first host's)")
     parser.add_argument("--master-port", type=int, metavar="P", help="rendezvous port (default: a free port)")
-    parser.add_argument("--min-shm-gb", type=float, metavar="X", help="GiB of free /dev/shm (default: 66 MiB a rank)")
-    parser.add_argument("--min-disk-gb", type=float, default=1.0, metavar="X", help="GiB of free disk (default: 1)")
-    parser.add_argument("--env-file", type=Path, action="append", default=[], metavar="FILE",
-                        help="variables to forward: one NAME, pattern, or NAME=VALUE per line")  # fmt: skip
+    add_host_options(parser)
     parser.add_argument("--no-check", action="store_true", help="start without checking the hosts and the files")
     parser.add_argument("--dry-run", action="store_true", help="print the command and exit")
     return parser
