@@ -114,7 +114,7 @@ def _load(models: dict[str, torch.nn.Module], folder: str) -> None:
 
 
 def dense_steps_travel(folder: str) -> tuple[list[bool], list[bool]]:
-    """Whether layers are sparse in evaluation after loading: with a model past its dense steps, and with one before."""
+    """Whether loaded layers are sparse in evaluation: of a model past its dense steps, and of one before their end."""
     from elas.model.activation import SparseSwitch, set_step
 
     _initialize("tp2")
