@@ -19,7 +19,7 @@ def facts(tmp_path_factory):
     return json.loads(path.read_text())
 
 
-def test_a_ring_of_two_sends_an_all_reduce_once_and_half_of_a_gather():
+def test_a_ring_of_two_sends_an_all_reduce_once_a_gather_half():
     assert ring_share("all_reduce", 2) == 1 and ring_share("all_gather", 2) == ring_share("reduce_scatter", 2) == 0.5
     assert ring_share("all_reduce", 4) == 1.5
 

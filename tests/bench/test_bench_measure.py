@@ -21,7 +21,7 @@ def test_every_variant_takes_its_turn_and_the_start_rotates():
     assert medians == {"a": (3, 0.0), "b": (2, 0.0), "c": (7, 0.0)}
 
 
-def test_saved_bytes_count_a_storage_once_and_leave_out_parameters():
+def test_saved_bytes_count_storages_once_without_parameters():
     weight = torch.randn(8, 8, requires_grad=True)
     x = torch.randn(16, 8, requires_grad=True)
     saved = SavedBytes([weight])
@@ -55,7 +55,7 @@ def test_peak_memory_of_known_allocations():
     assert kept.nbytes <= memory.kept <= kept.nbytes + small
 
 
-def test_memory_ignores_what_stood_where_an_earlier_measurement_allocated():
+def test_memory_ignores_earlier_measurements():
     def tensors():
         return [torch.ones(256) for _ in range(200)]
 

@@ -203,7 +203,7 @@ def test_help_of_every_command(capsys):
 
 
 @pytest.mark.parametrize("change", ["emptied", "removed", "rewritten"])
-def test_an_input_that_changes_while_it_is_read_ends_the_run_by_name(tokenizer_folder, tmp_path, monkeypatch, change):
+def test_an_input_that_changes_during_the_run_ends_it_by_name(tokenizer_folder, tmp_path, monkeypatch, change):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in "ab":
@@ -220,7 +220,7 @@ def test_an_input_that_changes_while_it_is_read_ends_the_run_by_name(tokenizer_f
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:10])])
-def test_finished_work_whose_files_are_gone_is_not_called_complete(tokenizer_folder, tmp_path, write_jsonl, damage):
+def test_finished_work_without_its_files_is_not_complete(tokenizer_folder, tmp_path, write_jsonl, damage):
     corpus = Corpus([write_jsonl([{"text": "some text"}] * 9)])
     tokenize_corpus(corpus, tokenizer_folder, tmp_path / "all")
     assert tokenize_corpus(corpus, tokenizer_folder, tmp_path / "all")["already_done"]

@@ -47,7 +47,7 @@ def test_bad_input_is_skipped_counted_and_named(tmp_path, capsys):
     assert corpus.skipped.total == 8  # a second pass counts afresh
 
 
-def test_overlapping_inputs_are_read_once_and_names_do_not_depend_on_the_place(tmp_path):
+def test_overlapping_inputs_are_read_once_under_the_same_names(tmp_path):
     for place in ("here", "there"):
         (tmp_path / place / "sub").mkdir(parents=True)
         (tmp_path / place / "sub" / "a.txt").write_text(place)

@@ -203,7 +203,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize("file", NAMED)
-def test_files_beside_a_sentencepiece_model_name_its_special_tokens(file, tmp_path, write_jsonl, read_back):
+def test_files_beside_sentencepiece_models_name_special_tokens(file, tmp_path, write_jsonl, read_back):
     _sentencepiece(tmp_path / "t", user_defined_symbols=["<end>", "<turn>"])
     plain = load_tokenizer(tmp_path / "t")
     for form in NAMED[file]:

@@ -121,7 +121,7 @@ def test_a_file_that_would_run_something_is_refused_unrun(trained, tmp_path):
 
 
 @pytest.mark.parametrize("save_beside", [False, True])
-def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(settings, tmp_path, save_beside):
+def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(settings, tmp_path, save_beside):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:

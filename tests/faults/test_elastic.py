@@ -25,7 +25,7 @@ def settings(tmp_path_factory) -> dict:
     return {**SMALL, "data.train": corpus, "data.split": "90,10,0"}
 
 
-def test_torchrun_starts_again_by_itself_with_the_ranks_that_are_left(settings, tmp_path):
+def test_torchrun_restarts_with_the_remaining_ranks(settings, tmp_path):
     """Two agents of one rank each; one is killed with its worker, the other goes on alone from its checkpoint."""
     run_dir = tmp_path / "run"
     more = {"train.steps": 400, "checkpoint.every_steps": 5, "train.timeout_seconds": 8, "train.run_dir": run_dir}

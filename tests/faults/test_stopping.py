@@ -56,7 +56,7 @@ def test_a_signal_to_one_rank_stops_all_after_a_save(settings, whole, tmp_path, 
     assert curve(tmp_path) == curve(whole)
 
 
-def test_a_resumed_run_stopped_before_a_new_step_says_what_is_saved(settings, tmp_path):
+def test_a_run_stopped_before_a_new_step_says_what_is_saved(settings, tmp_path):
     """Its first step, of 64 micro-batches, is left before its update."""
     slow = {"train.micro_batch_size": 1, "train.global_batch_size": 64, "train.run_dir": tmp_path}
     output = finish(start({**settings, **slow, "train.steps": 1}, 1))
@@ -121,7 +121,7 @@ with StopRequest(None, say) as stop:
 
 
 @pytest.mark.parametrize("launched", [True, False])
-def test_the_same_signal_again_ends_it_at_once_even_in_a_collective(launched):
+def test_the_same_signal_again_ends_it_even_in_a_collective(launched):
     env = {**os.environ, **({"MASTER_ADDR": "127.0.0.1"} if launched else {})}
     start = [sys.executable, "-c", WAITING]
     process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)

@@ -84,7 +84,7 @@ def test_the_tiles_of_the_table_at_their_ranks(rank):
 
 @pytest.mark.parametrize("method", ("magnitude", "soft_threshold"))
 @pytest.mark.parametrize("tile", TILES, ids=str)
-def test_every_group_of_small_integers_is_pruned_as_the_reference_prunes_it(tile, method):
+def test_groups_of_small_integers_are_pruned_as_in_the_reference(tile, method):
     """z is each of 256 groups full of ties; u and n_down are identities, so z is m_upᵀ and v is s."""
     z = torch.tensor(list(itertools.product((-1.0, 0.0, 1.0, 2.0), repeat=4))).view(16, 64)
     options = Relu24Options(method=method)

@@ -38,7 +38,7 @@ def run(u, m_up, n_down, dv, options, implementation="auto"):
 
 @pytest.mark.parametrize("dtype, tolerance", ((torch.float32, FP32_TOLERANCE), (torch.bfloat16, BF16_TOLERANCE)))
 @every_case
-def test_forward_and_every_gradient_agree_with_fp64_and_with_each_other(options, dtype, tolerance):
+def test_forward_and_gradients_agree_with_fp64_and_each_other(options, dtype, tolerance):
     args = inputs(dtype=dtype)
     truth = fp64_core(*args, options)
     results = {}
@@ -166,7 +166,7 @@ def test_an_odd_number_of_groups_costs_half_a_byte_a_token():
     assert saved_bytes(lambda: ffn_core(u, m_up, n_down, options), (u, m_up, n_down)) == 30 * (2 * 10 + 3)
 
 
-def test_without_gradients_nothing_is_packed_and_the_values_are_the_same(monkeypatch):
+def test_without_gradients_nothing_is_packed_values_are_equal(monkeypatch):
     u, m_up, n_down, _ = inputs()
     options = Relu24Options(ffn_memory="compressed")
     with_grad = ffn_core(u, m_up, n_down, options, "torch")

@@ -114,7 +114,7 @@ SPECIAL = (-math.inf, -1.0, -0.0, 0.0, 1.0, math.inf, math.nan, math.copysign(ma
 @every_dtype
 @every_memory
 @every_case
-def test_every_group_of_special_values_comes_out_as_in_the_reference(options, memory, dtype, machine):
+def test_groups_of_special_values_come_out_as_in_the_reference(options, memory, dtype, machine):
     """All 8⁴ groups as the z of one token, by m_up [f, 2] = (z, 0) and u = (1, 0).
 
     Of one token, dn_down is s and dm_up is dz times a factor. A third NaN or infinity in its group is dropped, and its
@@ -139,7 +139,7 @@ def test_every_group_of_special_values_comes_out_as_in_the_reference(options, me
 
 @every_dtype
 @every_memory
-def test_an_infinite_gradient_stays_out_where_the_activation_is_zero(memory, dtype, machine):
+def test_infinite_gradients_stay_out_where_activations_are_zero(memory, dtype, machine):
     """As relu's derivative has it: 0 there, not 0 · ∞."""
     u, m_up, n_down, dv = exact_inputs(3, 2, 8, 2, dtype)
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_a_gradient_nobody_wants_is_skipped_and_the_others_stay(memory, dtype, m
 
 @every_dtype
 @every_memory
-def test_two_runs_are_the_same_to_the_last_bit_and_no_gradients_change_nothing(memory, dtype, poisoned):
+def test_two_runs_are_bit_identical_with_and_without_gradients(memory, dtype, poisoned):
     args = exact_inputs(600, 16, 1100, 24, dtype)
     first, second = (run(args, Relu24Options(), memory) for _ in range(2))
     for name in first:
@@ -218,7 +218,7 @@ def test_one_thread_and_two_agree(poisoned):
         torch.set_num_threads(threads)
 
 
-def test_it_is_chosen_in_fp32_and_bf16_and_says_what_it_does_not_take():
+def test_it_is_chosen_in_fp32_and_bf16_and_names_what_it_refuses():
     for memory in MEMORIES:
         options = Relu24Options(ffn_memory=memory)
         assert [registry.select(options, CPU, dtype).name for dtype in DTYPES] == ["cpu", "cpu"]
@@ -232,7 +232,7 @@ def test_it_is_built_once(capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_without_a_compiler_plain_pytorch_takes_its_place_and_that_is_said_once(monkeypatch, caplog):
+def test_without_a_compiler_plain_pytorch_runs_and_warns_once(monkeypatch, caplog):
     def operators():
         raise UserError("no C++ compiler (c++); install g++ or set CXX")
 

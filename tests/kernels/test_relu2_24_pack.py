@@ -29,7 +29,7 @@ def test_masks_agree_with_brute_force_on_every_group(dtype):
     assert torch.equal(got_third, third)
 
 
-def test_a_group_of_equal_values_keeps_the_lower_two_and_has_index_2_third():
+def test_equal_values_keep_the_lower_two_and_index_2_is_third():
     keep, third = pack.keep_and_third(torch.zeros(3, 8))
     assert keep.tolist() == [[True, True, False, False] * 2] * 3
     assert third.tolist() == [[False, False, True, False] * 2] * 3
@@ -57,7 +57,7 @@ def test_positions_survive_packing_in_half_a_byte_a_group(groups):
     assert torch.equal(back[1], p1)
 
 
-def test_even_group_is_the_low_nibble_and_lower_position_the_low_bits():
+def test_even_groups_are_low_nibbles_lower_positions_low_bits():
     p0, p1 = torch.tensor([[0, 2, 1]], dtype=torch.uint8), torch.tensor([[3, 3, 2]], dtype=torch.uint8)
     assert pack.encode(p0, p1).tolist() == [[0b1110_1100, 0b1001]]
 

@@ -79,7 +79,7 @@ def test_the_machine_is_asked_once_a_device_and_dtype():
         registry.unregister("asking", "compressed")
 
 
-def test_an_explicit_name_that_cannot_run_is_refused_with_the_reason(added):
+def test_explicit_names_that_cannot_run_are_refused_with_reasons(added):
     added("best", 30, reason="no such device here")
     with pytest.raises(ConfigError, match=r"sparsity\.implementation='best': .*no such device here"):
         select(COMPRESSED, CPU, torch.float32, "best")
@@ -93,7 +93,7 @@ def test_options_an_implementation_does_not_support_pass_it_over(added):
 
 
 @pytest.mark.parametrize("name", ("nonesuch", "reference"))
-def test_a_name_unknown_for_the_memory_mode_is_refused_with_the_names_there_are(name):
+def test_unknown_names_are_refused_with_the_known_ones(name):
     match = rf"sparsity\.implementation='{name}': .*ffn_memory=compressed; use auto \|.* torch"
     with pytest.raises(ConfigError, match=match):
         select(COMPRESSED, CPU, torch.float32, name)

@@ -44,7 +44,7 @@ def test_cutlass_reads_our_operand_as_s(shape, method):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_operand_and_metadata_are_pytorchs_where_two_of_four_are_not_zero(shape):
+def test_operand_and_metadata_equal_pytorchs_for_two_of_four(shape):
     s, (values, codes) = pruned(shape, "magnitude", lowest=0.1)
     want = sparse_semi_structured_from_dense_cutlass(s)
     for got, expected in zip(semi_structured.to_cutlass(values, codes), want, strict=True):
@@ -87,13 +87,13 @@ def test_multiples_are_those_pytorch_states():
         ("cusparselt", (8, 16, 8), UserError, "divide by 16, not 8 tokens"),
     ),
 )
-def test_a_product_the_library_does_not_take_is_refused_in_one_line(library, shape, error, says):
+def test_products_the_library_does_not_take_are_refused(library, shape, error, says):
     with pytest.raises(error, match=says) as caught:
         semi_structured.check_multiples(library, *shape)
     assert "\n" not in str(caught.value)
 
 
-def test_what_cusparselt_is_handed_is_pruned_2_of_4_and_contiguous(monkeypatch):
+def test_cusparselt_gets_contiguous_2_of_4_operands(monkeypatch):
     """Its compressed form is opaque; the call is checked with a compression that keeps the matrix as it is."""
     s, packed = pruned((32, 64), "magnitude")
     n_down = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -118,7 +118,7 @@ def test_what_cutlass_is_handed_multiplies_to_the_product(monkeypatch):
 
 
 @pytest.mark.parametrize("library", semi_structured.MULTIPLES)
-def test_without_a_gpu_it_says_so_and_dense_steps_are_passed_over(library):
+def test_without_a_gpu_it_says_so_and_skips_dense_steps(library):
     assert "NVIDIA" in semi_structured.obstacle(library, CPU, torch.bfloat16)
     assert "dense_steps" in semi_structured.unsupported(Relu24Options(sparse=False))
     assert semi_structured.unsupported(Relu24Options()) is None

@@ -56,7 +56,7 @@ def test_the_recipe_written_out(tokens, dtype, tolerance):
         assert rms_ratio(dn_down, exact[3]) > 0.01  # it does prune
 
 
-def test_it_is_the_exact_gradient_where_there_is_nothing_to_prune():
+def test_it_is_exact_where_there_is_nothing_to_prune():
     """Two tokens: no group of four tokens holds more than two values. And before the dense steps are over."""
     args = exact_inputs(2, 8, 60, 6, torch.float64)
     for got, want in zip(gradients(*args, SPLIT), gradients(*args, EXACT), strict=True):
@@ -67,7 +67,7 @@ def test_it_is_the_exact_gradient_where_there_is_nothing_to_prune():
         assert rms_ratio(got, want) < 1e-14
 
 
-def test_five_percent_of_the_features_stay_dense_and_the_others_are_2_to_4_along_tokens():
+def test_five_percent_of_features_stay_dense_the_rest_is_2_of_4():
     rho = torch.randn(64, 100, dtype=torch.float64).relu_()
     rho[:, 7] = rho[:, 93] = 1.0
     dense = dense_features(rho)

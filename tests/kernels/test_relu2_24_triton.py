@@ -89,7 +89,7 @@ def test_a_tile_is_the_smallest_ranks_that_holds_it(chip, dtype):
         assert tiles.choose(chip, kernel, torch.float64, 8) is None
 
 
-def test_a_share_of_tokens_is_whole_tiles_and_its_offsets_fit_31_bits():
+def test_shares_of_tokens_are_whole_tiles_with_31_bit_offsets():
     tile = tiles.choose("sm_90", "weights", torch.bfloat16, 256)
     share = fused.TritonFused()._share
     assert share(1000, 86, tile, torch.device("cpu"), 256) == 1024  # one processor: not split

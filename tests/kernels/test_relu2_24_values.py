@@ -54,7 +54,7 @@ def test_values_and_gradients_follow_the_written_formulas(options, memory):
 
 @every_memory
 @pytest.mark.parametrize("method, factor", (("magnitude", 2.0), ("soft_threshold", 2.6)))
-def test_ste_passes_the_gradient_of_the_unpruned_activation_everywhere(method, factor, memory):
+def test_ste_passes_the_unpruned_gradient_everywhere(method, factor, memory):
     z, ds = spread(4, 20, seed=3), torch.randn(4, 20, dtype=torch.float64)
     s, dz = value_and_gradient(z, ds, Relu24Options(method=method, gradient="ste", scale=1.3), memory)
     torch.testing.assert_close(dz, factor * z.clamp_min(0) * ds, rtol=1e-14, atol=0)
@@ -63,7 +63,7 @@ def test_ste_passes_the_gradient_of_the_unpruned_activation_everywhere(method, f
     assert (dz[dropped] != 0).all()
 
 
-def test_compressed_gradient_is_bit_identical_to_eager_for_every_bf16_in_range():
+def test_compressed_gradient_equals_eager_for_every_bf16():
     """All bf16 numbers of both signs with 1e-19 < |z| < 1.8e19, and 0, in random groups."""
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     magnitude = patterns.float().abs()
@@ -92,7 +92,7 @@ def test_compressed_is_bit_identical_to_eager_on_activations(options, dtype):
         assert rms_ratio(compressed[1], eager[1]) < (8e-3 if dtype == torch.bfloat16 else 3e-7)
 
 
-def test_where_the_square_underflows_the_compressed_gradient_is_off_by_less_than_1e_18():
+def test_compressed_gradient_is_within_1e_18_at_underflow():
     z = torch.logspace(-40, -18.5, 400).view(-1, 4)
     eager, compressed = (value_and_gradient(z, torch.ones_like(z), Relu24Options(), m)[1] for m in MEMORIES)
     assert (eager - compressed).abs().max() < 1e-18
@@ -102,7 +102,7 @@ def test_where_the_square_underflows_the_compressed_gradient_is_off_by_less_than
 @every_memory
 @pytest.mark.parametrize("nan", (math.nan, NEGATIVE_NAN))
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32, torch.float64))
-def test_nan_of_either_sign_comes_out_as_nan_in_value_and_gradient(nan, dtype, memory):
+def test_nan_of_either_sign_stays_nan_in_value_and_gradient(nan, dtype, memory):
     for options in CASES:
         for place in range(4):
             z = torch.tensor([[3.0, 2.0, 4.0, 5.0, 1.0, -1.0, 2.0, 0.5]]).repeat(9, 1)  # 9 rows: vector code and tail
@@ -122,7 +122,7 @@ def test_infinities(memory):
 
 
 @every_case
-def test_compressed_and_eager_agree_on_every_group_with_ties_zeros_and_nan(options):
+def test_compressed_equals_eager_with_ties_zeros_and_nan(options):
     """1e-6: fp32 roundings of a scaled root; everything else is equal.
 
     A third NaN in a group is dropped; eager magnitude gives it the gradient 0 · NaN, compressed 0. Not compared.
@@ -138,7 +138,7 @@ def test_compressed_and_eager_agree_on_every_group_with_ties_zeros_and_nan(optio
 
 
 @every_memory
-def test_the_feature_below_an_infinite_threshold_gets_no_gradient(memory):
+def test_features_below_infinite_thresholds_get_no_gradient(memory):
     z = torch.tensor([[math.inf, math.inf, 1.0, math.inf]])
     s, dz = value_and_gradient(z, torch.ones_like(z), Relu24Options(method="soft_threshold"), memory)
     assert s[0, :2].isnan().all()  # ∞ − ∞
@@ -146,7 +146,7 @@ def test_the_feature_below_an_infinite_threshold_gets_no_gradient(memory):
 
 
 @every_memory
-def test_an_infinite_gradient_does_not_turn_an_inactive_feature_into_nan(memory):
+def test_infinite_gradients_leave_inactive_features_finite(memory):
     z = torch.tensor([[-1.0, -2.0, 0.0, 3.0]])
     _, dz = value_and_gradient(z, torch.full_like(z, math.inf), Relu24Options(), memory)
     assert dz.tolist() == [[0, 0, 0, math.inf]]
@@ -200,7 +200,7 @@ def test_float16_is_refused_for_its_range(memory):
 
 
 @every_memory
-def test_features_that_do_not_divide_by_four_are_refused_in_one_line(memory):
+def test_features_not_divisible_by_four_are_refused_in_one_line(memory):
     with pytest.raises(ConfigError, match=r"model\.ffn_hidden_size=10: .*divides by 4") as caught:
         relu2_24(torch.ones(2, 10), Relu24Options(ffn_memory=memory))
     assert "\n" not in str(caught.value)

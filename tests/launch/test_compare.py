@@ -116,7 +116,7 @@ def test_what_srun_says_of_tasks():
     assert _exited("srun: launching") == (set(), 0)
 
 
-def test_stale_build_locks_are_cleared_and_those_of_running_builds_stay(tmp_path, monkeypatch):
+def test_stale_build_locks_are_cleared_but_not_live_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     stale, held = (tmp_path / "elas" / "extensions" / "torch1" / name / "lock" for name in ("a", "b"))
     for lock in (stale, held):

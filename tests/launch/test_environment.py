@@ -60,9 +60,7 @@ def test_garbage_is_one_line(environment, values, named):
 
 
 @pytest.mark.parametrize("local_rank, told", (("0", True), ("z", True), ("", True), ("1", False)))
-def test_a_mistake_is_told_by_one_rank_of_a_machine_and_never_by_none(
-    environment, local_rank, told, capsys, monkeypatch
-):
+def test_a_mistake_is_printed_by_one_rank_of_each_machine(environment, local_rank, told, capsys, monkeypatch):
     from elas import cli, command
 
     monkeypatch.setattr(command.time, "sleep", lambda seconds: None)

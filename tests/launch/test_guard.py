@@ -73,7 +73,7 @@ def ended(guard: subprocess.Popen, below: list, seconds: float = 15) -> int:
     return status
 
 
-def test_a_rank_that_is_killed_is_named_and_the_rest_goes_with_it(guard, tmp_path):
+def test_a_killed_rank_is_named_and_the_rest_ends(guard, tmp_path):
     process = guard()
     below = descendants(process.pid)
     victim = ranks_of(process)[1]
@@ -107,7 +107,7 @@ def test_a_request_to_stop_goes_to_the_ranks_alone(guard, tmp_path, number):
     assert f"saved 0 {number.name}\n" in told and f"saved 1 {number.name}\n" in told and "error" not in told
 
 
-def test_where_no_rank_can_save_yet_a_request_to_stop_ends_everything(guard, tmp_path):
+def test_before_training_a_request_to_stop_ends_everything(guard, tmp_path):
     process = guard(ranks=RANK.replace("signal.signal(", "print("))
     below = descendants(process.pid)
     start = time.monotonic()

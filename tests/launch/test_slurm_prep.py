@@ -116,7 +116,7 @@ def test_prep_sbatch_with_a_mistake_fails_once_and_says_why(slurm, arguments, tm
     assert "--min-chars" in Path(f"{prefix}.log").read_text()
 
 
-def test_a_partition_that_does_not_exist_is_one_line_before_anything_starts(slurm, arguments, tmp_path):
+def test_an_unknown_partition_is_one_line_before_any_start(slurm, arguments, tmp_path):
     command = ["elas", "prep", "tokenize", *arguments, "--output", f"{tmp_path}/all", "--executor", "slurm"]
     done = slurm.run([*command, "--slurm-partition", "labb"], env={"PATH": PATH}, check=False)
     assert done.returncode == 2

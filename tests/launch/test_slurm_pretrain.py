@@ -158,7 +158,7 @@ def test_a_rank_that_is_killed_or_stopped_ends_its_job(slurm, faulty, sweep):
         assert time.mktime(time.strptime(job["EndTime"], "%Y-%m-%dT%H:%M:%S")) - then < 60
 
 
-def test_a_sweep_is_an_array_and_its_arguments_arrive_as_they_are(slurm, settings, sweep):
+def test_a_sweep_is_an_array_with_its_arguments_unchanged(slurm, settings, sweep):
     folder, (status, out, err) = sweep
     assert status == 0, out + err
     told = facts(folder)
@@ -170,7 +170,7 @@ def test_a_sweep_is_an_array_and_its_arguments_arrive_as_they_are(slurm, setting
     assert "2 × 1 ranks on n[1-2]" in (folder / f"{told['job']}_1.log").read_text()
 
 
-def test_a_job_disturbed_five_times_trains_as_one_that_was_left_alone(slurm, settings, sweep, tmp_path):
+def test_a_job_disturbed_five_times_equals_an_undisturbed_one(slurm, settings, sweep, tmp_path):
     """Its time is over, it is preempted, requeued by hand, a node does not take its part, and one crashes."""
     log, run_dir, lab = tmp_path / "log", tmp_path / "run", slurm.lab
     for host in lab.nodes:

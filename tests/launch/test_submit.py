@@ -26,7 +26,7 @@ def mistake(function, *given) -> str:
     return str(caught.value)
 
 
-def test_a_dry_run_prints_a_command_that_a_shell_reads_as_it_was_given(corpus, tmp_path, capsys):
+def test_a_dry_run_prints_a_command_quoted_for_a_shell(corpus, tmp_path, capsys):
     run_dir = f'{tmp_path}/it\'s a; $HOME "x" *'
     options = ["--nodes=2", "--gpus-per-node=a100:2", "--time=1-0", "--max-requeues=3", "--sbatch", "--qos=low --mem=0"]
     assert submit.main([*options, "--dry-run", *corpus, "--train.run_dir", run_dir]) == 0

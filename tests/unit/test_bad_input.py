@@ -180,7 +180,7 @@ def test_empty_and_foreign_token_files_are_refused(corpus, tmp_path, capsys, no_
         assert expected in error and len(error.splitlines()) == 1
 
 
-def test_a_manifest_of_any_kind_does_no_harm_and_large_ids_are_seen(corpus, tmp_path, capsys, no_groups):
+def test_manifests_of_any_kind_are_harmless_large_ids_are_found(corpus, tmp_path, capsys, no_groups):
     for end in (".bin", ".idx"):
         shutil.copy(corpus + end, tmp_path / f"text{end}")
     settings = {**SMALL, "data.train": str(tmp_path / "text"), "data.split": "90,10,0", "model.vocab_size": 256}

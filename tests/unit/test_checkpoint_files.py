@@ -96,7 +96,7 @@ def test_a_fresh_start_does_not_overwrite_a_run(config, tmp_path):
         find_checkpoint(config)
 
 
-def test_a_run_whose_checkpoints_are_all_broken_is_not_started_over(config):
+def test_runs_whose_checkpoints_are_all_broken_do_not_start_over(config):
     put(config, 3, size=3)
     put(config, 6, manifest=False)
     with pytest.raises(ConfigError, match="none of its checkpoints is intact"):
@@ -152,7 +152,7 @@ def test_one_run_at_a_time_writes_in_a_folder(config, tmp_path):
     claim(config).release()
 
 
-def test_a_finished_run_is_known_by_its_last_checkpoint_and_validation(config, tmp_path):
+def test_a_finished_run_has_its_last_checkpoint_and_validation(config, tmp_path):
     from elas.train.result import finished
 
     config.train.steps = 6
@@ -217,7 +217,7 @@ def test_a_path_that_is_no_checkpoint_is_called_what_it_is(tmp_path):
     assert no_checkpoint(tmp_path).startswith("holds no checkpoint") and no_checkpoint(newest) == ""
 
 
-def test_the_list_goes_from_the_oldest_to_the_newest_with_whole_paths(tmp_path, capsys):
+def test_the_list_is_oldest_first_with_whole_paths(tmp_path, capsys):
     folders = [tmp_path / "run" / "checkpoints" / f"step_{step:08d}" for step in (100, 20, 3)]
     for folder in folders:
         folder.mkdir(parents=True)

@@ -103,7 +103,7 @@ def orders(config, count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("blend", (False, True))
-def test_the_order_of_samples_does_not_depend_on_the_number_of_steps(tmp_path, one_rank, blend):
+def test_sample_order_does_not_depend_on_the_number_of_steps(tmp_path, one_rank, blend):
     """45 × 8 samples are more than one epoch (225) of the first corpus, 90 × 8 more than three."""
     text, other = write_corpus(tmp_path / "text"), write_corpus(tmp_path / "other", seed=1)
     train = ["0.7", text, "0.3", other] if blend else text
@@ -112,7 +112,7 @@ def test_the_order_of_samples_does_not_depend_on_the_number_of_steps(tmp_path, o
     assert few == many[:360] and len(set(many)) < 720
 
 
-def test_an_epoch_holds_every_sample_once_and_each_has_its_own_order(tmp_path):
+def test_epochs_hold_every_sample_once_in_their_own_order(tmp_path):
     config = settings(tmp_path, **{"data.train": write_corpus(tmp_path / "text"), "train.steps": 100})
     from elas.data.batches import build_datasets
 

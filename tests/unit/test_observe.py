@@ -25,7 +25,7 @@ def test_counts_are_those_of_the_groups():
     assert dense["dropped"] == dense["lost"] == 0 and dense["zeros"] == 8
 
 
-def test_flips_are_of_the_same_inputs_under_the_weights_of_the_next_look():
+def test_flips_compare_the_same_inputs_under_the_next_weights():
     x, weight = torch.eye(4), torch.tensor([[4.0, 3, 2, 1], [3, 4, 1, 2], [2, 1, 4, 3], [1, 2, 3, 4]])  # z = weightᵀ
     counts, observer = looked(x, weight, True)
     assert counts["kept"] == 0  # nothing to compare with yet

@@ -146,7 +146,7 @@ def older(config) -> dict:
     return flat | ({"data.valid": [[None, 1, 1, "x"]]} if config.data.valid else {})
 
 
-def test_older_checkpoints_go_on_unless_they_held_out_the_last_documents(tmp_path, corpora):
+def test_older_checkpoints_resume_unless_they_held_out_the_tail(tmp_path, corpora):
     for folder, settings in (("valid", {"data.valid": "b"}), ("all", {"data.split": "1,0,0"}), ("tail", {})):
         config = config_of(tmp_path / folder, with_paths({"data.split": "90,10,0", **settings}, corpora))
         path = put(config, identity=older(config))
