@@ -217,11 +217,7 @@ class Engine:
     @torch.no_grad()
     def is_finite(self) -> bool:
         """Whether every weight of the model is finite; the same on every rank."""
-        weights = [p.ds_tensor if self.stage == 3 else p for chunk in self.chunks for p in chunk.parameters()]
-        worst = torch.stack([w.abs().max().float() if w.numel() else w.new_zeros(()).float() for w in weights]).max()
-        finite = torch.isfinite(worst).to(torch.int32)  # max propagates NaN
-        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-        return bool(finite)
+        return grads.all_finite([p.ds_tensor if self.stage == 3 else p for c in self.chunks for p in c.parameters()])
 
     def _counted(self, micro: list[Batch]) -> float | None:
         """Average number of counted labels per micro-batch of the global batch; None if all labels count."""

@@ -136,3 +136,11 @@ class Fp32Accumulation:
         for parameter in self._fresh:
             parameter.grad = self._totals[parameter].to(parameter.dtype)
         self._fresh.clear()
+
+
+def all_finite(weights: list[torch.Tensor]) -> bool:
+    """Whether every value of every rank's `weights` (any shapes and dtypes) is finite; the same on every rank."""
+    worst = torch.stack([w.abs().max().float() if w.numel() else w.new_zeros(()).float() for w in weights]).max()
+    finite = torch.isfinite(worst).to(torch.int32)  # max propagates NaN
+    dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+    return bool(finite)

@@ -116,9 +116,7 @@ def test_a_task_that_fails_leaves_what_was_done_and_no_process(corpus, tokenizer
     assert not (tmp_path / "all.work").exists()
 
 
-def test_finished_work_is_kept_and_other_corpora_are_not_replaced(
-    corpus, tokenizer_folder, tmp_path, write_jsonl, capsys
-):
+def test_finished_work_is_kept_other_corpora_too(corpus, tokenizer_folder, tmp_path, write_jsonl, capsys):
     argv = f"prep tokenize --input {corpus.inputs[0]} --tokenizer {tokenizer_folder} --output {tmp_path}/all"
     assert run([*argv.split(), "--json", f"{tmp_path}/first.json"]) == 0
     changed = (tmp_path / "all.bin").stat().st_mtime_ns

@@ -119,7 +119,7 @@ print([m for m in ("torch", "megatron", "transformers") if m in sys.modules])
     assert shown.endswith("[]\n")
 
 
-def test_empty_documents_are_skipped_and_refusals_leave_no_folder(tmp_path):
+def test_empty_documents_are_skipped_refusals_leave_nothing(tmp_path):
     text = "".join(f"words {i * i} of text {i**3}\n" for i in range(300))
     documents = [Document("a", text), Document("b", "")]
     facts = train_tokenizer(documents, tmp_path / "made", vocab_size=300)

@@ -91,7 +91,7 @@ def test_zero_3_that_keeps_nothing_whole(model, tmp_path):
 
 
 @pytest.mark.parametrize("ranks, parallel", [(1, layout()), (2, layout(tensor=2)), (2, layout(zero=2))])
-def test_pairs_without_full_rank_step_approximately_and_are_counted(ranks, parallel):
+def test_pairs_without_full_rank_step_approximately(ranks, parallel):
     reports = run_ranks(ranks, exact_step_of_a_poor_factor, {**LORO, **parallel})
     pairs, not_taken, moved = reports[0]
     assert all(other[:2] == (pairs, not_taken) for other in reports)

@@ -39,7 +39,7 @@ def test_it_is_the_published_step(lr):
 
 
 @pytest.mark.parametrize("shape", ((40, 28, 6), (9, 28, 6), (40, 7, 6), (6, 6, 6)))
-def test_step_is_the_truncated_tangent_step_with_balanced_factors(shape):
+def test_step_is_the_truncated_tangent_step_balanced(shape):
     m, n, g = problem(*shape)
     lr, r = 0.05, shape[2]
     u, v = torch.linalg.qr(m)[0], torch.linalg.qr(n)[0]
