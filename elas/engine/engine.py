@@ -24,7 +24,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from elas import accelerator
 from elas.config import Config
-from elas.config.deepspeed import offloads_optimizer, zero_stage
+from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_stage
 from elas.data.batches import Batch
 from elas.engine import grads
 from elas.engine.deepspeed import deepspeed_config
@@ -89,11 +89,11 @@ class Engine:
         self.config, self.layout = config, layout
         self.chunks = build_chunks(config)
         self.micro_batches = config.train.global_batch_size // (config.train.micro_batch_size * layout.dp)
-        settings = deepspeed_config(config, micro_batches=1, dp=layout.dp)
-        self.stage = zero_stage(settings)
+        self.stage = zero_stage(read_deepspeed_json(config))
         self.uses_schedule = self.stage <= 1
+        accumulated = 1 if self.uses_schedule else self.micro_batches  # by DeepSpeed; Megatron's schedules do it first
+        settings = deepspeed_config(config, micro_batches=accumulated, dp=layout.dp)
         if not self.uses_schedule:
-            settings = deepspeed_config(config, micro_batches=self.micro_batches, dp=layout.dp)
             grads.sum_sequence_partial_in_backward(self.chunks)
         self._mark_replicated()
         # DeepSpeed hooks the forward of the module it is given. A `ModuleList` has none, so that Megatron's schedule
