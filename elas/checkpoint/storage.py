@@ -121,6 +121,8 @@ def _planner(tensors: Tensors) -> DefaultSavePlanner:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str):
+        if module == "pathlib._local":  # what Python 3.13 calls it: indexes must be readable by every Python
+            module = "pathlib"
         if name in _KNOWN.get(module, ()):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it contains {module}.{name}, which does not belong to an index")

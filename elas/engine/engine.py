@@ -16,6 +16,7 @@ import io
 import logging
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -82,6 +83,9 @@ class Engine:
         between: `between.mark` names the next operation.
         labels: number of labels in the last step's global batch that count, without padding of a document's sample.
     """
+
+    deepspeed: Any  # DeepSpeed's types say little: what holds depends on the ZeRO stage
+    base_optimizer: Any
 
     def __init__(self, config: Config, layout: Layout, between: MicroBatches | None = None):
         import deepspeed

@@ -84,6 +84,16 @@ def test_whole_ones_verify_and_are_listed(trained, capsys):
     assert exit_status(run, ["checkpoint", "verify", str(trained / "nowhere")]) == 2
 
 
+@pytest.mark.parametrize("module", (b"pathlib", b"pathlib._local"), ids=("to 3.12", "from 3.13"))
+def test_an_index_of_every_python_is_read(trained, tmp_path, module):
+    folder = shutil.copytree(trained / "checkpoints" / "step_00000006", tmp_path / "step_00000006")
+    index = pickle.dumps(pickle.loads((folder / INDEX).read_bytes()), protocol=2)  # names modules in plain text
+    index = index.replace(b"cpathlib._local\nPosixPath", b"cpathlib\nPosixPath")
+    assert index.count(b"cpathlib\nPosixPath") == 1
+    (folder / INDEX).write_bytes(index.replace(b"cpathlib\nPosixPath", b"c%s\nPosixPath" % module))
+    assert read_index(folder).state_dict_metadata
+
+
 class Evil:
     """What runs a command when it is unpickled."""
 
