@@ -42,7 +42,7 @@ def test_hostfiles(tmp_path):
     hosts = read_hostfile(path)
     assert hosts == {"n1": 2, "n2": 1}
     assert [ranks_in_words(ranks) for ranks in ranks_by_host(hosts).values()] == ["ranks 0-1", "rank 2"]
-    read_hostfile(Path(__file__).resolve().parents[2] / "launch" / "deepspeed" / "hostfile.example")
+    read_hostfile(Path(__file__).resolve().parents[2] / "launch" / "ssh" / "hostfile.example")
 
 
 @pytest.mark.parametrize(
