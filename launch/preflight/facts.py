@@ -39,21 +39,13 @@ def software() -> dict:
 
 def source_files() -> dict[str, str]:
     """SHA-256 (12 hex digits) of every file of our source, by its name in the package."""
-    found = {}
-    for package, folder in {"elas": elas.__path__[0], **_mapped()}.items():
-        for path in Path(folder).rglob("*"):
+    root, found = elas.__path__[0], {}
+    for folder, _, names in os.walk(root, followlinks=True):  # launch/, kernels/ and data_prep/ are links in a checkout
+        for path in (Path(folder) / name for name in names):
             if path.suffix in _SOURCES:
-                name = f"{package}/{path.relative_to(folder)}"
+                name = f"elas/{path.relative_to(root)}"
                 found[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return dict(sorted(found.items()))
-
-
-def _mapped() -> dict[str, str]:
-    """The folders that are beside `elas/` in a checkout; empty if installed, where they are inside it."""
-    launch_folder = Path(launch.__path__[0])
-    if launch_folder.parent == Path(elas.__path__[0]):
-        return {}
-    return {f"elas/{name}": str(launch_folder.parent / name) for name in ("kernels", "launch", "data_prep")}
 
 
 def machine() -> dict:

@@ -138,13 +138,13 @@ FAULTS = {
     ),
     "guard-killed": Fault(
         "kill −9 of our guard on a host",
-        _kill_process("elas.launch.guard.guard"),
+        _kill_process("elas.launch.guard"),
         ("n2 (rank 1) with status",),
         in_suite=False,
     ),
     "launcher-and-guard-killed": Fault(
         "kill −9 of the launcher and its guard together",
-        _kill_on_head("elas.launch.guard.guard", "elas.cli"),
+        _kill_on_head("elas.launch.guard", "elas.cli"),
         (),
         status=None,
         in_suite=False,
