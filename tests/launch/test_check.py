@@ -186,7 +186,7 @@ def test_hosts_that_differ(lab, check, tmp_path):
         ("n1", "port"): ("29511", "--master-port"),
         ("n2", "source"): ("", "the same commit"),
         ("n2", "run_dir"): (str(shared / "run"), "all hosts share"),
-        ("n2", "disk"): ("0.01 GiB", "make room"),
+        ("n2", "disk"): ("0.01 GiB", "free some space"),
         ("n2", "data"): (str(corpus / "text.bin"), "copy the same file"),
         ("n2", "network"): ("n2 → n3", "firewalls"),
         ("n3", "network"): ("n3 → n2", "firewalls"),

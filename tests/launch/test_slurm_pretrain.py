@@ -89,7 +89,7 @@ def facts(folder: Path) -> dict:
 
 def reach(run_dir: Path, step: int, log: Path) -> None:
     """Return when a run has logged a step."""
-    good = wait_for(lambda: any(row["step"] >= step for row in rows(run_dir)), 60)
+    good = wait_for(lambda: any(row["step"] >= step for row in rows(run_dir)), 180)
     assert good, log.read_text() if log.exists() else "no log"
 
 

@@ -107,7 +107,8 @@ class Study:
         sizes = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
         words = [*sizes, *ALWAYS, "--max-position-embeddings", str(LENGTH), "--vocab-size", str(VOCAB)]
         words += ["--rank", str(RANK), "--micro-batch-size", str(MICRO), "--global-batch-size", str(BATCH)]
-        words += ["--train-iters", str(STEPS), "--lr", str(RATE), "--dense-steps", str(DENSE_STEPS)]
+        words += ["--train-iters", str(STEPS), "--lr", str(RATE)]
+        words += [] if "--no-sparsity-24" in options else ["--dense-steps", str(DENSE_STEPS)]
         words += ["--data-path", str(self.corpus), "--data-cache-path", str(self.folder / "cache"), *options.split()]
         if "--eval-iters" not in options:
             words += ["--eval-iters", "0", "--eval-interval", str(STEPS)]
