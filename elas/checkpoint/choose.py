@@ -1,9 +1,18 @@
-"""Selects the checkpoint that a run resumes from, by manifests and file sizes; needs no process group."""
+"""Selects checkpoints, by manifests and file sizes: what a run resumes from, or what a path holds.
 
-from dataclasses import replace
+Needs no process group.
+"""
+
 from pathlib import Path
 
-from elas.checkpoint.folder import Checkpoint, checkpoints_in, no_checkpoint, read_checkpoint
+from elas.checkpoint.folder import (
+    Checkpoint,
+    checkpoints_in,
+    newest_intact,
+    no_checkpoint,
+    read_checkpoint,
+    unusable,
+)
 from elas.checkpoint.identity import check_same_run, identity, typed
 from elas.config import Config
 from elas.errors import ConfigError
@@ -50,17 +59,38 @@ def newest_checkpoint(config: Config, broken: tuple[str, ...]) -> Checkpoint | N
     Raises:
         ConfigError: none of the run's checkpoints is intact, or the newest does not fit the configuration.
     """
-    passed_over = list(broken)
-    for path in list(checkpoints_in(checkpoints_dir(config)))[len(broken) :]:
-        found = read_checkpoint(path)
-        if isinstance(found, Checkpoint):
-            return _check_compatible(replace(found, passed_over=tuple(passed_over)), config)
-        passed_over.append(f"{path}: {found}")
-    if passed_over:
-        why = f"none of its checkpoints is intact ({'; '.join(passed_over)})"
+    folders = list(checkpoints_in(checkpoints_dir(config)))[len(broken) :]
+    found = newest_intact(folders, broken)
+    if isinstance(found, Checkpoint):
+        return _check_compatible(found, config)
+    if found:
         fix = "restore one, move the folder away, or give another"
-        raise ConfigError("train.run_dir", config.train.run_dir, why, fix)
+        raise ConfigError("train.run_dir", config.train.run_dir, found, fix)
     return None
+
+
+def find(path: Path | str, key: str | None = None) -> Checkpoint:
+    """The checkpoint at a path that a user gave: a checkpoint's folder, or a run's, whose newest intact one it is.
+
+    It is intact by its manifest and file sizes; `elas.checkpoint.folder.require_intact` checks every byte.
+    `passed_over` names newer ones that were skipped.
+
+    Args:
+        path: the folder, as given.
+        key: the setting that names it, for messages.
+
+    Raises:
+        UserError: there is none (as a `ConfigError` of `key`, if given).
+    """
+    folder = Path(path)
+    inside = folder / "checkpoints"
+    if inside.is_dir():
+        found = newest_intact(checkpoints_in(inside)) or "has no checkpoint"
+    else:
+        found = no_checkpoint(folder) or read_checkpoint(folder)
+    if isinstance(found, str):
+        raise unusable(path, found, "give a run's folder, or the folder of an intact checkpoint in it", key)
+    return found
 
 
 def _check_not_lost(config: Config) -> None:

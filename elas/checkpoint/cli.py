@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from elas.checkpoint.folder import Checkpoint, checkpoints_in, damaged_files, read_checkpoint
+from elas.checkpoint.folder import (
+    Checkpoint,
+    checkpoints_in,
+    damaged_files,
+    newest_intact,
+    read_checkpoint,
+    require_intact,
+)
 from elas.command import Parser, run_command
 from elas.config import load_config, split_overrides
 from elas.config.arguments import SettingsParser
@@ -86,8 +93,7 @@ def export_(argv: list[str]) -> int:
 
     elas.prepare()
     found = _intact(options.path)
-    if problems := damaged_files(found):
-        raise UserError(f"{found.path}: {'; '.join(problems)}; give another checkpoint")
+    require_intact(found)
     adam = options.adam or adam_here()
     print(f"writing {options.target} from {found.path} (step {found.step}), for {adam} Adam", flush=True)
     facts = export(found, options.target, adam)
@@ -167,10 +173,9 @@ def _folders(path: Path) -> list[Path]:
 
 def _intact(path: Path) -> Checkpoint:
     """The checkpoint at a path, or a run's newest that is intact by manifest and sizes."""
-    read = [read_checkpoint(one) for one in _folders(path)]
-    found = next((one for one in read if isinstance(one, Checkpoint)), None)
-    if found is None:
-        raise UserError(f"{path}: no intact checkpoint there ({read[0]}); see elas checkpoint list")
+    found = newest_intact(_folders(path))
+    if isinstance(found, str):
+        raise UserError(f"{path}: {found}; see elas checkpoint list")
     return found
 
 

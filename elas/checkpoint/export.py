@@ -18,12 +18,11 @@ from elas.checkpoint.arguments import flags, saved
 from elas.checkpoint.crossing import MASTERS, OPTIMIZER, OnDemand, Spot, spots
 from elas.checkpoint.folder import Checkpoint
 from elas.checkpoint.identity import written_config
-from elas.checkpoint.tensors import PartOfTensor, Place
+from elas.checkpoint.storage import MOMENTS
 from elas.config import Config
 from elas.errors import Failure, UserError
 from elas.plan.shapes import weight_shapes
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 _LINEARS = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 
 
@@ -108,9 +107,7 @@ def _size(spot: Spot) -> tuple[int, ...]:
 
 
 def _read(folder: Path, name: str, spot: Spot, dtype: torch.dtype) -> torch.Tensor:
-    tensor = torch.empty(spot.shape, dtype=torch.float32)
-    storage.read(folder, {name: PartOfTensor.of(Place(spot.shape, spot.shape), tensor.view(-1), 0)})
-    return spot.view(tensor.to(dtype))
+    return spot.view(storage.read_whole(folder, name, spot.shape, dtype))
 
 
 def _dense_steps(checkpoint: Checkpoint, config: Config) -> dict[str, torch.Tensor]:

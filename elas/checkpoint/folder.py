@@ -13,8 +13,10 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from elas.errors import ConfigError, UserError
 
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
 FORMAT = 2
@@ -76,6 +78,36 @@ def no_checkpoint(path: Path) -> str:
     if newest:
         return f"is a folder of checkpoints; the newest one is {newest}"
     return f"holds no checkpoint: there is no {MANIFEST}"
+
+
+def newest_intact(folders: Iterable[Path], passed_over: Iterable[str] = ()) -> Checkpoint | str:
+    """The first of some checkpoints that is intact by its manifest and file sizes.
+
+    Args:
+        folders: of checkpoints, newest first.
+        passed_over: a line `PATH: why` for each newer one that is known to be damaged.
+
+    Returns:
+        The checkpoint; a reason if there is none, which is empty if there are no folders at all.
+    """
+    skipped = list(passed_over)
+    for path in folders:
+        found = read_checkpoint(path)
+        if isinstance(found, Checkpoint):
+            return replace(found, passed_over=tuple(skipped))
+        skipped.append(f"{path}: {found}")
+    return f"none of its checkpoints is intact ({'; '.join(skipped)})" if skipped else ""
+
+
+def unusable(path: Path | str, why: str, fix: str, key: str | None = None) -> UserError:
+    """The error of a checkpoint that cannot be used: of a path, or of the setting `key` that names it."""
+    return ConfigError(key, str(path), why, fix) if key else UserError(f"{path}: {why}; {fix}")
+
+
+def require_intact(checkpoint: Checkpoint) -> None:
+    """Compare every byte of a checkpoint with its checksums; raises `UserError` if a file is damaged."""
+    if problems := damaged_files(checkpoint):
+        raise unusable(checkpoint.path, ", ".join(problems), "give another checkpoint")
 
 
 def damaged_files(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> list[str]:

@@ -18,13 +18,13 @@ from elas.checkpoint.arguments import check_same_model
 from elas.checkpoint.crossing import MASTERS, OPTIMIZER, OnDemand, Spot, spots
 from elas.checkpoint.folder import file_facts, put_in_place
 from elas.checkpoint.identity import effective, identity, versions
+from elas.checkpoint.storage import MOMENTS
 from elas.checkpoint.tensors import PartOfTensor
 from elas.config import Config
 from elas.errors import ConfigError, UserError
 from elas.plan.shapes import weight_shapes
 from elas.run_dir import checkpoints_dir
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 _TRACKER = "latest_checkpointed_iteration.txt"
 
 

@@ -7,9 +7,10 @@ a checkpoint of its own, it resumes from that.
 from dataclasses import dataclass
 from pathlib import Path
 
-from elas.checkpoint.folder import Checkpoint, checkpoints_in, damaged_files, no_checkpoint, read_checkpoint
+from elas.checkpoint.choose import find
+from elas.checkpoint.collective import load_on_all_ranks
+from elas.checkpoint.folder import Checkpoint
 from elas.checkpoint.identity import SHAPE, effective, typed, written_config
-from elas.checkpoint.resume import files_of_rank, gather_problems, load_on_all_ranks
 from elas.config import Config
 from elas.errors import ConfigError
 
@@ -55,9 +56,7 @@ def find_initial(config: Config, resume: Checkpoint | None) -> Initial | None:
     if resume is not None:
         _check_origin(config, resume)
         return None
-    found = _checkpoint_in(Path(given))
-    if isinstance(found, str):
-        raise ConfigError(KEY, given, found, "give a run's folder, or the folder of an intact checkpoint in it")
+    found = find(given, KEY)
     written, there, here = written_config(found), effective(written_config(found)), effective(config)
     for key in SHAPE:
         if key in here and there.get(key) != here[key]:
@@ -76,20 +75,6 @@ def find_initial(config: Config, resume: Checkpoint | None) -> Initial | None:
     return Initial(found, tuple(differs))
 
 
-def _checkpoint_in(folder: Path) -> Checkpoint | str:
-    """The checkpoint in a folder, or the newest intact one of a run's folder; a text is the reason for none."""
-    inside = folder / "checkpoints"
-    if not inside.is_dir():
-        return no_checkpoint(folder) or read_checkpoint(folder)
-    passed_over = []
-    for path in checkpoints_in(inside):
-        found = read_checkpoint(path)
-        if isinstance(found, Checkpoint):
-            return Checkpoint(found.path, found.manifest, tuple(passed_over))
-        passed_over.append(f"{path}: {found}")
-    return f"none of its checkpoints is intact ({'; '.join(passed_over)})" if passed_over else "has no checkpoint"
-
-
 def _check_origin(config: Config, resume: Checkpoint) -> None:
     """Raise `ConfigError` unless the resumed run started from `init_from`, which must not be ignored silently."""
     given = config.checkpoint.init_from
@@ -104,23 +89,17 @@ def _check_origin(config: Config, resume: Checkpoint) -> None:
         raise ConfigError(KEY, given, why, "give another train.run_dir, or leave it out to resume that run")
 
 
-def load_weights(engine, initial: Initial) -> None:
-    """Load only the engine's weights, the fp32 masters and the model's; every rank must call it.
+def load_initial(engine, initial: Initial) -> None:
+    """Load only the engine's weights, the model's and the fp32 masters; every rank must call it.
 
     Raises:
         ConfigError: a file is damaged, or the weights do not fit the model; raised on every rank.
     """
     from elas.checkpoint import state, storage
+    from elas.checkpoint.weights import load_weights
     from elas.engine.zero import publish
 
-    checkpoint = initial.checkpoint
-    problems = gather_problems(damaged_files(checkpoint, files_of_rank(checkpoint)))
-    if problems:
-        raise ConfigError(KEY, str(checkpoint.path), ", ".join(problems), "give another checkpoint")
-
-    def load() -> None:
-        storage.read(checkpoint.path, state.master_weights(engine))
-        storage.read(checkpoint.path, state.model_weights(engine))
-
-    load_on_all_ranks(load, KEY, checkpoint)
+    path = initial.checkpoint.path
+    load_weights(engine.chunks, engine.layout, initial.checkpoint, KEY)
+    load_on_all_ranks(lambda: storage.read(path, state.master_weights(engine)), initial.checkpoint, KEY)
     publish(engine)

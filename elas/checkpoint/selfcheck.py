@@ -16,23 +16,13 @@ from pathlib import Path
 import torch
 
 from elas.checkpoint import storage
-from elas.checkpoint.state import parameters_by_name, place_of
 from elas.checkpoint.tensors import PartOfTensor
+from elas.checkpoint.weights import held, parameters_by_name, place_of
 from elas.engine.engine import Engine
 from elas.engine.zero import fragments
 
 WINDOW = 256  # elements
 READ_BACK = 4  # tensors a save
-
-
-def computing_weights(engine: Engine, parameter: torch.nn.Parameter) -> tuple[torch.Tensor, int]:
-    """This rank's part of a parameter of the model: flat, and the index of its first element in the shard."""
-    if engine.stage < 3:
-        return parameter.data.view(-1), 0
-    shard = parameter.ds_tensor
-    start = engine.layout.dp_rank * shard.numel()
-    numel = max(0, min(shard.numel(), parameter.ds_numel - start))  # the last ranks hold padding
-    return shard.view(-1)[:numel], start
 
 
 def _windows(numel: int) -> Iterator[tuple[int, int]]:
@@ -45,13 +35,13 @@ def _windows(numel: int) -> Iterator[tuple[int, int]]:
 @torch.no_grad()
 def scrambled_weight(engine: Engine) -> str | None:
     """Name of the first weight whose fp32 master on this rank differs from the model's weight; None if all agree."""
-    held, names, differ = fragments(engine), [], []
-    for name, parameter in parameters_by_name(engine).items():
-        fragment = held.get(parameter)
+    of_parameter, names, differ = fragments(engine), [], []
+    for name, parameter in parameters_by_name(engine.chunks).items():
+        fragment = of_parameter.get(parameter)
         if fragment is None:
             continue
         master = fragment.master()
-        weights, start = computing_weights(engine, parameter)
+        weights, start = held(parameter, engine.layout)
         weights = weights.narrow(0, fragment.start - start, fragment.numel)
         for first, count in _windows(fragment.numel):
             here = weights.narrow(0, first, count)
@@ -73,17 +63,17 @@ class Sample:
 
     def __init__(self, engine: Engine, step: int):
         self._windows: dict[str, tuple] = {}
-        parameters = list(parameters_by_name(engine).items())
+        parameters = list(parameters_by_name(engine.chunks).items())
         chosen = torch.Generator().manual_seed(step)
         for number in torch.randperm(len(parameters), generator=chosen)[:READ_BACK].tolist():
             name, parameter = parameters[number]
-            weights, start = computing_weights(engine, parameter)
+            weights, start = held(parameter, engine.layout)
             if not weights.numel():
                 continue
             count = min(WINDOW, weights.numel())
             first = int(torch.randint(weights.numel() - count + 1, (), generator=chosen))
             values = weights.narrow(0, first, count).to("cpu", copy=True)
-            self._windows[f"weight.{name}"] = (place_of(engine, parameter), start + first, values)
+            self._windows[f"weight.{name}"] = (place_of(parameter, engine.layout), start + first, values)
 
     def difference(self, folder: Path) -> str | None:
         """Read the windows back and compare them.

@@ -7,84 +7,53 @@ the whole model. The optimizer's step count, which all parameters share, is a se
 import base64
 import json
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
-from elas.checkpoint.tensors import PartOfTensor, Place
+from elas.checkpoint.storage import MOMENTS
+from elas.checkpoint.tensors import PartOfTensor
+from elas.checkpoint.weights import parameters_by_name, place_of
 from elas.engine.engine import Engine
 from elas.engine.zero import base_state, fragments, publish
-from elas.model.shards import global_names
-from elas.parallel import Layout
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 RANDOM_BYTES = 65536
-
-
-def parameters_by_name(engine: Engine) -> dict[str, torch.nn.Parameter]:
-    """This rank's parameters by their names in the whole model; for a tied embedding, this stage's own copy."""
-    return {name: p for chunk in engine.chunks for name, p in global_names(chunk).items()}
 
 
 def capture(engine: Engine) -> dict[str, PartOfTensor]:
     """The tensors that this rank saves, as views of live ones; one rank saves each part of a replicated tensor."""
-    held, state = fragments(engine), base_state(engine)
-    tensors = {}
-    for number, (name, parameter) in enumerate(parameters_by_name(engine).items()):
-        fragment = held.get(parameter)
-        if fragment is None or not _saves(engine, parameter, number):
-            continue
-        place = place_of(engine, parameter)
-        tensors[f"weight.{name}"] = PartOfTensor.of(place, fragment.master(), fragment.start)
-        for moment in MOMENTS:
-            tensors[f"{moment}.{name}"] = PartOfTensor.of(place, fragment.moment(state, moment), fragment.start)
-    return tensors
+    return _parts(engine, MOMENTS, only_saved=True)
 
 
 def targets(engine: Engine) -> dict[str, PartOfTensor]:
     """The fp32 weights and moments that this rank's optimizer updates, to load into; the first part of loading."""
-    held, state = fragments(engine), base_state(engine)
-    tensors = {}
-    for name, parameter in parameters_by_name(engine).items():
-        fragment = held.get(parameter)
-        if fragment is None:
-            continue
-        place = place_of(engine, parameter)
-        entry = state[fragment.flat]
+    state = base_state(engine)
+    for fragment in fragments(engine).values():
         for moment in MOMENTS:  # ZeRO 0 has none before the first step
-            if moment not in entry:
-                entry[moment] = torch.zeros_like(fragment.flat, dtype=torch.float32)
-        tensors[f"weight.{name}"] = PartOfTensor.of(place, fragment.master(), fragment.start)
-        for moment in MOMENTS:
-            tensors[f"{moment}.{name}"] = PartOfTensor.of(place, fragment.moment(state, moment), fragment.start)
-    return tensors
+            if moment not in state[fragment.flat]:
+                state[fragment.flat][moment] = torch.zeros_like(fragment.flat, dtype=torch.float32)
+    return _parts(engine, MOMENTS)
 
 
 def master_weights(engine: Engine) -> dict[str, PartOfTensor]:
     """The fp32 weights that this rank's optimizer updates, without its moments."""
-    held = fragments(engine)
-    return {
-        f"weight.{name}": PartOfTensor.of(place_of(engine, parameter), held[parameter].master(), held[parameter].start)
-        for name, parameter in parameters_by_name(engine).items()
-        if parameter in held
-    }
+    return _parts(engine, ())
 
 
-def model_weights(engine: Engine) -> dict[str, PartOfTensor]:
-    """The model's weights on this rank, in their own dtype, to load into; the second part of loading."""
+def _parts(engine: Engine, moments: Sequence[str], *, only_saved: bool = False) -> dict[str, PartOfTensor]:
+    """The fp32 weights and some moments on this rank, as views."""
+    held, state = fragments(engine), base_state(engine)
     tensors = {}
-    for name, parameter in parameters_by_name(engine).items():
-        place = place_of(engine, parameter)
-        if engine.stage < 3:
-            tensors[f"weight.{name}"] = PartOfTensor.of(place, parameter.data.view(-1), 0)
+    for number, (name, parameter) in enumerate(parameters_by_name(engine.chunks).items()):
+        fragment = held.get(parameter)
+        if fragment is None or (only_saved and not _saves(engine, parameter, number)):
             continue
-        shard = parameter.ds_tensor
-        start = engine.layout.dp_rank * shard.numel()
-        numel = min(shard.numel(), parameter.ds_numel - start)  # the last ranks hold padding
-        if numel > 0:
-            tensors[f"weight.{name}"] = PartOfTensor.of(place, shard.view(-1)[:numel], start)
+        place = place_of(parameter, engine.layout)
+        flats = {"weight": fragment.master()} | {moment: fragment.moment(state, moment) for moment in moments}
+        tensors |= {f"{kind}.{name}": PartOfTensor.of(place, flat, fragment.start) for kind, flat in flats.items()}
     return tensors
 
 
@@ -149,17 +118,6 @@ def restore_random(tensor: torch.Tensor) -> None:
     if facts["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(_tensor(facts["cuda"]))
     get_cuda_rng_tracker().set_states({name: _tensor(text) for name, text in facts["megatron"].items()})
-
-
-def place_of(engine: Engine, parameter: torch.nn.Parameter) -> Place:
-    """The position of this rank's tensor-parallel shard of a parameter in the whole tensor."""
-    shape = tuple(parameter.ds_shape) if engine.stage == 3 else tuple(parameter.shape)
-    layout: Layout = engine.layout
-    if layout.tp == 1 or not getattr(parameter, "tensor_model_parallel", False):
-        return Place(shape, shape)
-    dim, full = parameter.partition_dim, list(shape)
-    full[dim] *= layout.tp
-    return Place(shape, tuple(full), dim, layout.tp_rank, parameter.partition_stride if dim == 0 else 1)
 
 
 def _saves(engine: Engine, parameter: torch.nn.Parameter, number: int) -> bool:

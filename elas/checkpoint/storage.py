@@ -18,6 +18,8 @@ from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 
 INDEX = ".metadata"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Prefixes of the names of Adam's moments in a checkpoint; a weight's is `weight`."""
 Tensors = dict[str, torch.Tensor]
 
 _KNOWN = {
@@ -90,16 +92,22 @@ def read_index(folder: Path) -> Metadata:
     return _Reader(folder).read_metadata()
 
 
-def read(folder: Path, tensors: Tensors) -> None:
+def read(folder: Path, tensors: Tensors, index: Metadata | None = None) -> None:
     """Load the tensors' parts from a checkpoint written on any layout; needs no other rank.
 
+    Args:
+        folder: the checkpoint's.
+        tensors: to load into, in place; values are converted to each one's dtype.
+        index: from `read_index`, to save reading it again.
+
     Raises:
-        KeyError: the checkpoint lacks a name.
-        RuntimeError: a tensor has another shape there.
+        RuntimeError: the checkpoint lacks a name, or has another shape for it.
     """
     reader, planner = _Reader(folder), DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    metadata = reader.read_metadata()
+    metadata = index or reader.read_metadata()
     for name, tensor in tensors.items():
+        if name not in metadata.state_dict_metadata:
+            raise RuntimeError(f"{name} is not in the checkpoint")
         there = metadata.state_dict_metadata[name].size
         if there != tensor.size():
             raise RuntimeError(
@@ -109,6 +117,15 @@ def read(folder: Path, tensors: Tensors) -> None:
     reader.set_up_storage_reader(metadata, is_coordinator=True)
     plan = planner.finish_plan(reader.prepare_local_plan(planner.create_local_plan()))
     reader.read_data(plan, planner).wait()
+
+
+def read_whole(
+    folder: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, index: Metadata | None = None
+) -> torch.Tensor:
+    """Read one whole tensor of a checkpoint into host memory, as `dtype`; errors as of `read`."""
+    tensor = torch.empty(shape, dtype=dtype)
+    read(folder, {name: tensor}, index)
+    return tensor
 
 
 def _planner(tensors: Tensors) -> DefaultSavePlanner:

@@ -4,7 +4,7 @@ import math
 import time
 
 from elas.checkpoint.folder import Checkpoint, read_checkpoint
-from elas.checkpoint.initial import Initial, load_weights
+from elas.checkpoint.initial import Initial, load_initial
 from elas.checkpoint.resume import first_intact, restore
 from elas.checkpoint.saver import Saver
 from elas.config import Config
@@ -98,7 +98,7 @@ class _Run:
             restore(self.engine, resume)
         if initial:
             progress.begin("reading the initial weights")
-            load_weights(self.engine, initial)
+            load_initial(self.engine, initial)
         self.origin = initial.facts(config) if initial else resume.manifest.get("init_from") if resume else None
         if layout.rank == 0:
             clear_markers(config)
