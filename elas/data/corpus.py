@@ -8,7 +8,7 @@ import numpy as np
 
 from elas.config import Config
 from elas.data.split import EVERYTHING, SCHEME, divide, held_out_counts, parse_split
-from elas.data.token_files import TokenFiles, manifest_vocabulary, read_manifest, read_token_files
+from elas.data.token_files import TokenFiles, manifest_tokenizer, manifest_vocabulary, read_manifest, read_token_files
 from elas.errors import ConfigError, UserError
 
 
@@ -66,7 +66,7 @@ def check_corpus(config: Config) -> None:
     data = config.data
     if data.train is None:
         raise ConfigError("data.train", None, "no corpus to train on", "give the prefix of a .bin/.idx pair")
-    tokenizer = _open_tokenizer(data.tokenizer) if data.tokenizer is not None else None
+    tokenizer = open_tokenizer("data.tokenizer", data.tokenizer) if data.tokenizer is not None else None
     for key, value in (("data.train", data.train), ("data.valid", data.valid)):
         if value is None:
             continue
@@ -76,11 +76,12 @@ def check_corpus(config: Config) -> None:
             if why:
                 raise ConfigError(key, prefix, f"holds {why}", "use a larger corpus or shorter sequences")
             if tokenizer is not None:  # before comparing sizes, which mean nothing for another tokenizer
-                _check_tokenizer(data.tokenizer, tokenizer, prefix)
+                fix = "tokenise the corpus again with this one"
+                check_made_with("data.tokenizer", data.tokenizer, tokenizer, prefix, fix)
             vocabulary = manifest_vocabulary(prefix)
             if vocabulary is None:
                 vocabulary = files.largest_sampled() + 1
-            made_with = _tokenizer_of(prefix)
+            made_with = manifest_tokenizer(prefix)
             source = f"the corpus {prefix}, made with {made_with}" if made_with else f"the corpus {prefix}"
             _check_vocabulary(config, vocabulary, source)
     if tokenizer is not None:
@@ -125,36 +126,40 @@ def _check_cache(config: Config) -> None:
         raise ConfigError("data.cache", config.data.cache, "is not writable", "give another folder, or null")
 
 
-def _open_tokenizer(path: str):
-    """Open `data.tokenizer`; raises `ConfigError` if it cannot be opened."""
+def open_tokenizer(key: str, path: str):
+    """Open the tokenizer that the setting or option `key` names; raises `ConfigError` if it cannot be opened."""
     from elas.data.tokenizer import load_tokenizer
 
     try:
         return load_tokenizer(path)
     except UserError as error:
         why = str(error).removeprefix(f"tokenizer {path}: ").removeprefix(f"{path}: ")
-        raise ConfigError("data.tokenizer", path, f"cannot be opened ({why})", "give a tokenizer folder") from error
+        raise ConfigError(key, path, f"cannot be opened ({why})", "give a tokenizer folder") from error
 
 
-def _tokenizer_of(prefix: str) -> str | None:
-    """The path of a corpus's tokenizer when the corpus was made; None if its manifest does not say."""
-    source = read_manifest(prefix).get("source")
-    settings = source.get("settings") if isinstance(source, dict) else None
-    path = settings.get("tokenizer") if isinstance(settings, dict) else None
-    return path if isinstance(path, str) else None
+def check_made_with(key: str, given: str, tokenizer, prefix: str, other_fix: str | None = None) -> None:
+    """Check that a corpus was made with a tokenizer; skipped for a corpus without a manifest.
 
+    Args:
+        key, given: the setting or option that names the tokenizer, and its value.
+        tokenizer: the opened tokenizer.
+        prefix: the corpus.
+        other_fix: what else the user can do, apart from giving the corpus's tokenizer.
 
-def _check_tokenizer(given: str, tokenizer, prefix: str) -> None:
-    """Raise `ConfigError` if a corpus was made with another tokenizer; skipped for a corpus without a manifest."""
+    Raises:
+        ConfigError: the manifest has the digest of another tokenizer.
+    """
     made_with = read_manifest(prefix).get("tokenizer_sha256")
-    if made_with in (None, tokenizer.sha256):
+    if made_with is None or made_with == tokenizer.sha256:
         return
-    own, size = _tokenizer_of(prefix), manifest_vocabulary(prefix)
+    own, size = manifest_tokenizer(prefix), manifest_vocabulary(prefix)
     known = [own, f"{size} tokens" if size else None, f"sha256 {str(made_with)[:12]}…"]
     facts = ", ".join(fact for fact in known if fact)
     why = f"{prefix} was made with another tokenizer ({facts}; this one has {tokenizer.vocab_size} tokens)"
-    fix = f"set data.tokenizer to {own}" if own is not None and os.path.exists(own) else "give the corpus's tokenizer"
-    raise ConfigError("data.tokenizer", given, why, f"{fix}, or tokenise the corpus again with this one")
+    fix = "give the corpus's tokenizer"
+    if own is not None and os.path.exists(own):
+        fix = f"give {own}" if key.startswith("-") else f"set {key} to {own}"
+    raise ConfigError(key, given, why, f"{fix}, or {other_fix}" if other_fix else fix)
 
 
 def _check_vocabulary(config: Config, vocabulary: int, source: str) -> None:

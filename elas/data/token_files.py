@@ -187,3 +187,11 @@ def manifest_vocabulary(prefix: str) -> int | None:
     """Vocabulary size of the corpus's tokenizer, from its manifest; None if unknown."""
     size = read_manifest(prefix).get("vocab_size")
     return size if type(size) is int else None
+
+
+def manifest_tokenizer(prefix: str) -> str | None:
+    """The path that the corpus's tokenizer had when the corpus was made, from its manifest; None if unknown."""
+    source = read_manifest(prefix).get("source")
+    settings = source.get("settings") if isinstance(source, dict) else None
+    path = settings.get("tokenizer") if isinstance(settings, dict) else None
+    return path if isinstance(path, str) else None
