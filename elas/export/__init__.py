@@ -1,0 +1,1 @@
+"""Hugging Face folders from checkpoints, and checkpoints from Hugging Face folders."""

@@ -1,0 +1,87 @@
+"""Whether an exported folder computes what the checkpoint does: logits and perplexity of the two on the same tokens."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from elas.checkpoint.folder import Checkpoint
+from elas.config import Config, ParallelConfig
+from elas.evaluate.forward import Forward
+from elas.hf.build import open_folder
+from elas.parallel import initialize, shut_down
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two models on the same tokens.
+
+    Attributes:
+        max_logit_diff: largest absolute difference of a logit.
+        ppl_ours: perplexity of the checkpoint, by Megatron-core's model.
+        ppl_exported: perplexity of the folder, by transformers'.
+        tokens: predicted.
+    """
+
+    max_logit_diff: float
+    ppl_ours: float
+    ppl_exported: float
+    tokens: int
+
+
+def compare(
+    checkpoint: Checkpoint, config: Config, folder: Path, tokens: torch.Tensor, rounded: torch.dtype | None
+) -> Compared:
+    """Run both models in fp32, so that they differ by what the export did and not by arithmetic.
+
+    One of them is in memory at a time.
+
+    Args:
+        checkpoint: of any layout.
+        config: the checkpoint's.
+        folder: exported.
+        tokens: int64 `[b, s + 1]`.
+        rounded: round the checkpoint's weights to this dtype first, as the folder's are; None leaves them fp32.
+    """
+    alone = dataclasses.replace(
+        config, parallel=ParallelConfig(), train=dataclasses.replace(config.train, dtype="float32")
+    )
+    layout = initialize(alone.parallel, seed=config.train.seed)
+    ours = _ours(Forward(checkpoint, alone, layout), tokens[:, :-1], rounded)
+    shut_down()
+    theirs = _theirs(folder, tokens[:, :-1])
+    labels = tokens[:, 1:].flatten()
+    return Compared(
+        max_logit_diff=float((ours - theirs).abs().max()),
+        ppl_ours=_perplexity(ours, labels),
+        ppl_exported=_perplexity(theirs, labels),
+        tokens=labels.numel(),
+    )
+
+
+def sample_tokens(files, count: int, length: int) -> torch.Tensor:
+    """`count` stretches of a corpus, spread over it: int64 `[n, length + 1]`, n ≤ count."""
+    tokens = np.memmap(f"{files.prefix}.bin", dtype=files.dtype, mode="r")
+    count = max(1, min(count, len(tokens) // (length + 1)))
+    starts = np.linspace(0, max(0, len(tokens) - length - 1), count).astype(np.int64)
+    return torch.from_numpy(np.stack([tokens[s : s + length + 1].astype(np.int64) for s in starts]))
+
+
+def _ours(model: Forward, tokens: torch.Tensor, rounded: torch.dtype | None) -> torch.Tensor:
+    if rounded is not None:
+        model.round_weights(rounded)
+    return torch.cat([model.logits(row[None]).float().cpu() for row in tokens])
+
+
+@torch.no_grad()
+def _theirs(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    with torch._C.DisableTorchFunction():  # our stand-in for CUDA does not concern transformers
+        model = open_folder(folder, torch.float32)
+        return torch.cat([model(row[None]).logits for row in tokens])
+
+
+def _perplexity(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    return math.exp(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels).item())

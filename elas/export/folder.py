@@ -1,0 +1,118 @@
+"""Hugging Face folders: safetensors in shards and their index, in place only when whole."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from elas.errors import Failure, UserError
+from elas.plan.shapes import Shape
+
+SHARD_BYTES = 5 * 10**9
+INDEX = "model.safetensors.index.json"
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, `TARGET.partial`, which becomes the target when the block ends without an error.
+
+    What an earlier, killed export left there is removed first.
+
+    Args:
+        target: must not exist.
+
+    Raises:
+        UserError: the target exists, or cannot be written.
+        Failure: the disk is full.
+    """
+    if target.exists() or target.is_symlink():
+        raise UserError(f"{target}: exists; give a folder that does not")
+    partial = target.with_name(target.name + ".partial")
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        _sync(partial)
+        partial.rename(target)
+        _sync(target.parent)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno == 28:
+            raise Failure(f"{target}: the disk is full; nothing is left there") from error
+        raise UserError(f"{target}: cannot be written ({error.strerror or error}); give another folder") from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def plan_shards(shapes: dict[str, Shape], dtype: torch.dtype, limit: int = SHARD_BYTES) -> list[list[str]]:
+    """Names of the tensors in each shard, in order; a tensor larger than `limit` bytes has one of its own."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        numel = torch.Size(shape).numel() * dtype.itemsize
+        if shards[-1] and size + numel > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += numel
+    return shards
+
+
+def write_tensors(
+    folder: Path,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    shapes: dict[str, Shape],
+    dtype: torch.dtype,
+    limit: int = SHARD_BYTES,
+) -> int:
+    """Write tensors as transformers does, a shard in memory at a time.
+
+    Args:
+        folder: exists.
+        tensors: in the order of `shapes`.
+        shapes: of all tensors.
+        dtype: of all tensors.
+        limit: bytes of a shard.
+
+    Returns:
+        Bytes of the tensors.
+    """
+    shards = plan_shards(shapes, dtype, limit)
+    where = {name: number for number, names in enumerate(shards) for name in names}
+    files = ["model.safetensors"]
+    if len(shards) > 1:
+        files = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+    waiting: list[dict[str, torch.Tensor]] = [{} for _ in shards]
+    for name, tensor in tensors:
+        number = where[name]
+        waiting[number][name] = tensor.contiguous()
+        if len(waiting[number]) == len(shards[number]):
+            save_file(waiting[number], folder / files[number], metadata={"format": "pt"})
+            waiting[number] = {}
+    if missing := [name for number in waiting for name in number]:
+        raise Failure(f"{folder}: {len(missing)} tensors were left over, such as {missing[0]}")
+    total = sum(torch.Size(shape).numel() for shape in shapes.values())
+    size = total * dtype.itemsize
+    if len(shards) > 1:
+        weight_map = {name: files[number] for name, number in where.items()}
+        index = {"metadata": {"total_size": size, "total_parameters": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    return size
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

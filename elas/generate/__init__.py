@@ -1,0 +1,1 @@
+"""Text from a checkpoint or an exported folder."""
