@@ -90,6 +90,9 @@ def _facts(export: Export, request: Request, folder: Path) -> dict:
 
 
 def _compare(export: Export, request: Request, folder: Path, console: Console) -> dict:
+    import elas
+
+    elas.prepare()
     from elas.export.check import compare
 
     config = copy.deepcopy(export.config)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
@@ -313,8 +314,8 @@ class ElasPreTrainedModel(PreTrainedModel):
         if isinstance(module, LowRankLinear):
             i, o, r = module.in_features, module.out_features, module.factor_in.out_features
             cola = ((i + o) * r) ** -0.25
-            nn.init.normal_(module.factor_in.weight, std=cola if module.kind == "cola" else (2 / (i + r)) ** 0.5)
-            nn.init.normal_(module.factor_out.weight, std=cola if module.kind == "cola" else (2 / (o + r)) ** 0.5)
+            init.normal_(module.factor_in.weight, std=cola if module.kind == "cola" else (2 / (i + r)) ** 0.5)
+            init.normal_(module.factor_out.weight, std=cola if module.kind == "cola" else (2 / (o + r)) ** 0.5)
 
 
 class ElasModel(ElasPreTrainedModel):
