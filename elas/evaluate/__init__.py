@@ -1,1 +1,1 @@
-"""Evaluation of checkpoints and exported folders: loss, perplexity, bits per byte, and tasks of lm-evaluation-harness."""
+"""Evaluation of checkpoints and folders: loss, perplexity, bits per byte, tasks of lm-evaluation-harness."""

@@ -9,6 +9,25 @@ from elas.errors import UserError
 from elas.hf.configuration_elas import ElasConfig
 from elas.plan.shapes import Shape
 
+_SAME = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "tie_word_embeddings",
+    "rope_parameters",
+    "attention_dropout",
+    "dtype",
+]
 _IN, _OUT = ".factor_in.weight", ".factor_out.weight"
 
 
@@ -23,12 +42,7 @@ def check_can_be_dense(config: ElasConfig) -> None:
 
 def dense_config(config: ElasConfig) -> PreTrainedConfig:
     """The stock configuration: Arcee's for squared ReLU without a gate, Llama's for SwiGLU; 2:4 is in neither."""
-    same = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-        "max_position_embeddings initializer_range rms_norm_eps pad_token_id bos_token_id eos_token_id "
-        "tie_word_embeddings rope_parameters attention_dropout dtype"
-    ).split()
-    fields = {name: getattr(config, name) for name in same} | {"attention_bias": False, "mlp_bias": False}
+    fields = {name: getattr(config, name) for name in _SAME} | {"attention_bias": False, "mlp_bias": False}
     if config.hidden_act == "relu2":
         return ArceeConfig(architectures=["ArceeForCausalLM"], hidden_act="relu2", **fields)
     return LlamaConfig(architectures=["LlamaForCausalLM"], hidden_act="silu", **fields)
@@ -46,9 +60,7 @@ def dense_shapes(shapes: dict[str, Shape]) -> dict[str, Shape]:
     return dense
 
 
-def multiply_out(
-    tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype
-) -> Iterator[tuple[str, torch.Tensor]]:
+def multiply_out(tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """Products of factor pairs, computed in fp64 and rounded once, and everything else, in `dtype`.
 
     Args:

@@ -64,9 +64,7 @@ class SquaredReLU(nn.Module):
     def wins(x: torch.Tensor) -> torch.Tensor:
         """How many of the three others of its four each feature of `x [..., f]` comes before: uint8 `[..., f]`."""
         a, b, c, d = torch.where(x.isnan(), torch.inf, x).unflatten(-1, (-1, 4)).unbind(-1)
-        ab, ac, ad, bc, bd, cd = (
-            won.to(torch.uint8) for won in (a >= b, a >= c, a >= d, b >= c, b >= d, c >= d)
-        )
+        ab, ac, ad, bc, bd, cd = (won.to(torch.uint8) for won in (a >= b, a >= c, a >= d, b >= c, b >= d, c >= d))
         return torch.stack([ab + ac + ad, 1 - ab + bc + bd, 2 - ac - bc + cd, 3 - ad - bd - cd], dim=-1).flatten(-2)
 
 
@@ -427,4 +425,4 @@ class ElasForCausalLM(ElasPreTrainedModel, GenerationMixin):
         )
 
 
-__all__ = ["ElasPreTrainedModel", "ElasModel", "ElasForCausalLM"]
+__all__ = ["ElasForCausalLM", "ElasModel", "ElasPreTrainedModel"]

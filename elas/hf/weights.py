@@ -93,7 +93,9 @@ def join(name: str, read: Callable[[str], torch.Tensor], config: Config) -> torc
 
 def hf_shapes(config: Config) -> dict[str, Shape]:
     """Shape of each of transformers' tensors, in the order in which `split` gives them for all of our weights."""
-    return {one: shape for name, whole in weight_shapes(config).items() for one, shape in _split_shape(name, whole, config)}
+    return {
+        one: shape for name, whole in weight_shapes(config).items() for one, shape in _split_shape(name, whole, config)
+    }
 
 
 def _split_shape(name: str, shape: Shape, config: Config) -> Iterator[tuple[str, Shape]]:
