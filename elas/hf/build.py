@@ -12,6 +12,7 @@ from elas.checkpoint.folder import Checkpoint
 from elas.checkpoint.identity import written_config
 from elas.checkpoint.weights import read_weights
 from elas.config import Config, ffn_width
+from elas.errors import UserError
 from elas.hf.configuration_elas import ElasConfig
 from elas.hf.modeling_elas import ElasForCausalLM, ElasRotaryEmbedding
 from elas.hf.weights import split
