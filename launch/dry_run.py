@@ -44,13 +44,9 @@ def check_data(config: Config) -> None:
 def check_kernel(config: Config) -> None:
     """Check that a kernel requested by name is available; `auto` always finds one when the run starts."""
     if config.model.activation == "relu2" and config.sparsity.implementation != "auto":
-        import torch
+        from elas.model import kernel
 
-        from elas.kernels.relu2_24 import Relu24Options, select
-
-        options = Relu24Options.of(config.sparsity, sparse=True)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        select(options, device, getattr(torch, config.train.dtype), config.sparsity.implementation)
+        kernel.chosen(config)
 
 
 def check_run_dir(config: Config) -> None:

@@ -195,5 +195,7 @@ def implementation(variant: Variant, layer: ElasFFN) -> str | None:
     if variant.ffn_memory is None:
         return None
     weight = next(layer.parameters())
-    sparsity = layer.config.sparsity
-    return registry.select(layer.options, weight.device, weight.dtype, sparsity.implementation).name
+    config = layer.config
+    r = config.hidden_size if layer.full_rank else config.low_rank.rank
+    widths = registry.Widths(r, config.ffn_hidden_size, r)
+    return registry.select(layer.options, weight.device, weight.dtype, config.sparsity.implementation, widths).name

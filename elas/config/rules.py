@@ -11,7 +11,8 @@ from pathlib import Path
 from elas.config import KEYS, Config, ffn_width
 from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_stage
 from elas.config.kinds import LARGEST, Range, range_of
-from elas.config.schema import field_type
+from elas.config.pruning import check_split
+from elas.config.schema import SPARSITY_KEYS, field_type
 from elas.errors import ConfigError
 
 MOST_SAMPLES = 10**10  # the order of a run's samples is an array in memory
@@ -163,11 +164,10 @@ def _sparsity(config: Config) -> None:
         raise ConfigError(key, width, why, f"give a multiple of {4 * tp}, such as {below or above} or {above}")
     sparsity = config.sparsity
     if sparsity.backward == "split":
-        # The same rule as in elas.kernels.relu2_24.options, which imports torch.
-        for name, required in (("ffn_memory", "eager"), ("method", "magnitude"), ("gradient", "masked")):
-            if getattr(sparsity, name) != required:
-                why = f"not supported with sparsity.{name}={getattr(sparsity, name)}"
-                raise ConfigError("sparsity.backward", "split", why, f"set sparsity.{name} to {required}")
+        try:
+            check_split(sparsity)
+        except ConfigError as error:
+            raise error.renamed(SPARSITY_KEYS) from None
         if between:
             why = "not supported between CoLA's factors"
             raise ConfigError("sparsity.backward", "split", why, "set it to dense, or low_rank.kind to lowrank")

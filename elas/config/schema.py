@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
+from elas.config import pruning
 from elas.config.kinds import (
     AboveZero,
     BelowOne,
@@ -76,15 +77,15 @@ class SparsityConfig:
 
     kind: Literal["none", "2:4"] = "2:4"
     """2:4 keeps the two largest of every four consecutive features of a token."""
-    method: Literal["magnitude", "soft_threshold"] = "magnitude"
+    method: pruning.Method = "magnitude"
     """soft_threshold also shrinks the kept two by the third largest."""
-    gradient: Literal["masked", "ste"] = "masked"
+    gradient: pruning.Gradient = "masked"
     """masked: exact gradient of the pruned function; ste: straight through the mask."""
-    backward: Literal["dense", "split"] = "dense"
+    backward: pruning.Backward = "dense"
     """split: weight gradients use an activation also pruned along tokens, except in its densest 5 % of features."""
     dense_steps: StepsOrShare = 1000
     """Initial steps without pruning, or their share of train.steps: 0.2 is the first fifth."""
-    ffn_memory: Literal["fused", "compressed", "eager"] = "fused"
+    ffn_memory: pruning.FfnMemory = "fused"
     """What the FFN saves for backward: nothing of width d_ff, 9/16 of a bf16 activation, or everything."""
     scale: AboveZero = 1.0
     """β, the factor on soft-thresholded values."""
@@ -263,6 +264,8 @@ def ffn_width(config: Config) -> int:
 
 SECTIONS = {f.name: f.default_factory for f in dataclasses.fields(Config)}
 KEYS = [f"{name}.{f.name}" for name, cls in SECTIONS.items() for f in dataclasses.fields(cls)]
+SPARSITY_KEYS = {f.name: f"sparsity.{f.name}" for f in dataclasses.fields(SparsityConfig)}
+"""Keys of the `sparsity` section by field; its options of the kernel have the fields' names there."""
 
 
 def field_type(key: str) -> Any:

@@ -12,13 +12,10 @@ def prebuild(config: Config) -> None:
         UserError: DeepSpeed's op cannot be built, or the kernel named in `sparsity.implementation` is unavailable.
     """
     from elas.extensions import prebuild_deepspeed
-    from elas.kernels.relu2_24 import Relu24Options, select
 
     check_deepspeed_json(config)
     if config.model.activation == "relu2":
-        import torch
+        from elas.model import kernel
 
-        options = Relu24Options.of(config.sparsity, sparse=True)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        select(options, device, getattr(torch, config.train.dtype), config.sparsity.implementation)
+        kernel.chosen(config)
     prebuild_deepspeed(offload=offloads_optimizer(read_deepspeed_json(config)))

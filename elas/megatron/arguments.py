@@ -115,12 +115,9 @@ def check_arguments(args: argparse.Namespace) -> None:
     try:
         options = Relu24Options.of(sparsity, sparse=True)
         if relu2:
-            check_implementation(sparsity.implementation, "relu2", options, _flag("sparsity_implementation"))
+            check_implementation(sparsity.implementation, "relu2", options)
     except ConfigError as error:
-        words = str(error)
-        for name in _IN_SPARSITY:
-            words = words.replace(f"sparsity.{name}", _flag(f"sparsity_{name}"))
-        raise ConfigError(words) from None
+        raise error.renamed({name: _flag(f"sparsity_{name}") for name in _IN_SPARSITY}) from None
 
 
 _IN_SPARSITY = ("method", "gradient", "backward", "scale", "ffn_memory", "implementation")

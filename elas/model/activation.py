@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from elas.config import SparsityConfig
 from elas.errors import ConfigError
 from elas.kernels.relu2_24 import Relu24Options, relu2_24
+from elas.model.kernel import options_of
 from elas.model.observe import Observer
 
 if TYPE_CHECKING:  # `elas.nn` imports this file, without Megatron-core
@@ -49,7 +50,7 @@ class SparseSwitch(torch.nn.Module):
 
     def __init__(self, sparsity: SparsityConfig, kind: str = "relu2"):
         super().__init__()
-        self._options = {flag: Relu24Options.of(sparsity, sparse=flag) for flag in (False, True)}
+        self._options = {flag: options_of(sparsity, sparse=flag) for flag in (False, True)}
         self.is_relu2 = kind == "relu2"
         self.can_be_sparse = sparsity.kind == "2:4" and kind == "relu2"
         self.dense_steps = sparsity.dense_steps if self.can_be_sparse else 0

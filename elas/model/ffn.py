@@ -22,9 +22,11 @@ from megatron.core.transformer.utils import (
     sharded_state_dict_default,
 )
 
+from elas.errors import ConfigError
 from elas.kernels.relu2_24 import ffn_core
 from elas.model.activation import STEP_KEY, SparseSwitch
 from elas.model.check import check
+from elas.model.kernel import keys_of
 from elas.model.transformer_config import ElasTransformerConfig
 
 
@@ -91,7 +93,10 @@ class ElasFFN(SparseSwitch):
                 u, core=lambda u, n_down: ffn_core(u, m_up, n_down, options, implementation=implementation)
             )
 
-        return self.linear_fc1(x, core=within_fc1)
+        try:
+            return self.linear_fc1(x, core=within_fc1)
+        except ConfigError as error:
+            raise error.renamed(keys_of(self.config.low_rank)) from None
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         """Megatron's description of the parameters for distributed checkpoints, as its own `MLP` gives it.

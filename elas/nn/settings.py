@@ -61,7 +61,7 @@ def check_parameters(bias: object, dtype: object, kind: object) -> None:
         raise ConfigError("dtype", found, "is not a dtype that these layers compute in", fix)
 
 
-def check_implementation(name: object, kind: object, options: Relu24Options, key: str = "implementation") -> None:
+def check_implementation(name: object, kind: object, options: Relu24Options) -> None:
     """Refuse a kernel that does not compute these options, on whatever device.
 
     Raises:
@@ -70,13 +70,14 @@ def check_implementation(name: object, kind: object, options: Relu24Options, key
     if name == "auto":
         return
     if kind != "relu2":
-        raise ConfigError(key, name, f"the activation is {kind}, which has no kernel", "leave it out")
+        why = f"the activation is {kind}, which has no kernel"
+        raise ConfigError("implementation", name, why, "leave it out")
     serving = registry.implementations(options.ffn_memory)
     names = " | ".join(["auto", *(one.name for one in serving if one.supports(options) is None)])
     found = next((one for one in serving if one.name == name), None)
     why = f"does not serve ffn_memory={options.ffn_memory}" if found is None else found.supports(options)
     if why is not None:
-        raise ConfigError(key, name, why, f"use {names}")
+        raise ConfigError("implementation", name, why, f"use {names}")
 
 
 def sparsity_of(

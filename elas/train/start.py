@@ -8,6 +8,7 @@ from elas.config import Config
 from elas.config.describe import describe, describe_layout
 from elas.console import clock
 from elas.engine.engine import Engine
+from elas.model import kernel
 from elas.model.provider import count_parameters
 from elas.parallel import Layout
 from elas.plan.run import run_facts
@@ -33,12 +34,7 @@ def kernel_line(config: Config) -> tuple[str, dict]:
     if config.model.activation != "relu2":
         name, why = "torch", "a gated FFN has no kernel of its own"
     else:
-        from elas.kernels.relu2_24 import Relu24Options
-        from elas.kernels.relu2_24.registry import choose
-
-        options = Relu24Options.of(config.sparsity, sparse=True)
-        dtype = getattr(torch, config.train.dtype)
-        chosen, why = choose(options, accelerator.device(), dtype, config.sparsity.implementation)
+        chosen, why = kernel.chosen(config)
         name = f"{chosen.ffn_memory} {chosen.name}"
     return f"FFN kernel: {name} ({why})", {"kernel": name, "kernel_why": why}
 

@@ -65,7 +65,7 @@ def _two(tensors: tuple[Tensor, ...], like: Tensor) -> list[Tensor]:
 def core(u, m_up, n_down, keep, *how):
     """`v [n, r_out]` from `u [n, r_in]`, and what the backward pass takes back."""
     options = options_of(how)
-    one = registry.select(options, u.device, u.dtype, how[-1])
+    one = registry.select(options, u.device, u.dtype, how[-1], registry.Widths.of(m_up, n_down))
     with autocast_off(u.device):
         v, kept = one.passes.forward(Operands(u, m_up, n_down), options, bool(keep))
     return (v, *_two(kept, u))
@@ -92,7 +92,7 @@ def _(u, m_up, n_down, keep, *how):
 def core_backward(u, m_up, n_down, kept0, kept1, dv, needs, *how):
     """`du`, `dm_up`, `dn_down`, empty where their bit in `needs` (1, 2, 4) is not set."""
     options = options_of(how)
-    one = registry.select(options, u.device, u.dtype, how[-1])
+    one = registry.select(options, u.device, u.dtype, how[-1], registry.Widths.of(m_up, n_down))
     kept = (kept0, kept1)[: kept_of(KEEP, options)]
     with autocast_off(u.device):
         grads = one.passes.backward(Operands(u, m_up, n_down), kept, dv, options, needed(needs))

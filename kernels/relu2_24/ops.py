@@ -37,7 +37,7 @@ def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
     """
     if options.backward == "split":
         why = "the activation alone has no weight gradients"
-        raise ConfigError("sparsity.backward", "split", why, "use ffn_core, or dense")
+        raise ConfigError("backward", "split", why, "use ffn_core, or backward=dense")
     check_activation(z.dtype, z.shape[-1], options)
     with autocast_off(z.device):  # on CUDA it squares in fp32, and the result would have another dtype
         return (reference if options.ffn_memory == "eager" else compressed).relu2_24(z, options)
@@ -82,4 +82,5 @@ def _ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, i
             return compiled.ffn_core(u, m_up, n_down, options, implementation, under_func=under_func)
         if implementation in ("auto", "reference"):
             return reference.ffn_core(u, m_up, n_down, options)
-    return registry.select(options, u.device, u.dtype, implementation).core(u, m_up, n_down, options)
+    widths = registry.Widths.of(m_up, n_down)
+    return registry.select(options, u.device, u.dtype, implementation, widths).core(u, m_up, n_down, options)

@@ -5,20 +5,15 @@ Shapes: `f` features (the last dimension of z), `r_in`, `r_out` widths of the tw
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from elas.config.pruning import Backward, FfnMemory, Gradient, Method, check_split
 from elas.errors import ConfigError, UserError
 
-Method = Literal["magnitude", "soft_threshold"]
-Gradient = Literal["masked", "ste"]
-FfnMemory = Literal["eager", "compressed", "fused"]
-Backward = Literal["dense", "split"]
-
 CHOICES = {"method": Method, "gradient": Gradient, "ffn_memory": FfnMemory, "backward": Backward}
-SPLIT_NEEDS = {"ffn_memory": "eager", "method": "magnitude", "gradient": "masked"}
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 
@@ -40,7 +35,7 @@ class Relu24Options:
             `ffn_core` with eager memory, magnitude and masked).
 
     Raises:
-        ConfigError: for a value outside these, naming `sparsity.<field>`.
+        ConfigError: a value outside these, or options that do not go together.
     """
 
     sparse: bool = True
@@ -58,21 +53,15 @@ class Relu24Options:
 
     def __post_init__(self):
         if not isinstance(self.sparse, bool):
-            raise ConfigError("sparsity.sparse", self.sparse, "is not a boolean", "use true or false")
+            raise ConfigError("sparse", self.sparse, "is not a boolean", "use True or False")
         for key, choices in CHOICES.items():
             value = getattr(self, key)
             if value not in get_args(choices):
-                raise ConfigError(f"sparsity.{key}", value, "is not a choice", f"use {' | '.join(get_args(choices))}")
-        if self.backward == "split":
-            for key, needed in SPLIT_NEEDS.items():
-                if getattr(self, key) != needed:
-                    why = f"not with sparsity.{key}={getattr(self, key)}"
-                    raise ConfigError("sparsity.backward", "split", why, f"set sparsity.{key} to {needed}")
+                raise ConfigError(key, value, "is not a choice", f"use {' | '.join(get_args(choices))}")
+        check_split(self)
         number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
         if not (number and math.isfinite(self.scale) and self.scale > 0):
-            raise ConfigError(
-                "sparsity.scale", self.scale, "is not a finite number above 0", "use 0.5 to 2, such as 1.0"
-            )
+            raise ConfigError("scale", self.scale, "is not a finite number above 0", "use 0.5 to 2, such as 1.0")
 
 
 def check_activation(dtype: torch.dtype, features: int, options: Relu24Options) -> None:
@@ -92,12 +81,7 @@ def check_activation(dtype: torch.dtype, features: int, options: Relu24Options) 
     if dtype not in DTYPES:
         raise UserError(f"relu2_24 does not take {dtype}; use bfloat16, float32 or float64")
     if options.sparse and features % 4:
-        raise ConfigError(
-            "model.ffn_hidden_size",
-            features,
-            "this many features on a rank do not divide into 2:4 groups of four",
-            "choose a size whose share per tensor-parallel rank divides by 4",
-        )
+        raise ConfigError("features", features, "does not split into groups of 4", "give a multiple of 4 on each rank")
 
 
 def check_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options) -> None:

@@ -22,13 +22,14 @@ def _backward_is(kind: str) -> Callable[[Relu24Options], str | None]:
 
 registry.register(
     registry.Implementation(
-        "reference", "eager", reference.ffn_core, _everywhere, priority=0, supports=_backward_is("dense")
+        "reference", "eager", reference.ffn_core, _everywhere, priority=registry.PLAIN, supports=_backward_is("dense")
     )
 )
 registry.register(
     registry.Implementation.of_passes(
-        "split", "eager", SplitBackward(), _everywhere, priority=0, supports=_backward_is("split")
+        "split", "eager", SplitBackward(), _everywhere, priority=registry.PLAIN, supports=_backward_is("split")
     )
 )
 for _memory, _passes in (("fused", TorchFused()), ("compressed", TorchCompressed())):
-    registry.register(registry.Implementation.of_passes("torch", _memory, _passes, _everywhere, priority=0))
+    _plain = registry.Implementation.of_passes("torch", _memory, _passes, _everywhere, priority=registry.PLAIN)
+    registry.register(_plain)

@@ -20,11 +20,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from elas.errors import ConfigError, UserError
+from elas.errors import ConfigError
 from elas.kernels.relu2_24 import pack
 from elas.kernels.relu2_24.options import Relu24Options
 from elas.kernels.relu2_24.passes import Kept, Operands
-from elas.kernels.relu2_24.registry import Implementation, register
+from elas.kernels.relu2_24.registry import Implementation, Widths, register
 from elas.kernels.relu2_24.triton import fused
 from elas.kernels.relu2_24.triton.compressed import NOTHING, PACKED, RHO, TritonCompressed, prune_and_pack
 
@@ -34,33 +34,26 @@ MULTIPLES: dict[Library, tuple[int, int, int]] = {"cusparselt": (16, 16, 8), "cu
 """What tokens, features and r_out must divide by."""
 
 
-def check_multiples(library: Library, tokens: int, features: int, r_out: int) -> None:
-    """Refuse a product `s [tokens, features] · n_downᵀ [features, r_out]` that the library does not take.
+def misfit(library: Library, widths: Widths) -> str | None:
+    """Why the library cannot multiply matrices of these widths, or None."""
+    _, columns, outputs = MULTIPLES[library]
+    if widths.features % columns:
+        return f"it requires multiples of {columns} on a rank, not features={widths.features}"
+    if widths.r_out % outputs:
+        return f"it requires multiples of {outputs}, not r_out={widths.r_out}"
+    return None
+
+
+def check_tokens(library: Library, tokens: int) -> None:
+    """Refuse a number of rows that the library does not take.
 
     Raises:
-        ConfigError: features or r_out do not divide.
-        UserError: tokens do not.
+        ConfigError: it is not a multiple of the library's.
     """
-    rows, columns, outputs = MULTIPLES[library]
-    if features % columns:
-        raise ConfigError(
-            "model.ffn_hidden_size",
-            features,
-            f"{library} takes 2:4 matrices whose columns on a rank divide by {columns}",
-            "choose such a size, or sparsity.implementation auto",
-        )
-    if r_out % outputs:
-        raise ConfigError(
-            "low_rank.rank",
-            r_out,
-            f"{library} multiplies by matrices whose columns divide by {outputs}",
-            "choose such a rank, or sparsity.implementation auto",
-        )
+    rows = MULTIPLES[library][0]
     if tokens == 0 or tokens % rows:
-        raise UserError(
-            f"{library} takes 2:4 matrices whose rows divide by {rows}, not {tokens} tokens; choose micro_batch_size "
-            "and sequence length so, or sparsity.implementation auto"
-        )
+        why = f"{library} takes tokens in multiples of {rows}"
+        raise ConfigError("tokens", tokens, why, "choose a batch and a sequence length so, or implementation=auto")
 
 
 def word_places(n: int, words: int, device: torch.device) -> Tensor:
@@ -88,7 +81,7 @@ def to_cutlass(values: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         values, and its metadata int16 `[n, f/16]`: what `torch._sparse_semi_structured_mm` takes.
     """
     n, f = values.shape[0], 2 * values.shape[1]
-    check_multiples("cutlass", n, f, 0)
+    check_tokens("cutlass", n)
     if codes.shape[1] == f // 4:
         codes = pack.encode(codes & 3, (codes >> 2) & 3)
     words = codes.contiguous().view(torch.int16)
@@ -99,7 +92,7 @@ def to_cutlass(values: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
 
 def down_product(library: Library, s: Tensor, packed: Kept, n_down: Tensor) -> Tensor:
     """`s [n, f] · n_downᵀ` `[n, r_out]` by a library; `packed` is `(values, codes)` of s for CUTLASS."""
-    check_multiples(library, *s.shape, n_down.shape[0])
+    check_tokens(library, s.shape[0])
     if library == "cusparselt":
         return torch._cslt_sparse_mm(torch._cslt_compress(s.contiguous()), n_down.T)
     values, meta = to_cutlass(*packed)
@@ -122,7 +115,7 @@ def obstacle(library: Library, device: torch.device, dtype: torch.dtype) -> str 
 
 def unsupported(options: Relu24Options) -> str | None:
     """Why a library does not serve these options, or None."""
-    return None if options.sparse else "nothing is 2:4 before dense_steps have passed"
+    return None if options.sparse else "it multiplies 2:4 activations only"
 
 
 class LibraryCompressed(TritonCompressed):
@@ -153,5 +146,6 @@ for _library, _priority in (("cusparselt", 6), ("cutlass", 5)):
             partial(obstacle, _library),
             priority=_priority,
             supports=unsupported,
+            fits=lambda widths, device, dtype, library=_library: misfit(library, widths),
         )
     )

@@ -82,4 +82,4 @@ def _check_groups(m_up, sparse: bool, packed: bool) -> None:
         why = f"2:4 groups would straddle the {ranks} shards"
         if packed and features % (4 * ranks) == 0:
             why = f"compressed memory packs two 2:4 groups in a byte, which would straddle the {ranks} shards"
-        raise ConfigError("ffn_hidden_size", features, why, f"give a multiple of {unit * ranks}")
+        raise ConfigError("features", features, why, f"give a multiple of {unit * ranks}")

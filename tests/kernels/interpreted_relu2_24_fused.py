@@ -2,15 +2,16 @@
 
 import triton_interpreter  # noqa: F401  isort: skip  (before anything that imports a kernel)
 
+import dataclasses
 import itertools
-import logging
 import math
 
 import pytest
 import torch
 from relu2_24_oracle import CASES, case_name, fp64_core, rms_ratio
 
-from elas.kernels.relu2_24 import Relu24Options, reference
+from elas.errors import ConfigError
+from elas.kernels.relu2_24 import Relu24Options, ffn_core, reference, registry
 from elas.kernels.relu2_24.passes import differentiable
 from elas.kernels.relu2_24.plain.fused import TorchFused
 from elas.kernels.relu2_24.triton import fused
@@ -163,12 +164,21 @@ def test_strides_do_not_matter():
     assert torch.equal(run(rows, m_up, n_down, dv, Relu24Options())["du"], want["du"])
 
 
-def test_a_rank_without_a_tile_runs_in_chunks_and_says_so_once(caplog):
-    args = inputs(r_in=600)
-    passes = differentiable(TritonFused())
-    with caplog.at_level(logging.INFO, "elas.kernels"):
-        got = run(*args, Relu24Options(), core=passes)
-    assert [r.getMessage() for r in caplog.records if "no tile for a core of widths (600, 20)" in r.getMessage()]
-    assert len(caplog.records) == 1
-    for name, want in fp64_core(*args, Relu24Options()).items():
-        assert rms_ratio(got[name], want) < TOLERANCES[torch.float32], name
+@pytest.mark.parametrize("widths", ((600, 20), (20, 513)))
+def test_widths_without_a_tile_are_refused(widths):
+    """By name; `auto` passes it over and says so."""
+    (one,) = [one for one in registry.implementations("fused") if one.name == "triton"]
+    registry.unregister("triton", "fused")
+    registry.register(dataclasses.replace(one, available=lambda device, dtype: None))
+    try:
+        args = inputs(r_in=widths[0], r_out=widths[1])[:3]
+        says = rf"^implementation='triton': .*no tile for widths r_in={widths[0]}, r_out={widths[1]} .*; use auto \| "
+        with pytest.raises(ConfigError, match=says):
+            ffn_core(*args, Relu24Options(), "triton")
+        wide = registry.Widths(widths[0], 60, widths[1])
+        chosen, why = registry.choose(Relu24Options(), torch.device("cpu"), torch.float32, "auto", wide)
+        assert chosen.name != "triton" and "triton: it has no tile for widths" in why
+        assert registry.select(Relu24Options(), torch.device("cpu"), torch.float32, "triton").name == "triton"
+    finally:
+        registry.unregister("triton", "fused")
+        registry.register(one)

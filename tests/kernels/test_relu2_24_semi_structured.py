@@ -9,8 +9,8 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass,
 )
 
-from elas.errors import ConfigError, UserError
-from elas.kernels.relu2_24 import Relu24Options, pack, semi_structured
+from elas.errors import ConfigError
+from elas.kernels.relu2_24 import Relu24Options, implementations, pack, registry, semi_structured
 from elas.kernels.relu2_24.plain import compressed
 
 CPU = torch.device("cpu")
@@ -77,19 +77,24 @@ def test_multiples_are_those_pytorch_states():
 
 
 @pytest.mark.parametrize(
-    "library, shape, error, says",
+    "library, features, r_out, says",
     (
-        ("cutlass", (32, 96, 8), ConfigError, r"model\.ffn_hidden_size=96: .*divide by 64"),
-        ("cutlass", (48, 64, 8), UserError, "divide by 32, not 48 tokens"),
-        ("cutlass", (0, 64, 8), UserError, "divide by 32, not 0 tokens"),
-        ("cutlass", (32, 64, 12), ConfigError, r"low_rank\.rank=12: .*divide by 8"),
-        ("cusparselt", (16, 24, 8), ConfigError, r"model\.ffn_hidden_size=24: .*divide by 16"),
-        ("cusparselt", (8, 16, 8), UserError, "divide by 16, not 8 tokens"),
+        ("cutlass", 96, 8, "multiples of 64 on a rank, not features=96"),
+        ("cutlass", 64, 12, "multiples of 8, not r_out=12"),
+        ("cusparselt", 24, 8, "multiples of 16 on a rank, not features=24"),
+        ("cusparselt", 16, 8, None),
     ),
 )
-def test_products_the_library_does_not_take_are_refused(library, shape, error, says):
-    with pytest.raises(error, match=says) as caught:
-        semi_structured.check_multiples(library, *shape)
+def test_widths_that_the_library_does_not_take(library, features, r_out, says):
+    (one,) = [one for one in implementations("compressed") if one.name == library]
+    found = one.fits(registry.Widths(8, features, r_out), CPU, torch.bfloat16)
+    assert found is None if says is None else says in found
+
+
+@pytest.mark.parametrize("library, tokens", (("cutlass", 48), ("cutlass", 0), ("cusparselt", 8)))
+def test_tokens_that_the_library_does_not_take_are_refused(library, tokens):
+    with pytest.raises(ConfigError, match=rf"^tokens={tokens}: {library} takes tokens in multiples of \d+; ") as caught:
+        semi_structured.check_tokens(library, tokens)
     assert "\n" not in str(caught.value)
 
 
@@ -120,5 +125,5 @@ def test_what_cutlass_is_handed_multiplies_to_the_product(monkeypatch):
 @pytest.mark.parametrize("library", semi_structured.MULTIPLES)
 def test_without_a_gpu_it_says_so_and_skips_dense_steps(library):
     assert "NVIDIA" in semi_structured.obstacle(library, CPU, torch.bfloat16)
-    assert "dense_steps" in semi_structured.unsupported(Relu24Options(sparse=False))
+    assert "2:4 activations only" in semi_structured.unsupported(Relu24Options(sparse=False))
     assert semi_structured.unsupported(Relu24Options()) is None

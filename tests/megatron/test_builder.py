@@ -52,7 +52,7 @@ def test_dense_steps_follow_megatrons_iterations():
 def test_arguments_that_cannot_be_followed_are_refused():
     names = ("--reset-attention-mask=True", "--position-embedding-type=", "low_rank.rank=65")
     names += ("ffn_activation='swiglu': 2:4", "activation_func='gelu'", "attention_backend='flash'")
-    names += ("--sparsity-backward='split': not with --ffn-memory=fused", "low_rank.rank=18: does not split into")
+    names += ("--sparsity-backward='split': not supported with --ffn", "low_rank.rank=18: does not split into")
     refused = built()[0]["refused"]
     assert len(refused) == len(names)
     for name, message in zip(names, refused):

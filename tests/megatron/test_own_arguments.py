@@ -26,7 +26,11 @@ REFUSED = [
     ("--sparsity-implementation cpu", SWIGLU, "--sparsity-implementation='cpu': is not used"),
     ("--sparsity-implementation cuda", {}, r"--sparsity-implementation='cuda': does not serve .*; use auto \| "),
     ("--sparsity-scale 2", {}, "--sparsity-scale=2.0: .*--sparsity-method magnitude has no scale"),
-    ("--sparsity-backward split", {}, "--sparsity-backward='split': not with --ffn-memory=fused; set --ffn-memory to"),
+    (
+        "--sparsity-backward split",
+        {},
+        "--sparsity-backward='split': not supported with --ffn-memory=fused; set --ffn-memory=eager",
+    ),
     (
         "--sparsity-backward split --ffn-memory eager --sparsity-gradient ste",
         {},

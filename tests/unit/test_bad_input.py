@@ -76,7 +76,7 @@ BAD = {
     "tp·pp not in 3": ({"parallel.pipeline": 2, "train.global_batch_size": 12}, 3, "does not divide the world size 3"),
     "sequence without tensor": ({"parallel.sequence": True}, 1, "parallel.sequence=True"),
     "swiglu with 2:4": ({"model.activation": "swiglu"}, 1, "requires a squared ReLU"),
-    "split, fused": ({"sparsity.backward": "split"}, 1, "set sparsity.ffn_memory to eager"),
+    "split, fused": ({"sparsity.backward": "split"}, 1, "set sparsity.ffn_memory=eager"),
     "split, ste": (
         {"sparsity.backward": "split", "sparsity.ffn_memory": "eager", "sparsity.gradient": "ste"}, 1,
         "sparsity.backward='split': not supported with sparsity.gradient=ste",
@@ -98,7 +98,14 @@ BAD = {
         {"schedule.kind": "cosine_restart", "optimizer.kind": "loro"}, 1,
         "optimizer.exact_every=500: the restart cycle is longer than the run (train.steps=10)",
     ),
-    "unknown kernel": ({"sparsity.implementation": "tritn"}, 1, "sparsity.implementation='tritn'"),
+    "unknown kernel": (
+        {"sparsity.implementation": "tritn"}, 1,
+        "sparsity.implementation='tritn': does not serve sparsity.ffn_memory=fused; use auto | ",
+    ),
+    "kernel of another device": (
+        {"sparsity.implementation": "triton"}, 1,
+        "sparsity.implementation='triton': not available: its kernels are for NVIDIA GPUs, not cpu; use auto | ",
+    ),
     "no number": ({"optimizer.lr": "nan"}, 1, "optimizer.lr="),
     "zero steps": ({"train.steps": 0}, 1, "train.steps=0: out of range; give 1 or more"),
     "infinite": ({"optimizer.lr": "1e400"}, 1, "optimizer.lr=inf"),

@@ -10,7 +10,7 @@ what `compressed` keeps. Each thread works on tiles of its own, so there are two
 - core.cpp: the operators.
 
 Built once by the machine's C++ compiler into `elas.extensions.extensions_dir()`, half a minute; without a compiler
-`auto` uses plain PyTorch and logs a warning.
+`auto` chooses plain PyTorch, with a warning (registry.py).
 """
 
 import functools
@@ -88,11 +88,11 @@ def operators():
 
 
 @functools.cache
-def _obstacle() -> str | None:
+def build_obstacle() -> str | None:
+    """Why the operators cannot be built or loaded on this machine, or None; found out once a process."""
     try:
         operators()
     except (UserError, OSError) as error:
-        logger.warning("relu2_24: the C++ kernel is not available, plain PyTorch is used instead: %s", error)
         return str(error)
     return None
 
@@ -102,7 +102,7 @@ def _available(device: torch.device, dtype: torch.dtype) -> str | None:
         return "runs on CPU"
     if dtype not in (torch.float32, torch.bfloat16):
         return "takes float32 and bfloat16"
-    return _obstacle()
+    return build_obstacle()
 
 
 def _mode(options: Relu24Options) -> int:

@@ -4,8 +4,8 @@ Shapes: `f` features, `n` tokens, `r_in`, `r_out` widths of the two ends of the 
 """
 
 import contextlib
+import functools
 import importlib.util
-import logging
 from contextlib import AbstractContextManager
 
 import torch
@@ -14,10 +14,8 @@ from torch import Tensor
 from elas.kernels.relu2_24.options import Relu24Options
 from elas.kernels.relu2_24.passes import Gradients, Kept, Needs, Operands
 from elas.kernels.relu2_24.plain.fused import TorchFused
-from elas.kernels.relu2_24.registry import Implementation, register
+from elas.kernels.relu2_24.registry import Implementation, Widths, register
 from elas.kernels.relu2_24.triton.tiles import Kernel, Tile, chip, choose
-
-logger = logging.getLogger("elas.kernels")
 
 PRIORITY = 20
 """Above every other implementation, on the devices where it runs."""
@@ -40,6 +38,25 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if precision_of(dtype) == "ieee" and dtype == torch.float32:
         return "in fp32 it multiplies in TF32, which torch.set_float32_matmul_precision('high') allows"
     return None
+
+
+def misfit(widths: Widths, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the fused kernels have no tile for these widths, or None."""
+    if min(widths.r_in, widths.r_out) == 0 or _tiled(widths.r_in, widths.r_out, device, dtype):
+        return None
+    return f"it has no tile for widths r_in={widths.r_in}, r_out={widths.r_out} of the core in {dtype}"
+
+
+@functools.lru_cache(maxsize=64)
+def _tiled(r_in: int, r_out: int, device: torch.device, dtype: torch.dtype) -> bool:
+    return choose(_chip(device), "forward", dtype, max(r_in, r_out)) is not None
+
+
+def _chip(device: torch.device) -> str:
+    """The row of the tile tables for `device`; where there is no GPU (the interpreter), H100's."""
+    found = chip(torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0))
+    assert found is not None, "`obstacle` refuses chips without tiles"
+    return found
 
 
 def on(x: Tensor) -> AbstractContextManager:
@@ -76,18 +93,19 @@ class TritonFused:
 
     Args:
         tile: the tile of every kernel instead of the table's (tests; tuning by hand).
+
+    Widths must have a tile (`misfit`). Those of 0, with nothing to compute, are left to PyTorch.
     """
 
     def __init__(self, tile: Tile | None = None):
         self.tile = tile
-        self.wide = TorchFused()
-        self.said = False
+        self.plain = TorchFused()
 
     def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
         """`v [n, r_out]`, and nothing to keep."""
         u, m_up, n_down = operands
-        if not self._runs(u, n_down, options):
-            return self.wide.forward(operands, options, keep)
+        if min(u.shape[1], n_down.shape[0]) == 0:
+            return self.plain.forward(operands, options, keep)
         from elas.kernels.relu2_24.triton import fused_kernels
 
         u, m, n = _in_rows(u), _in_rows(m_up), n_down.T.contiguous()
@@ -105,8 +123,8 @@ class TritonFused:
     def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
         """du, dm_up, dn_down: one kernel over tokens, one over features."""
         u, m_up, n_down = operands
-        if not self._runs(u, n_down, options):
-            return self.wide.backward(operands, kept, dv, options, needs)
+        if min(u.shape[1], n_down.shape[0]) == 0:
+            return self.plain.backward(operands, kept, dv, options, needs)
         u, m, n, dv = _in_rows(u), _in_rows(m_up), n_down.T.contiguous(), _in_rows(dv)
         du = self._du(u, m, n, dv, options) if needs[0] else None
         return du, *self._weights(u, m, n, dv, options, needs[1:])
@@ -161,30 +179,12 @@ class TritonFused:
         most = max(1, (2**31 - 1) // stride // tile.tokens)
         return min(-(-steps // min(shares, steps)), most) * tile.tokens
 
-    def _tile(self, kernel: Kernel, u: Tensor, n: Tensor, options: Relu24Options) -> Tile | None:
-        """The tile of a kernel for `u [n, r_in]` and `n [f, r_out]`; where there is no GPU, H100's."""
-        if self.tile is not None:
-            return self.tile
-        capability = torch.cuda.get_device_capability(u.device) if u.is_cuda else (9, 0)
-        return choose(chip(capability), kernel, u.dtype, max(u.shape[1], n.shape[1]), method_of(options) == 2)
-
     def _settings(self, kernel: Kernel, u: Tensor, n: Tensor, options: Relu24Options) -> tuple[Tile, dict[str, object]]:
-        """The tile of a kernel, and the constants it is compiled for."""
-        tile = self._tile(kernel, u, n, options)
+        """The tile of a kernel for `u [n, r_in]` and `n [f, r_out]`, and the constants it is compiled for."""
+        r, soft = max(u.shape[1], n.shape[1]), method_of(options) == 2
+        tile = self.tile or choose(_chip(u.device), kernel, u.dtype, r, soft)
+        assert tile is not None, "`misfit` refuses widths without a tile"
         return tile, constants(tile, u.shape[1], n.shape[1], precision_of(u.dtype), method_of(options))
-
-    def _runs(self, u: Tensor, n_down: Tensor, options: Relu24Options) -> bool:
-        """Whether the kernels support these widths; a fallback to the chunked form is logged once."""
-        if min(u.shape[1], n_down.shape[0]) > 0 and self._tile("forward", u, n_down.T, options) is not None:
-            return True
-        if not self.said:
-            self.said = True
-            widths = u.shape[1], n_down.shape[0]
-            logger.warning(
-                "relu2_24 triton: no tile for a core of widths %s; it runs as chunks of PyTorch products instead",
-                widths,
-            )
-        return False
 
 
 def constants(tile: Tile, r_in: int, r_out: int, precision: str, method: int) -> dict[str, object]:
@@ -204,4 +204,4 @@ def constants(tile: Tile, r_in: int, r_out: int, precision: str, method: int) ->
     }
 
 
-register(Implementation.of_passes("triton", "fused", TritonFused(), obstacle, priority=PRIORITY))
+register(Implementation.of_passes("triton", "fused", TritonFused(), obstacle, priority=PRIORITY, fits=misfit))
