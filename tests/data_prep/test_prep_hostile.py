@@ -252,8 +252,8 @@ def test_a_cut_file_is_named_among_many_empty_documents(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"other": 1}\n' * 50)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 9999)[:50])
     assert list(Corpus([tmp_path])) is not None
-    told = capsys.readouterr().err
-    assert "b.jsonl.gz" in told and "are only counted" in told and len(told.splitlines()) < 12
+    printed = capsys.readouterr().err
+    assert "b.jsonl.gz" in printed and "are only counted" in printed and len(printed.splitlines()) < 12
 
 
 def test_a_tokenizer_is_not_replaced_by_chance(tokenizer_folder, tmp_path, sources, capsys):
@@ -266,7 +266,7 @@ def test_a_tokenizer_is_not_replaced_by_chance(tokenizer_folder, tmp_path, sourc
 def test_a_ray_that_is_not_there_is_told_at_once(tokenizer_folder, tmp_path, write_jsonl, monkeypatch):
     pytest.importorskip("ray")
     corpus = Corpus([write_jsonl([{"text": "x"}])])
-    for address, told in (("garbage", "not an address"), ("127.0.0.1:9", "no connection")):
+    for address, expected in (("garbage", "not an address"), ("127.0.0.1:9", "no connection")):
         monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=expected):
             tokenize_corpus(corpus, tokenizer_folder, tmp_path / "all", Options(executor="ray"))

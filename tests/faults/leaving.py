@@ -13,7 +13,7 @@ def leave_and_go_on(settings: dict, layouts: dict[str, dict], victim: int, opera
         settings: configuration by dotted key; `train.run_dir` is the folder of all runs.
         layouts: more settings, by name.
         victim: the rank that gets the signal.
-        operation: in what, as `MicroBatches.begin` is told,
+        operation: the one it gets it in, by its name in `MicroBatches.begin`,
         number: and before which of its passes.
 
     Returns:

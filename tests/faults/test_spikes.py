@@ -25,8 +25,8 @@ def manifest(run_dir: str, step: int) -> dict:
 
 def test_rollback_goes_on_with_samples_that_were_not_seen(settings, tmp_path):
     results = run_ranks(2, spikes.train, {**settings, "train.on_spike": "rollback"}, (30,))
-    for told, seen in results:
-        assert "RunResult(step=40" in told
+    for outcome, seen in results:
+        assert "RunResult(step=40" in outcome
         assert len(seen) == 50 and len(set(seen)) == 50  # 21 to 30 again as steps, but no batch twice
     metrics = rows(tmp_path / "run")
     assert [row["step"] for row in metrics] == list(range(1, 41))
@@ -39,18 +39,20 @@ def test_rollback_goes_on_with_samples_that_were_not_seen(settings, tmp_path):
 
 
 def test_stop(settings):
-    told, _ = run_ranks(2, spikes.train, {**settings, "train.on_spike": "stop"}, (30,))[1]
+    outcome, _ = run_ranks(2, spikes.train, {**settings, "train.on_spike": "stop"}, (30,))[1]
     assert (
-        told.startswith("FloatingPointError: step 30: loss") and "is a spike over" in told and "step_00000020" in told
+        outcome.startswith("FloatingPointError: step 30: loss")
+        and "is a spike over" in outcome
+        and "step_00000020" in outcome
     )
 
 
 def test_ignored_by_default(settings):
-    told, seen = run_ranks(2, spikes.train, settings, (30,))[0]
-    assert "RunResult(step=40" in told and len(seen) == 40
+    outcome, seen = run_ranks(2, spikes.train, settings, (30,))[0]
+    assert "RunResult(step=40" in outcome and len(seen) == 40
 
 
 def test_spikes_without_end_end_the_run(settings):
     settings |= {"train.on_spike": "rollback", "train.max_rollbacks": 1, "train.steps": 60}
-    told, seen = run_ranks(2, spikes.train, settings, (25, 50))[0]
-    assert told.startswith("FloatingPointError: step 45") and "step_00000040" in told and len(seen) == 50
+    outcome, seen = run_ranks(2, spikes.train, settings, (25, 50))[0]
+    assert outcome.startswith("FloatingPointError: step 45") and "step_00000040" in outcome and len(seen) == 50

@@ -46,10 +46,10 @@ def test_a_signal_to_one_rank_stops_all_after_a_save(settings, whole, tmp_path, 
     output = finish(ranks)
     marker = json.loads((tmp_path / "REQUEUE").read_text())
     assert marker["stopped"] == number.name and not (tmp_path / "DONE").exists()
-    told = [line for line in output.splitlines() if line.startswith("stop")]
-    assert len(told) == 2 and told[0].startswith(f"stopping ({number.name}): the run will "), output
+    printed = [line for line in output.splitlines() if line.startswith("stop")]
+    assert len(printed) == 2 and printed[0].startswith(f"stopping ({number.name}): the run will "), output
     stopped = f"stopped after step {marker['step']} ({number.name}), saved in {marker['checkpoint']}"
-    assert told[1] == f"{stopped}; the same command resumes from there"
+    assert printed[1] == f"{stopped}; the same command resumes from there"
     assert 5 <= marker["step"] < 60 and rows(tmp_path)[-1]["step"] == marker["step"]
     finish(start(settings))
     assert json.loads((tmp_path / "DONE").read_text())["step"] == 60 and not (tmp_path / "REQUEUE").exists()

@@ -53,8 +53,8 @@ def test_one_that_is_stuck_while_the_others_wait(tmp_path):
     assert [ended for ended, _ in results] == [[1], [1]]
     assert all(took < 4 for _, took in results)
     for rank in range(2):
-        told = (tmp_path / "stacks" / f"rank_{rank:05d}.txt").read_text()
-        assert told.startswith("rank 1 has made no progress for 1.5 s (at step 1, forward and backward)")
+        report = (tmp_path / "stacks" / f"rank_{rank:05d}.txt").read_text()
+        assert report.startswith("rank 1 has made no progress for 1.5 s (at step 1, forward and backward)")
 
 
 def test_a_rank_that_never_comes(settings, tmp_path):

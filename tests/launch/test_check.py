@@ -151,7 +151,7 @@ def test_an_ssh_that_does_not_let_in(lab, check, tmp_path):
 
 
 def test_hosts_that_differ(lab, check, tmp_path):
-    """Versions, source, shared memory, folders, files, ports, routes, slots: all at once, each told for its host."""
+    """Versions, source, shared memory, folders, files, ports, routes, slots: each reported for its host."""
     n1, n2, n3 = lab.nodes[:3]
     hostfile = Path(launch.__path__[0]) / "hostfile.py"
     torch = Path(metadata.distribution("torch").locate_file("")) / f"torch-{metadata.version('torch')}.dist-info"
@@ -286,9 +286,9 @@ def test_under_slurm(lab, tmp_path):
     assert found(report, "n2", "python")["value"] == sys.executable
     assert facts(report, "n1")["python"]
     slurm.wait_for_jobs(10)
-    for option, told in {
+    for option, expected in {
         "--partition=nowhere": "error: --partition nowhere: no such partition; give one of lab, urgent",
         "--nodes=6": "error: --nodes 6: partition lab has 5; give fewer",
     }.items():
         done = slurm.run([*command, option], check=False)
-        assert (done.returncode, done.stderr.splitlines()[-1]) == (2, told)
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (2, expected)

@@ -1,4 +1,4 @@
-"""What is told from given facts: those of GPUs, which not every machine has, and the pure parts of a check."""
+"""What is reported from given facts: those of GPUs, which not every machine has, and the pure parts of a check."""
 
 import copy
 
@@ -53,9 +53,9 @@ def test_nothing_is_wrong_with_good_hosts():
     ],
 )
 def test_each_difference_is_told_with_its_fix(facts, check, value, words):
-    (told,) = [p for p in problems(**facts) if p.check == check]
-    assert (told.host, told.value) == ("n2", value)
-    assert words in str(told)
+    (problem,) = [p for p in problems(**facts) if p.check == check]
+    assert (problem.host, problem.value) == ("n2", value)
+    assert words in str(problem)
 
 
 @pytest.mark.parametrize(

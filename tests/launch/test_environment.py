@@ -59,11 +59,11 @@ def test_garbage_is_one_line(environment, values, named):
     assert named in str(caught.value)
 
 
-@pytest.mark.parametrize("local_rank, told", (("0", True), ("z", True), ("", True), ("1", False)))
-def test_a_mistake_is_printed_by_one_rank_of_each_machine(environment, local_rank, told, capsys, monkeypatch):
+@pytest.mark.parametrize("local_rank, printed", (("0", True), ("z", True), ("", True), ("1", False)))
+def test_a_mistake_is_printed_by_one_rank_of_each_machine(environment, local_rank, printed, capsys, monkeypatch):
     from elas import cli, command
 
     monkeypatch.setattr(command.time, "sleep", lambda seconds: None)
     environment(LOCAL_RANK=local_rank)
     assert exit_status(cli.run, ["tarin"]) == 2
-    assert bool(capsys.readouterr().err) == told
+    assert bool(capsys.readouterr().err) == printed

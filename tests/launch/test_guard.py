@@ -103,8 +103,8 @@ def test_a_request_to_stop_goes_to_the_ranks_alone(guard, tmp_path, number):
     below = descendants(process.pid)
     process.send_signal(number)
     assert ended(process, below) == 0
-    told = said(tmp_path)
-    assert f"saved 0 {number.name}\n" in told and f"saved 1 {number.name}\n" in told and "error" not in told
+    printed = said(tmp_path)
+    assert f"saved 0 {number.name}\n" in printed and f"saved 1 {number.name}\n" in printed and "error" not in printed
 
 
 def test_before_training_a_request_to_stop_ends_everything(guard, tmp_path):

@@ -94,5 +94,5 @@ def test_plain_arguments_stay_as_they_are():
 
 
 def test_a_status_is_told_with_its_signal():
-    told = {1: "1", 137: "137 (SIGKILL)", 143: "143 (SIGTERM)", 247: "247 (SIGKILL)", 255: "255"}
-    assert {status: verdict._in_words(status) for status in told} == told
+    words = {1: "1", 137: "137 (SIGKILL)", 143: "143 (SIGTERM)", 247: "247 (SIGKILL)", 255: "255"}
+    assert {status: verdict._in_words(status) for status in words} == words

@@ -104,7 +104,7 @@ def test_several_agents_of_torchrun_on_one_machine(host, master, chosen):
 
 
 @pytest.mark.parametrize(
-    "variables, found, known, told",
+    "variables, found, known, expected",
     [
         ({**SECOND, "MASTER_ADDR": "nowhere"}, (LO, ETH0), {}, ["MASTER_ADDR='nowhere': does not resolve", "(rank 1)"]),
         (SECOND, (LO, ETH0), {"n1": ["127.0.1.1"]}, ["MASTER_ADDR='n1': is 127.0.1.1 on", "remove n1 from the 127"]),
@@ -119,9 +119,9 @@ def test_several_agents_of_torchrun_on_one_machine(host, master, chosen):
         ({**SECOND, "NCCL_SOCKET_IFNAME": "=eth"}, (LO, ETH0), {}, ["NCCL_SOCKET_IFNAME='=eth'"]),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_one_line_that_names_host_and_fix(host, variables, found, known, told):
+def test_what_cannot_work_is_one_line_that_names_host_and_fix(host, variables, found, known, expected):
     host(variables, found, known)
     with pytest.raises(ConfigError) as caught:
         choose_interface()
     message = str(caught.value)
-    assert all(words in message for words in [*told, os.uname().nodename]), message
+    assert all(words in message for words in [*expected, os.uname().nodename]), message

@@ -161,13 +161,13 @@ def test_a_rank_that_is_killed_or_stopped_ends_its_job(slurm, faulty, sweep):
 def test_a_sweep_is_an_array_with_its_arguments_unchanged(slurm, settings, sweep):
     folder, (status, out, err) = sweep
     assert status == 0, out + err
-    told = facts(folder)
-    assert told["log"] == f"{folder}/{told['job']}_*.log"
-    assert [run["state"] for run in told["runs"]] == ["done", "done"]
-    assert [Path(run["run_dir"]).name for run in told["runs"]] == ["whole", ODD]
+    described = facts(folder)
+    assert described["log"] == f"{folder}/{described['job']}_*.log"
+    assert [run["state"] for run in described["runs"]] == ["done", "done"]
+    assert [Path(run["run_dir"]).name for run in described["runs"]] == ["whole", ODD]
     assert len(curve(folder / "whole")) == len(curve(folder / ODD)) == settings["train.steps"]
     assert curve(folder / "whole") != curve(folder / ODD)
-    assert "2 × 1 ranks on n[1-2]" in (folder / f"{told['job']}_1.log").read_text()
+    assert "2 × 1 ranks on n[1-2]" in (folder / f"{described['job']}_1.log").read_text()
 
 
 def test_a_job_disturbed_five_times_equals_an_undisturbed_one(slurm, settings, sweep, tmp_path):

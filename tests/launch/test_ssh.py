@@ -106,7 +106,7 @@ def test_debians_own_line_does_no_harm(lab, corpus, tmp_path):
     finally:
         n2.run(["umount", "/etc/hosts"])
     assert launched.process.returncode == 0 and "done: step 3" in output, output
-    assert "127.0.1.1" in output  # it is told
+    assert "127.0.1.1" in output  # the loopback address of the host is reported
 
 
 def test_a_host_that_cannot_import_elas_is_named(lab, corpus, tmp_path):

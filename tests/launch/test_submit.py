@@ -106,8 +106,8 @@ def test_a_sweep_says_which_line_is_wrong(corpus, tmp_path, capsys):
     assert said(f"{run}/a\n{run}/b\n{run}/b/../a\n").startswith("lines 1 and 3 both train in")
     sweep.write_text(f"{run}/a\n{run}/b\n")
     assert submit.main(["--sweep", str(sweep), *corpus, "--dry-run"]) == 0
-    told = capsys.readouterr().out
-    assert f"ELAS_SWEEP={sweep}" in told and "--array=0-1 --output=elas-%A_%a.out" in told
+    printed = capsys.readouterr().out
+    assert f"ELAS_SWEEP={sweep}" in printed and "--array=0-1 --output=elas-%A_%a.out" in printed
 
 
 def test_a_task_of_an_array_takes_its_line(tmp_path):
