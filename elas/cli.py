@@ -17,6 +17,7 @@ COMMANDS = {
         "elas.checkpoint.cli",
         "checkpoints of a run: `checkpoint list`, `verify`, `info`, `export`, `import`",
     ),
+    "generate": ("elas.generate.cli", "text from a run, a checkpoint or an exported folder"),
     "export": ("elas.export.cli", "a checkpoint as a Hugging Face folder: `export hf`"),
     "build": ("elas.build", "compile the extensions for this machine ahead of time"),
     "bench": ("elas.bench.cli", "measure time and memory: `bench ffn`, `step`, `comm`, `checkpoint`, `prep`"),
