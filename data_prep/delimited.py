@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from elas.data_prep import fields
-from elas.data_prep.formats import open_data
+from elas.data_prep.formats import open_text
 
 _UNCLOSED = "a quote that is never closed"
 _LOOKAHEAD_LINES = 100
@@ -177,5 +177,4 @@ class _Rows:
 
 
 def _text(path: str, kind: str) -> io.TextIOWrapper:
-    newline = "\n" if kind == "tsv" else ""
-    return io.TextIOWrapper(open_data(path), encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+    return open_text(path, newline="\n" if kind == "tsv" else "")

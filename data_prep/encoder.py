@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from hashlib import blake2b
+from multiprocessing.sharedctypes import SynchronizedArray
 from typing import ClassVar
 
 import numpy as np
@@ -21,7 +22,7 @@ LONG_CHARS = 1_000_000
 """Longer documents are tokenised in segments of about this length: tokenizers take many times the text's memory."""
 
 Encode = Callable[[str], Sequence[int]]
-progress = None
+progress: SynchronizedArray | None = None
 """Bytes of text and documents so far, shared by the processes of one machine (`multiprocessing.Array`); or None."""
 
 
@@ -63,13 +64,13 @@ class Encoder:
         rows: tuple[list, ...] = tuple([] for _ in range(self.sides))
         size = 0
         for document, tokens, found in zip(batch, encoded, self._count_kinds(batch, encoded), strict=True):
-            where = {key: document.metadata[key] for key in ("file", "begin", "line")}
+            where = document.metadata["where"]
             if found[SPECIAL] or found[UNKNOWN]:
                 tokens = self._without_special_ids(document.text, tokens, found, part, where)
                 if tokens is None:
                     continue
             if not len(tokens):
-                part.skip(*where.values(), "yields no tokens")
+                part.skip(**where, reason="yields no tokens")
                 continue
             length = len(begin) + len(tokens) + len(end)
             if settings.min_tokens is not None and length < settings.min_tokens:
@@ -84,7 +85,7 @@ class Encoder:
             is_valid = self.sides > 1 and held_out(data, settings.valid_fraction, settings.valid_max_bytes)
             side = 1 if is_valid else 0
             digest = np.frombuffer(blake2b(data, digest_size=16).digest(), "<u8") if settings.deduplicate else (0, 0)
-            rows[side].append((length, len(data), document.metadata["file"], digest))
+            rows[side].append((length, len(data), where["file"], digest))
             for piece in (begin, tokens, end):
                 ids[side].extend(piece)
         for side in range(self.sides):
@@ -153,7 +154,8 @@ class Encoder:
         special = next(int(i) for i in tokens if self._kinds[i] == SPECIAL)
         what = "the end-of-document token" if special == self.settings.eod else "a special token"
         name = self.tokenizer.token_of(special)
-        part.skip(*where.values(), f"spells {what}, which the tokenizer cannot encode with other pieces ({name})")
+        why = f"spells {what}, which the tokenizer cannot encode with other pieces ({name})"
+        part.skip(**where, reason=why)
         return None
 
     def _same_text(self, text: str, tokens: Sequence[int], others: Sequence[int]) -> bool:

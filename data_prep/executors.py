@@ -6,6 +6,7 @@ finished with another.
 
 import ctypes
 import importlib.util
+import logging
 import multiprocessing
 import os
 import shlex
@@ -19,8 +20,8 @@ from copy import deepcopy
 from pathlib import Path
 from threading import Thread
 
-from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.executor.slurm import SlurmPipelineExecutor, launch_slurm_job
 from loguru import logger
 
 from elas.data_prep import encoder, steps
@@ -80,7 +81,7 @@ class LocalExecutor(LocalPipelineExecutor):
     def __init__(self, work: Path, workers: int, share: tuple[int, int] = (0, 1)):
         tasks = len(load_plan(work).tasks)
         super().__init__(steps.pipeline(work), tasks=tasks, workers=workers, logging_dir=str(logging_folder(work)))
-        self.share = share
+        self.work, self.share = work, share
         self.peaks: dict[int, float] = {}
         """Peak resident memory in 10⁶ bytes of every worker, by process id."""
 
@@ -121,7 +122,7 @@ class LocalExecutor(LocalPipelineExecutor):
     def _run_in_pool(self, tasks: list[int], on_progress: Callable[[int, int], None]) -> None:
         context = multiprocessing.get_context("fork")
         encoder.progress = context.Array("q", 2)
-        steps.prepare(load_plan(self.pipeline[0].work))  # before forking, so the workers share one tokenizer in memory
+        steps.prepare(load_plan(self.work))  # before forking, so the workers share one tokenizer in memory
         pool = ProcessPoolExecutor(min(self.workers, len(tasks)), context, initializer=_start_worker)
         _Job.executor = self
         try:
@@ -133,7 +134,7 @@ class LocalExecutor(LocalPipelineExecutor):
                     self.peaks[pid] = max(peak, self.peaks.get(pid, 0.0))
                 on_progress(*encoder.progress)
         except BrokenProcessPool as error:
-            done = len(finished_tasks(Path(self.pipeline[0].work)))
+            done = len(finished_tasks(self.work))
             why = f"a worker was killed, possibly out of memory; {done} of {self.tasks} tasks are done"
             raise Failure(f"{why}; run the same command again, with fewer --workers if memory is short") from error
         finally:
@@ -154,6 +155,7 @@ class _Job:
 
     @staticmethod
     def run(task: int) -> tuple[int, float]:
+        assert _Job.executor is not None  # set before the workers are forked
         return _Job.executor.run_task(task)
 
 
@@ -163,15 +165,13 @@ def _start_worker() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def slurm_executor(plan: Plan, options: dict) -> PipelineExecutor:
+def slurm_executor(plan: Plan, options: dict) -> SlurmPipelineExecutor:
     """datatrove's SLURM executor: an array job of the unfinished tasks.
 
     Args:
         plan: the plan, saved in a folder on a file system shared by all nodes.
         options: `workers`, `partition`, `time`, `mem_gb`, `qos`, and `sbatch`: further sbatch options by name.
     """
-    from datatrove.executor.slurm import SlurmPipelineExecutor
-
     return SlurmPipelineExecutor(
         steps.pipeline(plan.work),
         tasks=len(plan.tasks),
@@ -184,7 +184,6 @@ def slurm_executor(plan: Plan, options: dict) -> PipelineExecutor:
         logging_dir=str(logging_folder(plan.work)),
         env_command=f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH",
         sbatch_args=options["sbatch"],
-        mail_user=None,
     )
 
 
@@ -194,8 +193,6 @@ def run_slurm(plan: Plan, options: dict) -> list[str]:
     Returns:
         The ids of both jobs, or only of the merge job if all tasks are done.
     """
-    from datatrove.executor.slurm import launch_slurm_job
-
     logger.disable("datatrove")
     executor = slurm_executor(plan, options)
     executor.launch_merge_stats = lambda: None  # datatrove's extra job for a statistics table
@@ -233,7 +230,7 @@ def run_ray(plan: Plan, workers: int, on_progress: Callable[[int], None]) -> Non
 
     address = os.environ.get("RAY_ADDRESS")
     here = {} if address else {"num_cpus": workers, "include_dashboard": False}
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True, **here)
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True, **here)
     logger.disable("datatrove")
     executor = RayPipelineExecutor(
         steps.pipeline(plan.work),

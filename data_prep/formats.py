@@ -67,7 +67,19 @@ def open_data(path: str) -> io.BufferedIOBase:
 
         # PyArrow raises when a file ends within a frame and reads on after one; a separate thread makes it no faster.
         return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"), 1 << 20)
-    return open(path, "rb", buffering=1 << 20)
+    return io.BufferedReader(io.FileIO(path), 1 << 20)
+
+
+def open_text(path: str, newline: str) -> io.TextIOWrapper:
+    """Open a file as a stream of its decompressed text; bytes that are not UTF-8 become lone surrogates.
+
+    Args:
+        path: the file.
+        newline: as of `open`.
+    """
+    data = open_data(path)
+    # The stub wants a `name`, which TextIOWrapper itself does not need and bz2's stream lacks before Python 3.13.
+    return io.TextIOWrapper(data, "utf-8-sig", "surrogateescape", newline)  # pyright: ignore[reportArgumentType]
 
 
 def unknown_kind(path: Path) -> str:
@@ -81,7 +93,7 @@ def unknown_kind(path: Path) -> str:
         "jsonl": "looks like JSON lines; add --format jsonl",
         "json": "looks like JSON; add --format json",
         "parquet": "looks like Parquet; add --format parquet",
-    }.get(_guess(path), "add --format text to read every input as text")
+    }.get(_guess(path) or "", "add --format text to read every input as text")
     suffix = Path(bare).suffix
     more = f", or --suffix {suffix} to read only {suffix} files as text" if suffix and fix.startswith("add") else ""
     return f"unknown file type; {fix}{more}"

@@ -21,6 +21,7 @@ from elas.data_prep.formats import KINDS, json_layout, open_data, strip_compress
 from elas.errors import UserError
 
 STDLIB = "stdlib"
+_NOT_STDLIB = frozenset({"site-packages", "dist-packages"})
 OURS = "written by elas prep"
 _OUTPUTS = (".bin", ".idx", ".manifest.json", ".skipped.jsonl")
 _LARGEST_OBJECT = 64_000_000
@@ -105,7 +106,7 @@ class Finder:
         """The `(name, path)` pairs of one input."""
         if where == STDLIB:
             root = Path(sysconfig.get_paths()["stdlib"])
-            return self._walk(root, left_out={"site-packages", "dist-packages"}, only=".py", ignored=Counter())
+            return self._walk(root, left_out=_NOT_STDLIB, only=".py", ignored=Counter())
         path = Path(where)
         if os.path.lexists(path) and self._is_ours(path):
             self.ignored[OURS] += 1
@@ -149,7 +150,9 @@ class Finder:
             raise UserError(f"--input {given}: matches no readable file; {fix}")
         return found
 
-    def _walk(self, root: Path, left_out=frozenset(), only: str = "", ignored=None) -> list[tuple[str, Path]]:
+    def _walk(
+        self, root: Path, left_out: frozenset[str] = frozenset(), only: str = "", ignored: Counter | None = None
+    ) -> list[tuple[str, Path]]:
         """Readable files below `root` by relative path, except in hidden, cache and `left_out` folders."""
         ignored = self.ignored if ignored is None else ignored
 
@@ -190,6 +193,7 @@ class Finder:
         with contextlib.suppress(OSError):  # a dangling link: the reader will report it
             size, mtime = path.stat().st_size, path.stat().st_mtime_ns
         kind = self._kind(path)
+        assert kind is not None  # `_expand` leaves out unknown files
         if field is not None and kind == "text":
             raise UserError(f"--input {given}: text files have no fields; remove :{field}, or add --format")
         wanted = field or self.field

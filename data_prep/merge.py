@@ -45,7 +45,7 @@ def merge(plan: Plan) -> dict:
         TooMuchUnread: too much of the corpus could not be read.
     """
     reasons, loss = _counts(plan)
-    kept = [None] * len(plan.outputs)
+    kept: list[np.ndarray | None] = [None] * len(plan.outputs)
     if plan.settings.deduplicate:
         for side in range(len(plan.outputs)):
             kept[side], copies = find_duplicates(plan, SIDES[side])

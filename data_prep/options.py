@@ -1,13 +1,13 @@
 """Options of a tokenisation, and the checks on them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
 from elas.data.tokenizer import Tokenizer, load_tokenizer
-from elas.data_prep.plan import Settings
+from elas.data_prep.plan import Selection, Settings
 from elas.data_prep.sources import Corpus, check_fraction
 from elas.errors import ConfigError
 
@@ -15,19 +15,14 @@ UINT16_VOCAB = 65500  # Megatron's limit for two-byte tokens
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to tokenise a corpus.
+class Options(Selection):
+    """How to tokenise a corpus: which documents, and the following.
 
     Args:
         valid_output: prefix for held-out documents; required if and only if `valid_fraction` is above 0.
-        valid_fraction: fraction of documents to hold out, chosen by hash of their text.
-        valid_max_bytes: never hold out documents of more bytes; None for no limit.
         append_eod: append the end-of-document id to every document.
         eod_token: end-of-document token; None for the tokenizer's own.
         prepend_bos: prepend the tokenizer's beginning-of-sequence id to every document.
-        filters: from `elas.data_prep.quality.parse_filter`.
-        min_chars, max_chars, min_tokens, max_tokens: leave out documents outside these bounds.
-        deduplicate: keep only the first of documents with identical text.
         executor: `local`, `slurm` or `ray`.
         workers: processes; None for one per usable core. With slurm, parallel jobs; None for no limit.
         task_bytes: bytes per task; None for the default of `make_plan`.
@@ -38,17 +33,9 @@ class Options:
     """
 
     valid_output: str | Path | None = None
-    valid_fraction: float = 0.0
-    valid_max_bytes: int | None = None
     append_eod: bool = True
     eod_token: str | None = None
     prepend_bos: bool = False
-    filters: list[list] = field(default_factory=list)
-    min_chars: int | None = None
-    max_chars: int | None = None
-    min_tokens: int | None = None
-    max_tokens: int | None = None
-    deduplicate: bool = False
     executor: str = "local"
     workers: int | None = None
     task_bytes: int | None = None
@@ -127,14 +114,7 @@ def make_settings(corpus: Corpus, tokenizer_path: str | Path, options: Options) 
         dtype=np.dtype(np.uint16 if tokenizer.vocab_size < UINT16_VOCAB else np.int32).name,
         eod=_eod(tokenizer, options),
         bos=_bos(tokenizer, tokenizer_path) if options.prepend_bos else None,
-        valid_fraction=options.valid_fraction,
-        valid_max_bytes=options.valid_max_bytes,
-        filters=options.filters,
-        min_chars=options.min_chars,
-        max_chars=options.max_chars,
-        min_tokens=options.min_tokens,
-        max_tokens=options.max_tokens,
-        deduplicate=options.deduplicate,
+        **{selected.name: getattr(options, selected.name) for selected in fields(Selection)},
     )
 
 

@@ -133,7 +133,8 @@ def _values(batch, path_in: list[str]):
     if len(path_in) > 1:
         import pyarrow.compute
 
-        column = pyarrow.compute.struct_field(column, path_in[1:])
+        # pyarrow makes this function when it is imported, so its stubs lack it.
+        column = pyarrow.compute.struct_field(column, path_in[1:])  # pyright: ignore[reportAttributeAccessIssue]
     return column
 
 

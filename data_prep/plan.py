@@ -23,8 +23,8 @@ TASKS = 64
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything that determines the tokens, apart from the inputs.
+class Encoding:
+    """How a document becomes ids.
 
     Args:
         field: key or column of the text.
@@ -34,11 +34,6 @@ class Settings:
         dtype: `uint16` or `int32`.
         eod: id appended to every document; None for none.
         bos: id prepended to every document; None for none.
-        valid_fraction: fraction of documents to hold out, by hash of their text.
-        valid_max_bytes: documents of more bytes are never held out; None for no limit.
-        filters: `[name, arguments]` of datatrove filters.
-        min_chars, max_chars, min_tokens, max_tokens: documents outside these bounds are left out; None for no limit.
-        deduplicate: keep only the first of documents with identical text.
     """
 
     field: str
@@ -48,6 +43,20 @@ class Settings:
     dtype: str
     eod: int | None
     bos: int | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which documents are kept, and which of them are held out.
+
+    Args:
+        valid_fraction: fraction of documents to hold out, by hash of their text.
+        valid_max_bytes: documents of more bytes are never held out; None for no limit.
+        filters: `[name, arguments]` of datatrove filters, from `elas.data_prep.quality.parse_filter`.
+        min_chars, max_chars, min_tokens, max_tokens: documents outside these bounds are left out; None for no limit.
+        deduplicate: keep only the first of documents with identical text.
+    """
+
     valid_fraction: float = 0.0
     valid_max_bytes: int | None = None
     filters: list[list] = field(default_factory=list)
@@ -56,6 +65,14 @@ class Settings:
     min_tokens: int | None = None
     max_tokens: int | None = None
     deduplicate: bool = False
+
+
+@dataclass(frozen=True)
+class Settings(Selection, Encoding):
+    """Everything that determines the tokens, apart from the inputs.
+
+    Dataclasses collect fields from the last base to the first; `Plan.identity` depends on that order.
+    """
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from elas.data_prep import delimited, fields, hub, parquet
-from elas.data_prep.formats import open_data
+from elas.data_prep.formats import open_data, open_text
 
 MAX_DOCUMENT = 512_000_000
 WHOLE = (0, -1)
@@ -149,12 +149,14 @@ def _read_json(path: str, field: str, piece: tuple[int, int], skip: Skip) -> Ite
 def _values(path: str) -> Iterator[object]:
     """Yield the elements of a JSON array, or consecutive values, as a stream; a final `ValueError` on bad syntax."""
     decoder = json.JSONDecoder()
-    with io.TextIOWrapper(open_data(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with open_text(path, newline="") as file:
         buffer = file.read(_CHUNK).lstrip()
         is_array = buffer.startswith("[")
         position, step, ended = int(is_array), _CHUNK, False
         while True:
-            position = _SEPARATORS.match(buffer, position).end()
+            separators = _SEPARATORS.match(buffer, position)
+            assert separators  # the pattern also matches nothing
+            position = separators.end()
             if is_array and buffer.startswith("]", position):
                 return
             if ended and position == len(buffer):

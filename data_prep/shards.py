@@ -63,10 +63,10 @@ class PartWriter:
         self._files[f"{SIDES[side]}.bin"].write(ids.astype(self.dtype, copy=False).tobytes())
         self._files[f"{SIDES[side]}.docs"].write(documents.tobytes())
 
-    def skip(self, file: int, begin: int, number: int | None, reason: str) -> None:
-        """Record a skipped input; `number` is its line within the piece, None for the whole file."""
+    def skip(self, file: int, begin: int, line: int | None, reason: str) -> None:
+        """Record a skipped input; `line` counts within the piece, None for the whole file."""
         self.reasons[kind_of(reason)] += 1
-        row = {"file": file, "begin": begin, "line": number, "reason": reason}
+        row = {"file": file, "begin": begin, "line": line, "reason": reason}
         self._files["skipped.jsonl"].write(json.dumps(row).encode() + b"\n")
 
     def commit(self) -> None:

@@ -34,12 +34,12 @@ class ReadTask(PipelineStep):
         self.part: PartWriter | None = None
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Yield the documents of task `rank`; their metadata hold `file` (index), `begin` of the piece, and `line`."""
+        """Yield the documents of task `rank`; `metadata["where"]`: `file` (index), `begin` of its piece, `line`."""
         plan = load_plan(self.work)
         for index, begin, end in plan.tasks[rank]:
             file = plan.files[index]
 
-            def skip(reason: str, number: int | None, where=(index, begin)) -> None:
+            def skip(reason: str, number: int | None, where: tuple[int, int] = (index, begin)) -> None:
                 if self.part is not None:
                     self.part.skip(*where, number, reason)
 
@@ -48,7 +48,8 @@ class ReadTask(PipelineStep):
                 line = None if file.kind == "text" else number
                 if self.part is not None:
                     self.part.read[index] += 1
-                yield Document(text, place(file, number), metadata={"file": index, "begin": begin, "line": line})
+                where = {"file": index, "begin": begin, "line": line}
+                yield Document(text, place(file, number), metadata={"where": where})
             file.check_unchanged()
 
 
@@ -86,7 +87,7 @@ class WriteTask(PipelineStep):
         for document in data:
             size = len(document.text)
             if not size or document.text.isspace():
-                part.skip(*(document.metadata[key] for key in ("file", "begin", "line")), "empty")
+                part.skip(**document.metadata["where"], reason="empty")
             elif settings.min_chars is not None and size < settings.min_chars:
                 part.reasons["too few characters"] += 1
             elif settings.max_chars is not None and size > settings.max_chars:

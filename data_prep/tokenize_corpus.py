@@ -68,33 +68,11 @@ def tokenize_corpus(
     if done is not None:
         return done
     folders = {key: prefix.parent for key, prefix in zip(("--output", "--valid-output"), prefixes)}
-    if options.share is not None:
-        with folders_for(folders), _report_full_disk(plan):
-            return _do_share(plan, options, on_progress)
-    with folders_for(folders), _work(plan, options.overwrite), _report_full_disk(plan):
-        for path in plan.work.glob("share-*.lock"):
-            with _lock(path):
-                pass  # fails if a process is still working on that share
-        from elas.data_prep.executors import finished_tasks
-
-        before = len(finished_tasks(plan.work))
-        if options.executor == "slurm":
-            from elas.data_prep.executors import run_slurm
-
-            return {"jobs": run_slurm(plan, options.slurm | {"workers": options.workers or -1}), "work": str(plan.work)}
-        peaks = _run(plan, options, on_progress)
-        facts = finish(plan)
-    seconds = time.perf_counter() - start
-    size = facts["bytes_in"] + facts.get("valid_bytes_in", 0)
-    return facts | {
-        "workers": options.workers or _cores(),
-        "tasks": len(plan.tasks),
-        "tasks_done_before": before,
-        "seconds": round(seconds, 3),
-        "mb_per_s": round(size / 1e6 / seconds, 3),
-        "peak_rss_mb": round(sum(peaks.values()), 1),
-        "peak_rss_worker_mb": round(max(peaks.values()), 1),
-    }
+    with folders_for(folders), _report_full_disk(plan):
+        if options.share is not None:
+            return _do_share(plan, options, options.share, on_progress)
+        with _work(plan, options.overwrite):
+            return _do_all(plan, options, on_progress, start)
 
 
 def finish(plan: Plan) -> dict:
@@ -132,15 +110,40 @@ def merge_work(output_prefix: str | Path) -> dict:
         return finish(plan)
 
 
-def _do_share(plan: Plan, options: Options, on_progress: OnProgress) -> dict:
-    """Run the tasks of `options.share`; other processes may run other shares at the same time."""
+def _do_all(plan: Plan, options: Options, on_progress: OnProgress, start: float) -> dict:
+    """Run the unfinished tasks and merge, or submit jobs that do; `start`: when this call began (`perf_counter`)."""
+    from elas.data_prep.executors import finished_tasks, run_slurm
+
+    for path in plan.work.glob("share-*.lock"):
+        with _lock(path):
+            pass  # fails if a process is still working on that share
+    before = len(finished_tasks(plan.work))
+    if options.executor == "slurm":
+        return {"jobs": run_slurm(plan, options.slurm | {"workers": options.workers or -1}), "work": str(plan.work)}
+    peaks = _run(plan, options, on_progress)
+    facts = finish(plan)
+    seconds = time.perf_counter() - start
+    size = facts["bytes_in"] + facts.get("valid_bytes_in", 0)
+    return facts | {
+        "workers": options.workers or _cores(),
+        "tasks": len(plan.tasks),
+        "tasks_done_before": before,
+        "seconds": round(seconds, 3),
+        "mb_per_s": round(size / 1e6 / seconds, 3),
+        "peak_rss_mb": round(sum(peaks.values()), 1),
+        "peak_rss_worker_mb": round(max(peaks.values()), 1),
+    }
+
+
+def _do_share(plan: Plan, options: Options, share: tuple[int, int], on_progress: OnProgress) -> dict:
+    """Run the tasks of one share; other processes may run other shares at the same time."""
     from elas.data_prep.executors import LocalExecutor, finished_tasks
 
-    first, step = options.share
+    first, step = share
     with _work(plan, overwrite=False, timeout=60):
         pass  # writes the plan; the other shares need the lock for the same
     with _lock(plan.work / f"share-{first}-of-{step}.lock"):
-        executor = LocalExecutor(plan.work, options.workers or _cores(), options.share)
+        executor = LocalExecutor(plan.work, options.workers or _cores(), share)
         executor.run(lambda size, documents: on_progress(size, documents, len(finished_tasks(plan.work))))
     return {"tasks": len(range(first, len(plan.tasks), step)), "tasks_done": len(finished_tasks(plan.work))}
 

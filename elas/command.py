@@ -12,7 +12,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         return None
 
 
-def run_command(prog: str, commands: dict[str, tuple[Callable | str, str]], argv: list[str], *more: str) -> int:
+def run_command(prog: str, commands: Mapping[str, tuple[Callable | str, str]], argv: list[str], *more: str) -> int:
     """Run one command of a group such as `elas prep`.
 
     Args:

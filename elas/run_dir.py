@@ -20,7 +20,7 @@ def checkpoints_dir(config: Config) -> Path:
     return Path(config.train.run_dir) / "checkpoints"
 
 
-def claim(config: Config) -> BaseFileLock | None:
+def claim(config: Config) -> BaseFileLock:
     """Create the run's folder and lock it; the system releases the lock when this process ends for any reason.
 
     Raises:

@@ -103,8 +103,9 @@ def dry_run(config: Config, world: int, json_file: Path | None, *, shows: bool) 
         return 0
     facts = run_facts(config, world, resume.step if resume else 0)
     print(facts_table(run_rows(config, facts)))
-    if finished(config, resume) is not None:
-        print(f"already trained to step {resume.step}; nothing to do ({resume.path})")
+    done = finished(config, resume)
+    if done is not None:
+        print(f"already trained to step {done.step}; nothing to do ({done.checkpoint})")
     for line in facts["warnings"]:
         print(f"warning: {line}", file=sys.stderr)
     write_json(json_file, facts)

@@ -38,7 +38,6 @@ class _Run:
     state: str = "not started"
     status: int | None = None
     ending: Ending = field(default_factory=lambda: Ending("not started"))
-    process: subprocess.Popen | None = None
     before: dict[str, str] = field(default_factory=dict)
     began: float = 0.0
     seconds: float | None = None
@@ -79,27 +78,29 @@ def run_sweep(jobs: list[Job], options: list[str], parallel: int, json_file: Pat
     """
     runs = [_Run(number, len(jobs), job) for number, job in enumerate(jobs, 1)]
     waiting = [run for run in runs if not _is_finished(run)]
-    under_way: list[_Run] = []
+    under_way: list[tuple[_Run, subprocess.Popen]] = []
     asked: list[int] = []
     forwarded = 0
     with noted_signals(asked):
         while under_way or (waiting and not asked):
             while waiting and len(under_way) < parallel and not asked:
                 run = waiting.pop(0)
-                if _start(run, options, parallel):
-                    under_way.append(run)
+                process = _start(run, options, parallel)
+                if process is not None:
+                    under_way.append((run, process))
             for number in asked[forwarded:]:
                 name, left = signal.Signals(number).name, _runs(len(waiting))
                 _say(f"{name}: {_runs(len(under_way))} asked to save and end, {left} not started")
-                for run in under_way:
-                    run.process.send_signal(number)
+                for _, process in under_way:
+                    process.send_signal(number)
             forwarded = len(asked)
             time.sleep(POLL_S)
-            for run in list(under_way):
+            for run, process in list(under_way):
                 _show_progress(run)
-                if run.process.poll() is not None:
-                    under_way.remove(run)
-                    _judge(run)
+                status = process.poll()
+                if status is not None:
+                    under_way.remove((run, process))
+                    _judge(run, status)
     _table(runs)
     write_json(json_file, {"runs": [run.facts() for run in runs]})
     if asked:
@@ -108,30 +109,30 @@ def run_sweep(jobs: list[Job], options: list[str], parallel: int, json_file: Pat
 
 
 def _is_finished(run: _Run) -> bool:
-    found = find_checkpoint(run.job.config)
-    if finished(run.job.config, found) is None:
+    done = finished(run.job.config, find_checkpoint(run.job.config))
+    if done is None:
         return False
-    run.state, run.status, run.ending = "skipped", 0, Ending("done", found.step, str(found.path))
-    _say(f"{run.name}: already trained to step {found.step}, skipped")
+    run.state, run.status, run.ending = "skipped", 0, Ending("done", done.step, done.checkpoint)
+    _say(f"{run.name}: already trained to step {done.step}, skipped")
     return True
 
 
-def _start(run: _Run, options: list[str], parallel: int) -> bool:
-    """Start a run; False if its folder cannot be used."""
+def _start(run: _Run, options: list[str], parallel: int) -> subprocess.Popen | None:
+    """Start a run; None if its folder cannot be used."""
     run.began = time.monotonic()
     try:
         claim(run.job.config).release()  # creates the folder
     except UserError as error:
         run.state, run.status = "failed", 2
         _say(f"{run.name}: {error}")
-        return False
+        return None
     run.before = markers(run.job.run_dir)
     log = run.job.run_dir / LOG
     command = [sys.executable, "-m", "elas.cli", "launch", "local", *options, *run.job.arguments]
     cores = max(1, len(os.sched_getaffinity(0)) // (run.job.world * parallel))
     with log.open("ab") as output:
         run.log_begins = output.tell()
-        run.process = subprocess.Popen(
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -142,7 +143,7 @@ def _start(run: _Run, options: list[str], parallel: int) -> bool:
         )
     run.state = "running"
     _say(f"{run.name}: started; log {log}")
-    return True
+    return process
 
 
 def _show_progress(run: _Run) -> None:
@@ -156,8 +157,7 @@ def _show_progress(run: _Run) -> None:
     _say(f"{run.name}: {news}, {now - run.began:.0f} s")
 
 
-def _judge(run: _Run) -> None:
-    status = run.process.returncode
+def _judge(run: _Run, status: int) -> None:
     run.ending = how_it_ended(run.job, run.before, markers(run.job.run_dir), status)
     if run.ending.state == "failed":
         run.ending = with_newest(run.ending, run.job)

@@ -168,8 +168,8 @@ def _whole(name: str, default: int | None = None, *, least: int = 0) -> int:
     if text is None and default is not None:
         return default
     try:
-        value = int(text)
-    except (TypeError, ValueError):
+        value = int(text or "")
+    except ValueError:
         value = -1
     if value < least:
         raise ConfigError(name, text, f"must be a whole number, at least {least}", "start with a launcher, or unset it")

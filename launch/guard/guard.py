@@ -116,7 +116,7 @@ class Guard:
             self._watch()
             if self._status is None:
                 time.sleep(INTERVAL_S)
-        status = self._finish()
+        status = self._finish(self._status)
         shutil.rmtree(folder, ignore_errors=True)
         return status
 
@@ -229,11 +229,10 @@ class Guard:
             if pid == self._main:
                 self._status = status
 
-    def _finish(self) -> int:
-        """Kill the processes that the command left behind; returns the exit status of `run`."""
+    def _finish(self, ended: int) -> int:
+        """Kill the processes that the command, of wait status `ended`, left behind; returns the status of `run`."""
         left = [process for process in descendants() if process.state not in "ZX"]
         ranks = [self._name(p.pid) for p in left if p.pid in self._ranks]
-        ended = self._status
         by_itself = self._deadline is None and not self._asked
         if by_itself and not self._failed and self._suspect is not None and exit_code(ended) not in (0, 2):
             self._report(f"{self._name(self._suspect)} was the first to end")
@@ -265,7 +264,7 @@ def _prepare() -> None:
 
 def main(argv: list[str]) -> int:
     """Run the guard; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m elas.launch.guard", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m elas.launch.guard", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--leash", action="store_true", help="end the job when standard input closes")
     parser.add_argument(
         "--silence", type=float, default=SILENCE_S, help="seconds without a heartbeat on the leash; 0: no limit"

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from elas.launch.guard.processes import descendants, status_within
 from elas.launch.hostfile import ranks_in_words
@@ -95,7 +96,7 @@ class Supervisor:
                 self._report_waiting()
                 self._watch_hosts()
             self.result.status = status
-            self._guard.stdin.close()
+            self._leash().close()
         self._read_statuses()
         self.result.asked = self._asked[0] if self._asked else None
         return self.result
@@ -115,7 +116,7 @@ class Supervisor:
         if self.folder is None:
             self._order_guard(order)
         else:
-            self._order_hosts(order)
+            _order_hosts(self.folder, order)
 
     def _report_waiting(self) -> None:
         """Print a line every 8 s until the ranks print their own, and again from a stop signal to the end."""
@@ -152,7 +153,7 @@ class Supervisor:
     def _kill(self) -> None:
         self._killed = True
         if self.folder is not None:
-            self._order_hosts("kill")
+            _order_hosts(self.folder, "kill")
             end = time.monotonic() + 3  # lets the hosts' last messages arrive
             while len(self.result.hosts) < len(self.parts) and time.monotonic() < end and self._guard.poll() is None:
                 time.sleep(POLL_S)
@@ -161,18 +162,19 @@ class Supervisor:
 
     def _order_guard(self, order: str) -> None:
         with contextlib.suppress(BrokenPipeError):  # the guard has just ended
-            self._guard.stdin.write(f"{order}\n".encode())
-            self._guard.stdin.flush()
+            self._leash().write(f"{order}\n".encode())
+            self._leash().flush()
 
-    def _order_hosts(self, order: str) -> None:
-        partial = self.folder / ".order"
-        partial.write_text(order)
-        partial.replace(self.folder / "order")
+    def _leash(self) -> IO[bytes]:
+        assert self._guard.stdin is not None  # started with a pipe
+        return self._guard.stdin
 
     def _read_statuses(self) -> None:
-        for host in self.parts.keys() - self.result.hosts.keys() if self.folder is not None else ():
-            gone = self._is_gone(host)  # before reading the status, which it may write just before it ends
-            status = self._left_by(host, "status")
+        if self.folder is None:
+            return
+        for host in self.parts.keys() - self.result.hosts.keys():
+            gone = _is_gone(self.folder, host)  # before reading the status, which it may write just before it ends
+            status = _left_by(self.folder, host, "status")
             if status is None and gone:
                 status = 128 + signal.SIGKILL
             if status is not None:
@@ -180,15 +182,25 @@ class Supervisor:
                 if status and not self._killed:
                     self.result.failed.append(host)
 
-    def _left_by(self, host: str, what: str) -> int | None:
-        with contextlib.suppress(FileNotFoundError):
-            return int((self.folder / f"{what}.{host}").read_text())
-        return None
 
-    def _is_gone(self, host: str) -> bool:
-        """Whether the wrapper that holds a host's leash has ended."""
-        wrapper = self._left_by(host, "wrapper")
-        return wrapper is not None and not Path(f"/proc/{wrapper}").exists()
+def _order_hosts(folder: Path, order: str) -> None:
+    """Give the wrappers of all hosts an order."""
+    partial = folder / ".order"
+    partial.write_text(order)
+    partial.replace(folder / "order")
+
+
+def _left_by(folder: Path, host: str, what: str) -> int | None:
+    """The number that a host's wrapper wrote; None if it has not."""
+    with contextlib.suppress(FileNotFoundError):
+        return int((folder / f"{what}.{host}").read_text())
+    return None
+
+
+def _is_gone(folder: Path, host: str) -> bool:
+    """Whether the wrapper that holds a host's leash has ended."""
+    wrapper = _left_by(folder, host, "wrapper")
+    return wrapper is not None and not Path(f"/proc/{wrapper}").exists()
 
 
 @contextlib.contextmanager

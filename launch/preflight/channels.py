@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import IO
 
 from elas.launch.preflight.probe import Answers
 from elas.launch.ssh.remote import ssh_command
@@ -93,29 +94,34 @@ class Channel:
             errors="replace",
             start_new_session=True,  # Ctrl-C is handled by this process only
         )
+        assert self._process.stdin and self._process.stdout and self._process.stderr  # all are pipes
+        self._stdin = self._process.stdin
         self._answers: queue.Queue = queue.Queue()
         self._errors: list[str] = []
-        self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read, self._read_errors)]
+        self._readers = [
+            threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True),
+            threading.Thread(target=self._read_errors, args=(self._process.stderr,), daemon=True),
+        ]
         for reader in self._readers:
             reader.start()
 
-    def _read(self) -> None:
+    def _read(self, stdout: IO[str]) -> None:
         answers = Answers()
-        for line in self._process.stdout:
+        for line in stdout:
             answer = answers.take(line.rstrip("\n"))
             if answer is not None:
                 self._answers.put(answer)
         self._answers.put(None)
 
-    def _read_errors(self) -> None:
-        for line in self._process.stderr:
+    def _read_errors(self, stderr: IO[str]) -> None:
+        for line in stderr:
             self._errors.append(line.rstrip())
 
     def send(self, line: str) -> None:
         """Send a line; ignored if the process has ended."""
         with contextlib.suppress(OSError):
-            self._process.stdin.write(f"{line}\n")
-            self._process.stdin.flush()
+            self._stdin.write(f"{line}\n")
+            self._stdin.flush()
 
     def receive(self, until: float) -> tuple[str, dict] | None:
         """The next answer, as host and content; None after the last one, or at `until` (of `time.monotonic`)."""
@@ -154,7 +160,7 @@ class Channel:
     def end(self) -> None:
         """End the process by closing its input; terminate or kill it if that does not help."""
         with contextlib.suppress(OSError):
-            self._process.stdin.close()
+            self._stdin.close()
         try:
             self._process.wait(GONE_S)
         except subprocess.TimeoutExpired:

@@ -57,9 +57,7 @@ def main(argv: list[str]) -> int:
         progress=progress,
     )
     if report.ok and not options.no_collectives:
-        report.bandwidth, problem = measure(
-            hosts, report.master_address, report.master_port, way=way, progress=progress
-        )
+        report.bandwidth, problem = measure(hosts, *report.rendezvous, way=way, progress=progress)
         report.problems += [problem] if problem else []
     progress.clear()
     print(show(report))

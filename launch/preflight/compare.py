@@ -88,7 +88,9 @@ def _twice(facts: dict[str, dict]) -> list[Problem]:
     found, owners = [], {}
     for host, of in facts.items():
         address = of.get("address")  # as the other hosts reach it; None if they do not
-        other = owners.setdefault(address, host) if address else host
+        if address is None:
+            continue
+        other = owners.setdefault(address, host)
         if other != host:
             why = f"is the same machine as {other}"
             found.append(Problem(host, "host", address, why, f"give {other} one line, with the slots of both"))

@@ -87,7 +87,8 @@ class Probe:
         wanted = port or 0 if self.name == first else 0
         self._server, port_error = facts.listen(wanted)
         if self._server is None:  # the port is in use; other hosts can still test the connection on another one
-            self._server, _ = facts.listen(0)
+            self._server, why = facts.listen(0)
+            assert self._server is not None, why
         threading.Thread(target=_answer_calls, args=(self._server, f"{token} {self.name}\n"), daemon=True).start()
         hostname = os.uname().nodename
         return {

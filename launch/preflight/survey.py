@@ -50,6 +50,12 @@ class Report:
         """Whether a run can start."""
         return not self.failures
 
+    @property
+    def rendezvous(self) -> tuple[str, int]:
+        """Address and port on the first host, of a report that is `ok`."""
+        assert self.master_address is not None and self.master_port is not None  # else there is a failure
+        return self.master_address, self.master_port
+
     def to_dict(self) -> dict:
         """The report as a dict, for JSON."""
         return {

@@ -42,10 +42,7 @@ def main(argv: list[str]) -> int:
     variables.deepspeed_environment(forwarded)  # raises now if a value cannot be forwarded
     job = read_job(settings, options, sum(hosts.values()), look_at_files=not options.no_check)
     for program in ("pdsh", "ssh"):
-        if shutil.which(program) is None:
-            raise UserError(
-                f"elas launch ssh: {program} is not installed on this machine; install it, or use elas launch slurm"
-            )
+        _installed(program)
     address, port = _rendezvous(hosts, job, forwarded, options)
     parts = ranks_by_host(hosts)
     with ExitStack() as stack:
@@ -111,8 +108,17 @@ def environment(folder: Path) -> dict[str, str]:
         "ELAS_LAUNCH_DIR": str(folder),
         "ELAS_LAUNCHER": str(os.getpid()),
         "ELAS_PYTHON": sys.executable,
-        "ELAS_SSH": shutil.which("ssh"),
+        "ELAS_SSH": _installed("ssh"),
     }
+
+
+def _installed(program: str) -> str:
+    """The path of a program; raises `UserError` if it is not installed."""
+    path = shutil.which(program)
+    if path is None:
+        fix = "install it, or use elas launch slurm"
+        raise UserError(f"elas launch ssh: {program} is not installed on this machine; {fix}")
+    return path
 
 
 def _markers(job: Job, first: str) -> dict[str, str]:
@@ -165,7 +171,8 @@ def _rendezvous(hosts: dict[str, int], job: Job, forwarded: dict[str, str], opti
             fix = f"give one of {', '.join(own)}, or leave it out"
             why = f"is not an address of {first}, where rank 0 runs"
             raise UserError(f"--master-addr {options.master_addr}: {why}; {fix}")
-    return options.master_addr or report.master_address, report.master_port
+    address, port = report.rendezvous
+    return options.master_addr or address, port
 
 
 def _address(host: str) -> str:

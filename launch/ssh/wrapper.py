@@ -59,7 +59,7 @@ def _patched(words: list[str], python: str) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Run one host's part; returns its exit status."""
-    parser = ArgumentParser(prog="ssh_wrapper", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ArgumentParser(prog="ssh_wrapper", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     for name in ("user", "host", "node"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("-o", action="append", help="options of ssh; ignored")
@@ -87,6 +87,7 @@ def _run(command: list[str], folder: Path) -> int:
     """Run ssh until it ends, and forward heartbeats and the launch's orders to the guard on the host."""
     launcher = int(os.environ["ELAS_LAUNCHER"])
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    assert process.stdin is not None
     os.set_blocking(process.stdin.fileno(), False)  # writing to a dead connection would block
     given = ""
     while (status := status_within(process, SIGN_S)) is None:

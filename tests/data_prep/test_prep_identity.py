@@ -9,6 +9,7 @@ import pytest
 from elas.cli import run
 from elas.command import exit_status
 from elas.data.tokenizer import load_tokenizer
+from elas.data_prep.plan import Plan, Settings
 from elas.data_prep.sources import Corpus
 from elas.data_prep.tokenize_corpus import Options, merge_work, tokenize_corpus
 from elas.errors import Failure, UserError
@@ -186,3 +187,9 @@ def test_training_on_next_to_nothing_is_refused_in_a_line(content, tmp_path, cap
         lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
         assert len(lines) == 1 and ("no text to train" in lines[0] or "give more text" in lines[0]), lines
     assert not (tmp_path / "t").exists()
+
+
+def test_settings_digest_is_that_of_earlier_plans():
+    """Finished tasks and corpora are found again by this digest, which depends on the order of the fields."""
+    settings = Settings("text", "/t", "s", 5, "uint16", 1, valid_fraction=0.1, filters=[["a", {}]], deduplicate=True)
+    assert Plan(settings, [], [], ["/x"], {}).identity["settings"] == "05c1d7840ef21fab"
