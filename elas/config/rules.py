@@ -49,6 +49,18 @@ def validate(config: Config, world_size: int | None) -> None:
         _global_batch(config, world_size)
 
 
+def validate_layout(config: Config, world_size: int) -> None:
+    """Check only whether the model splits over the ranks of a layout, for work on its checkpoints outside of training.
+
+    Raises:
+        ConfigError: the first rule violated.
+    """
+    check_ranges(config)
+    _layout(config, world_size)
+    for rule in (_shape, _sparsity, _parallel):
+        rule(config)
+
+
 def check_ranges(config: Config) -> None:
     """Raise `ConfigError` for a number outside the range annotated on its field."""
     for key in KEYS:  # in the order of the schema

@@ -51,12 +51,26 @@ class TokenFiles:
 
     def lengths_of(self, documents: np.ndarray) -> np.ndarray:
         """Tokens of each document in `documents`, which must be ascending: int64, same shape."""
-        found, first = [np.zeros(0, dtype=np.int64)], 0
-        for begin, (_, lengths) in zip(range(0, self.documents, _CHUNK), self.document_lengths(_CHUNK)):
+        return self.extents_of(documents)[1]
+
+    def extents_of(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Index in the `.bin` of the first token, and tokens, of each document in `documents`, which must be ascending.
+
+        Returns:
+            Two arrays, int64, same shape.
+        """
+        starts, counts, first = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
+        for begin, (before, lengths) in zip(range(0, self.documents, _CHUNK), self.document_lengths(_CHUNK)):
             last = int(np.searchsorted(documents, begin + len(lengths)))
-            found.append(lengths[documents[first:last] - begin])
+            chosen = documents[first:last] - begin
+            counts.append(lengths[chosen])
+            starts.append(before + (np.cumsum(lengths) - lengths)[chosen])
             first = last
-        return np.concatenate(found)
+        return np.concatenate(starts), np.concatenate(counts)
+
+    def ids(self) -> np.ndarray:
+        """All token ids, memory-mapped."""
+        return np.memmap(f"{self.prefix}.bin", dtype=self.dtype, mode="r")
 
     def sequences_of(self, documents: np.ndarray) -> np.ndarray:
         """Numbers of the sequences of `documents`, int64; ELAS writes one sequence per document."""
@@ -97,7 +111,7 @@ class TokenFiles:
 
     def largest_sampled(self) -> int:
         """Largest id among the first and the last 2²⁰ tokens."""
-        tokens = np.memmap(f"{self.prefix}.bin", dtype=self.dtype, mode="r")
+        tokens = self.ids()
         return int(max(tokens[:_SAMPLED_TOKENS].max(), tokens[-_SAMPLED_TOKENS:].max()))
 
 

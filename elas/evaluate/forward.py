@@ -16,6 +16,9 @@ from elas.model.provider import build_chunks
 from elas.parallel import Layout
 
 
+_MicroBatch = tuple[torch.Tensor, torch.Tensor | None]
+
+
 class Forward:
     """Losses and logits of a checkpoint; every rank makes it and calls its methods.
 
@@ -60,23 +63,41 @@ class Forward:
         return self._run(tokens, None)
 
     def _run(self, tokens: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
-        def forward_step(_iterator, model):
+        rows, parts = self._micro_batches(tokens, labels)
+
+        def forward_step(iterator, model):
+            tokens, labels = next(iterator)
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
             output = model(tokens, positions, None, labels=labels)
             return output, lambda result: (result.sum(), {"output": result})
 
         many = len(self._chunks) > 1
-        # An interleaved schedule takes micro-batches in multiples of the stages: the others repeat the first.
-        count = self.layout.pp if many else 1
+        iterators = [iter(parts) for _ in self._chunks]
         schedule = functools.partial(
             get_forward_backward_func(),
             forward_step_func=forward_step,
-            data_iterator=[iter(()) for _ in self._chunks] if many else iter(()),
+            data_iterator=iterators if many else iterators[0],
             model=self._chunks if many else self._chunks[0],
-            num_microbatches=count,
+            num_microbatches=len(parts),
             seq_length=tokens.shape[1],
-            micro_batch_size=tokens.shape[0],
+            micro_batch_size=parts[0][0].shape[0],
             forward_only=True,
         )
         results = schedule()
-        return results[0]["output"] if results else None
+        return torch.cat([result["output"] for result in results])[:rows] if results else None
+
+    def _micro_batches(self, tokens: torch.Tensor, labels: torch.Tensor | None) -> tuple[int, list[_MicroBatch]]:
+        """Cut a batch into one micro-batch for each pipeline stage, so that the stages work at the same time.
+
+        All micro-batches must have the same size (and with interleaving their number must be a multiple of the
+        stages), so the last row is repeated at the end; its results are cut off.
+
+        Returns:
+            Rows of the batch, and the micro-batches.
+        """
+        rows, count = len(tokens), self.layout.pp
+        size = -(-rows // count)
+        places = torch.arange(size * count, device=tokens.device).clamp(max=rows - 1)
+        tokens, labels = tokens[places], None if labels is None else labels[places]
+        cut = [None] * count if labels is None else labels.split(size)
+        return rows, list(zip(tokens.split(size), cut))
