@@ -18,6 +18,7 @@ COMMANDS = {
         "checkpoints of a run: `checkpoint list`, `verify`, `info`, `export`, `import`",
     ),
     "generate": ("elas.generate.cli", "text from a run, a checkpoint or an exported folder"),
+    "eval": ("elas.launch.evaluate", "loss, perplexity and bits per byte of a checkpoint or a Hugging Face folder"),
     "export": ("elas.export.cli", "a checkpoint as a Hugging Face folder: `export hf`"),
     "build": ("elas.build", "compile the extensions for this machine ahead of time"),
     "bench": ("elas.bench.cli", "measure time and memory: `bench ffn`, `step`, `comm`, `checkpoint`, `prep`"),

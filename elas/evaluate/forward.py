@@ -15,7 +15,6 @@ from elas.model.activation import set_step
 from elas.model.provider import build_chunks
 from elas.parallel import Layout
 
-
 _MicroBatch = tuple[torch.Tensor, torch.Tensor | None]
 
 

@@ -66,7 +66,8 @@ def evaluate(request: Request, console: Console, rank: int = 0, world: int = 1) 
         heartbeat.begin("reading what to evaluate on")
         subject = subject_of(request, source, longest, vocab_size)
         if shows:
-            for line in subject.notes:
+            skipped = source.checkpoint.passed_over if source.checkpoint else ()
+            for line in (*(f"skipped {one}" for one in skipped), *subject.notes):
                 console.say(line)
         heartbeat.begin(f"loading {source.path}")
         if opened is None:
@@ -116,9 +117,10 @@ def _load_checkpoint(request: Request, source: Source, subject: Subject, console
     config = evaluation_config(source.config, request.parallel, request.dtype, subject.seq_length)
     validate_layout(config, world)
     from elas import parallel
-    from elas.engine.prebuild import prebuild_kernel
+    from elas.model import kernel
 
-    prebuild_kernel(config)
+    if config.model.activation == "relu2":
+        kernel.chosen(config)  # builds it before process groups exist
     layout = parallel.initialize(config.parallel, seed=config.train.seed)
     model, used = open_checkpoint(request.checkpoint, source.checkpoint, config, layout, console)
     facts = {"checkpoint": str(used.path), "step": used.step, "dtype": config.train.dtype}

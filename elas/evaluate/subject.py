@@ -1,17 +1,15 @@
 """What a model is evaluated on: rows of tokens, and how they are read."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from elas.config import ParallelConfig
-from elas.data.tokenizer.byte_lengths import byte_lengths
 from elas.errors import ConfigError, UserError
 from elas.evaluate.corpora import check_ids, of_prefixes, own_validation
 from elas.evaluate.rows import Documents, Rows, rows_of
-from elas.evaluate.tokenizers import tokenizer_for
+from elas.evaluate.tokenizers import byte_lengths, tokenizer_for
 from elas.hf.source import Source
 
 LONGEST_BY_DEFAULT = 2048

@@ -1,0 +1,100 @@
+"""`elas eval` as a command: its figures for a run, text, and what it says to mistakes."""
+
+import gzip
+import json
+import shutil
+
+import evaluated
+import pytest
+
+from elas.errors import UserError
+from elas.evaluate import cli
+
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("one_rank")]
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Runs `elas eval` in this process; returns its JSON, or the one line of its error."""
+
+    def evaluate(*argv: object) -> dict | str:
+        from elas import parallel
+
+        arguments = [str(word) for word in argv]
+        try:
+            assert cli.main([*arguments, "--json", str(tmp_path / "facts.json")]) == 0
+        except UserError as error:
+            assert "\n" not in str(error)
+            return str(error)
+        finally:
+            parallel.shut_down()
+        return json.loads((tmp_path / "facts.json").read_text())
+
+    return evaluate
+
+
+def test_defaults_are_the_runs_own(run, trained, capsys):
+    facts = run("--checkpoint", trained / "run")
+    documents = evaluated.documents_of(str(trained / "valid"))
+    assert facts["tokens"] == sum(map(len, documents)) - 1 and facts["documents"] == len(documents)
+    assert (facts["protocol"], facts["seq_length"], facts["batch"], facts["step"]) == ("packed", 32, 2, 5)
+    text = b"".join(path.read_bytes() for path in sorted((trained / "text").glob("*[37].txt")))
+    first = 1 + len("w".encode())  # the tokenizer's first piece: nothing predicts it
+    assert 0 < len(text) - facts["bytes"] <= 8 * first
+    shown = capsys.readouterr().out
+    assert "evaluating" in shown and "bits per byte" in shown and "ppl n plus 1" in shown
+
+
+def test_text_equals_its_tokens(run, trained, tmp_path):
+    """Text files, and the same documents as compressed JSON lines, score as the corpus made of them does."""
+    files = sorted((trained / "text").glob("*[37].txt"))
+    lines = "".join(json.dumps({"body": file.read_text()}) + "\n" for file in files)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    tokens = run("--checkpoint", trained / "run", "--data", trained / "valid")
+    for given in (files, [f"{tmp_path / 'a.jsonl.gz'}:body"]):
+        text = run("--checkpoint", trained / "run", "--text", *given)
+        for key in ("loss", "loss_stderr", "ppl_n_plus_1", "tokens", "documents", "bytes", "bits_per_byte"):
+            assert text[key] == pytest.approx(tokens[key], rel=1e-12), key
+
+
+def test_tokens_bound_it_exactly(run, trained):
+    for number in (1, 31, 32, 33, 100):
+        for protocol in ("packed", "papers"):
+            facts = run("--checkpoint", trained / "run", "--tokens", number, "--protocol", protocol)
+            assert facts["tokens"] == number
+    assert run("--checkpoint", trained / "run", "--tokens", 10**9)["tokens"] == 1989
+
+
+def test_mistakes_are_one_line(run, trained, tmp_path):
+    from support.corpora import write_corpus
+
+    model = ("--checkpoint", trained / "run")
+    large = write_corpus(tmp_path / "large", vocab=4000)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "config.json").write_text("{}")
+    broken = shutil.copytree(trained / "run", tmp_path / "broken")
+    file = next((broken / "checkpoints").glob("*/__0_0.distcp"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    shutil.copytree(trained / "run", tmp_path / "newer")
+    for argv, line in (
+        (("--checkpoint", tmp_path / "nowhere"), "nowhere: no such folder; give a run's folder"),
+        (("--checkpoint", tmp_path), "names no model_type"),
+        (("--checkpoint", broken), "__0_0.distcp is damaged"),
+        ((*model, "--tokens", 0), "--tokens 0: too small; give 1 or more"),
+        ((*model, "--batch", 0), "--batch 0: too small"),
+        ((*model, "--seq-length", 33), "--seq-length 33: the model takes at most 32 tokens; give 32 or less"),
+        ((*model, "--data", large), f"{large}: token id "),
+        ((*model, "--data", tmp_path / "gone"), "there is no "),
+        ((*model, "--data", large, "--text", "a"), "--text a: not together with --data"),
+        ((*model, "--text", tmp_path / "empty.txt"), "empty.txt: holds no text"),
+        ((*model, "--text", tmp_path / "gone.txt"), "--text "),
+        ((*model, "--tokenizer", trained / "other"), "was made with another tokenizer"),
+        ((*model, "--tokenizer", tmp_path / "gone"), "--tokenizer='"),
+        ((*model, "--parallel.tensor", 2), "parallel.tensor=2: tensor × pipeline = 2 × 1 does not divide"),
+        ((*model, "--parallel.zero", 2), "--parallel.zero 2: not for elas eval"),
+        ((*model, "--parallel.tensor", 0), "parallel.tensor=0: out of range"),
+    ):
+        said = run(*argv)
+        assert isinstance(said, str) and line in said, (argv, said)
