@@ -1,6 +1,6 @@
 """The entry point of an evaluation on one or several ranks; torchrun, srun and `elas eval` all run this file.
 
-    torchrun --nproc_per_node 2 launch/evaluate.py --checkpoint runs/60m --parallel.tensor 2
+torchrun --nproc_per_node 2 launch/evaluate.py --checkpoint runs/60m --parallel.tensor 2
 """
 
 import sys
