@@ -23,7 +23,7 @@ def test_pieces_join_to_the_whole(tokenizer, text):
 
 
 def test_half_a_character_at_the_end_is_not_lost(tokenizer):
-    ids = tokenizer.encode("ok 🙂")[:-1]
+    ids = tokenizer.encode("ok 🎈")[:-1]  # not among the merges
     stream = TextStream(tokenizer, [])
     shown = "".join([stream.add(one) for one in ids])
     assert shown in ("ok", "ok ")  # the space may be in one token with the half
