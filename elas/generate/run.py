@@ -11,6 +11,7 @@ from elas.data.token_files import read_manifest
 from elas.data.tokenizer import Tokenizer
 from elas.errors import ConfigError, UserError
 from elas.generate.decode import Continuation, Sampling, Timing, decode
+from elas.generate.live_rows import read_live_rows_only
 from elas.generate.text import TextStream
 from elas.hf.source import Source
 
@@ -107,6 +108,7 @@ class Generator:
         if value_cache == "latent":
             _check_latent(shape)
             shape.value_cache = "latent"
+        self.reads_live_rows = read_live_rows_only(self.model)
         self.context = shape.max_position_embeddings
         self._eos = _end_ids(shape.eos_token_id, self.tokenizer)
         self._bos = _first_id(source, self.tokenizer)

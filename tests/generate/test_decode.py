@@ -1,11 +1,14 @@
 """Decoding with our cache gives what full forward passes and transformers' own `generate` give."""
 
+import copy
+
 import pytest
 import torch
 from support.folders import write_model
 
 from elas.generate.cache import growing_cache
 from elas.generate.decode import Sampling, decode
+from elas.generate.live_rows import read_live_rows_only
 from elas.hf.build import open_folder
 
 PROMPTS = [[5, 9, 30], [7], [12, 40, 41, 42, 43, 44, 45, 60, 61]]
@@ -94,3 +97,11 @@ def test_our_cache_survives_what_transformers_does_to_caches(model):
             given, max_new_tokens=20, num_beams=3, do_sample=False, past_key_values=cache, eos_token_id=None
         ).tolist()
     assert beams["ours"] == beams["theirs"]
+
+
+def test_reading_live_rows_only_gives_the_same_tokens(model):
+    plain, _ = decode(model, [PROMPTS[2]], max_new_tokens=40, context=96)
+    other = copy.deepcopy(model)
+    assert read_live_rows_only(other) == (model.config.hidden_act == "relu2")
+    live, _ = decode(other, [PROMPTS[2]], max_new_tokens=40, context=96)
+    assert live[0].tokens == plain[0].tokens

@@ -100,7 +100,7 @@ def test_what_is_kept_is_what_plain_pytorch_keeps(options, dtype, machine):
         u, m_up, n_down, _ = exact_inputs(9, 8, f, 6, dtype)
         with torch.no_grad():
             _, want = compressed.compress(u @ m_up.T, options)
-            _, *got = cpu.operators().forward(u, m_up, n_down, cpu._mode(options), options.scale, True)
+            _, *got = cpu.operators().forward(u, m_up, n_down, cpu.mode_of(options), options.scale, True)
         assert [x.dtype for x in got] == [x.dtype for x in want]
         assert [x.shape for x in got] == [x.shape for x in want]
         assert torch.equal(got[-1], want[-1])

@@ -7,6 +7,7 @@ what `compressed` keeps. Each thread works on tiles of its own, so there are two
 - tile.h: what is done to a tile; rows.h: how, over `simd_*.h`; avx512.cpp, avx2.cpp, scalar.cpp: compiled for each.
 - products_f32.cpp: the passes around fp32 products (ATen). bf16 on machines without bf16 matrix instructions too.
 - products_bf16.cpp: the passes around bf16 products (oneDNN's brgemm) with fp32 sums.
+- live_rows.cpp: the product of a few tokens, for generating text (../live_rows.py).
 - core.cpp: the operators.
 
 Built once by the machine's C++ compiler into `elas.extensions.extensions_dir()`, half a minute; without a compiler
@@ -97,7 +98,8 @@ def build_obstacle() -> str | None:
     return None
 
 
-def _available(device: torch.device, dtype: torch.dtype) -> str | None:
+def available(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the extension does not run there; None if it does, and then it is built."""
     if device.type != "cpu":
         return "runs on CPU"
     if dtype not in (torch.float32, torch.bfloat16):
@@ -105,7 +107,7 @@ def _available(device: torch.device, dtype: torch.dtype) -> str | None:
     return build_obstacle()
 
 
-def _mode(options: Relu24Options) -> int:
+def mode_of(options: Relu24Options) -> int:
     """`enum Mode` of tile.h."""
     if not options.sparse:
         return 0
@@ -130,7 +132,7 @@ class CpuPasses:
             return self.plain.forward(operands, options, keep)
         if not keep and u.shape[0] < 32:  # generating text: nothing to save, and all threads share one product
             return reference.ffn_core(u, m_up, n_down, options), ()
-        v, *kept = operators().forward(u, m_up, n_down, _mode(options), options.scale, keep and self.keeps)
+        v, *kept = operators().forward(u, m_up, n_down, mode_of(options), options.scale, keep and self.keeps)
         return v, tuple(kept)
 
     def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
@@ -138,10 +140,10 @@ class CpuPasses:
         u, m_up, n_down = operands
         if not (u.numel() and m_up.numel() and n_down.numel()):
             return self.plain.backward(operands, kept, dv, options, needs)
-        grads = operators().backward(u, m_up, n_down, list(kept), dv, _mode(options), options.scale, *needs)
+        grads = operators().backward(u, m_up, n_down, list(kept), dv, mode_of(options), options.scale, *needs)
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
 
 for _memory, _plain in (("fused", TorchFused()), ("compressed", TorchCompressed())):
     _passes = CpuPasses(_memory == "compressed", _plain)
-    register(Implementation.of_passes("cpu", _memory, _passes, _available, priority=10))
+    register(Implementation.of_passes("cpu", _memory, _passes, available, priority=10))
