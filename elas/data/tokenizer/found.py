@@ -58,7 +58,7 @@ def _named_by(corpora: list[str], config: Config) -> Path:
     first, path = there[0]
     tokenizer = open_tokenizer(_OPTION, path)
     made_with = read_manifest(first).get("tokenizer_sha256")
-    if made_with not in (None, tokenizer.sha256):
+    if made_with is not None and made_with not in tokenizer.identities:
         why = f"{path} has changed since {first} was made with it"
         digests = f"sha256 {str(made_with)[:12]}… then, {tokenizer.sha256[:12]}… now"
         raise ConfigError(_OPTION, None, f"{why} ({digests})", "restore it, or give the one that it was")

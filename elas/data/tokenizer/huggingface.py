@@ -17,6 +17,8 @@ _PROBES = (
     "don't 12345 1,000.5 </s> <s> \u2581 \0",
     "a\u0301 ÅÅ İi ß",
 )
+SOURCE_NAME = "elas_tokenizer.json"
+"""Beside an exported tokenizer: `sha256`, its own digest, and `source_sha256`, that of the one it was made from."""
 _JSON_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -24,6 +26,7 @@ _JSON_FILES = (
     "added_tokens.json",
     "vocab.json",
     "config.json",
+    SOURCE_NAME,
 )
 
 
@@ -60,6 +63,16 @@ class HFTokenizer:
         self.special_ids = frozenset(self._hf.all_special_ids) - {self.unk}
         self.sha256 = self._identity()
         self.unique_identifiers = OrderedDict({"class": type(self).__name__, "sha256": self.sha256})
+
+    @property
+    def identities(self) -> set[str]:
+        """Digests of the tokenizers that yield these ids: its own, and that of the one it was exported from."""
+        try:
+            facts = json.loads((self.path / SOURCE_NAME).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {self.sha256}
+        unchanged = facts.get("sha256") == self.sha256  # since the export, by which the ids were compared
+        return {self.sha256, facts.get("source_sha256")} if unchanged else {self.sha256}
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without beginning or end ids."""

@@ -53,6 +53,21 @@ class SentencePieceTokenizer:
         self.special_ids = frozenset(controls | named_ids | set(self._added.values())) - {self.unk}
 
     @property
+    def identities(self) -> set[str]:
+        """Digests of the tokenizers that yield these ids: its own."""
+        return {self.sha256}
+
+    @property
+    def model(self) -> bytes:
+        """The serialised model."""
+        return self._pieces.data
+
+    @property
+    def added(self) -> dict[str, int]:
+        """Content → id of the tokens beyond the model's pieces."""
+        return dict(self._added)
+
+    @property
     def has_ordinary_added_tokens(self) -> bool:
         """Whether some tokens named beside the model are not special, so that text may contain them."""
         return not self._named.special.issuperset(self._added)
