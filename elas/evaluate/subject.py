@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from elas.config import ParallelConfig
+from elas.data.tokenizer.byte_lengths import byte_lengths
 from elas.errors import ConfigError, UserError
 from elas.evaluate.corpora import check_ids, of_prefixes, own_validation
 from elas.evaluate.rows import Documents, Rows, rows_of
-from elas.evaluate.tokenizers import byte_lengths, tokenizer_for
+from elas.evaluate.tokenizers import tokenizer_for
 from elas.hf.source import Source
 
 LONGEST_BY_DEFAULT = 2048
@@ -85,7 +86,7 @@ def subject_of(request: Request, source: Source, longest: int | None, vocab_size
     if longest is not None and seq_length > longest:
         raise UserError(f"--seq-length {seq_length}: the model takes at most {longest} tokens; give {longest} or less")
     protocol = request.protocol or ("papers" if config and config.data.packing == "document" else "packed")
-    corpora, what, lengths, notes = _read(request, source)
+    corpora, what, lengths, notes = _read(request, source, vocab_size)
     limits = _shares(corpora, request.tokens)
     rows = [rows_of(one, protocol, seq_length, limit) for one, limit in zip(corpora, limits)]
     rows = [one for one in rows if len(one)]
@@ -105,7 +106,9 @@ def _own_length(source: Source, longest: int | None) -> int:
     return min(longest or LONGEST_BY_DEFAULT, LONGEST_BY_DEFAULT)
 
 
-def _read(request: Request, source: Source) -> tuple[list[Documents], str, np.ndarray | None, list[str]]:
+def _read(
+    request: Request, source: Source, vocab_size: int
+) -> tuple[list[Documents], str, np.ndarray | None, list[str]]:
     """The documents, what they are, the bytes of each token id, and notes."""
     if request.text:
         from elas.evaluate.text import read_text  # imports datatrove
@@ -114,7 +117,7 @@ def _read(request: Request, source: Source) -> tuple[list[Documents], str, np.nd
         if tokenizer is None:
             raise UserError(f"--text {' '.join(request.text)}: requires the model's tokenizer ({why})")
         documents, notes = read_text(request.text, tokenizer, request.tokens)
-        return [documents], documents.name, byte_lengths(tokenizer), notes
+        return [documents], documents.name, byte_lengths(tokenizer, vocab_size), notes
     if request.data:
         corpora, what = of_prefixes(request.data), f"--data {' '.join(request.data)}"
     elif source.config is not None:
@@ -125,7 +128,7 @@ def _read(request: Request, source: Source) -> tuple[list[Documents], str, np.nd
     tokenizer, why = tokenizer_for(source, request.tokenizer, [one.name for one in corpora])
     if tokenizer is None:
         return corpora, what, None, [f"no bits per byte, for want of a tokenizer: {why}"]
-    return corpora, what, byte_lengths(tokenizer), []
+    return corpora, what, byte_lengths(tokenizer, vocab_size), []
 
 
 def _shares(corpora: list[Documents], limit: int | None) -> list[int | None]:

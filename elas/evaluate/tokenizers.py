@@ -1,15 +1,11 @@
 """The tokenizer of what is evaluated: to tokenise text, and for the bytes of tokens."""
 
-import re
 from pathlib import Path
-
-import numpy as np
 
 from elas.data.corpus import check_made_with, open_tokenizer
 from elas.data.token_files import manifest_tokenizer, read_manifest
 from elas.data.tokenizer import Tokenizer, load_tokenizer
 from elas.data.tokenizer.found import tokenizer_of
-from elas.data.tokenizer.sentencepiece_model import SPACE_MARK
 from elas.errors import ConfigError, UserError
 from elas.hf.source import Source
 
@@ -68,22 +64,3 @@ def _of_corpus(prefix: str) -> Tokenizer | None:
     except UserError:
         return None
     return found if read_manifest(prefix).get("tokenizer_sha256") in (None, found.sha256) else None
-
-
-def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """Bytes of text that each token stands for, int64 `[vocab_size]`: 0 for special and unknown tokens.
-
-    A byte-level vocabulary has a character for each byte; in others a space is written U+2581.
-    """
-    lengths = np.zeros(tokenizer.vocab_size, np.int64)
-    is_byte_level = tokenizer.id_of("Ġ") is not None
-    for number, piece in tokenizer.inv_vocab.items():
-        if number in tokenizer.special_ids or number == tokenizer.unk:
-            continue
-        if is_byte_level:
-            lengths[number] = len(piece)
-        elif re.fullmatch("<0x[0-9A-F]{2}>", piece):
-            lengths[number] = 1
-        else:
-            lengths[number] = len(piece.replace(SPACE_MARK, " ").encode())
-    return lengths

@@ -22,6 +22,7 @@ from elas.parallel import Layout
 from elas.run_dir import clear_markers, write_marker
 from elas.train import events, history, start
 from elas.train.anomalies import BadSteps, Spikes
+from elas.train.bits import BitsPerByte
 from elas.train.lines import step_line
 from elas.train.metrics import Interval, Metrics
 from elas.train.progress import FIRST_S, LATER_S, Progress
@@ -111,6 +112,7 @@ class _Run:
         self.validation_due = bool(resume and resume.manifest.get("validation_due"))
         self.cycle = LoroCycle(self.engine, config.optimizer) if config.optimizer.kind == "loro" else None
         self.bad, self.spikes = BadSteps(), Spikes(config.train.spike_nats)
+        self.bits = BitsPerByte(config, self.datasets.valid)
         self.loss: float | None = None
         self.valid_loss: float | None = None
         self.interval, self.due = Interval(self.step, self.tokens), events.Due(config)
@@ -291,6 +293,8 @@ class _Run:
             raise self._diverged(f"validation loss {loss}")
         perplexity, share = math.exp(min(loss, 80.0)), samples / available
         row = {"step": self.step, "loss": loss, "ppl": perplexity, "tokens": tokens, "samples": samples, "share": share}
+        if self.layout.rank == 0:
+            row |= self.bits.of(total)
         self.metrics.log("validation", row)
         of = "all" if samples == available else f"{share:.1%}"
         self.progress.say(

@@ -65,3 +65,20 @@ def test_trained_tokens_are_labels_that_count(tmp_path):
         assert rates == pytest.approx(np.diff([0, *tokens]).tolist(), rel=1e-9)
         assert [row["tokens"] for row in validation] == [16 * 32, 16 * 32]
         assert validation[0]["share"] == 16 / 40
+
+
+def test_validation_reports_bits_per_byte(tmp_path):
+    """Of the bytes of the text itself, whose tokens but the last few, which fill no sample, are all predicted."""
+    from elas.data_prep.sources import Corpus
+    from elas.data_prep.tokenize_corpus import tokenize_corpus
+    from elas.data_prep.tokenizer_training import train_tokenizer
+
+    (tmp_path / "a.txt").write_text("".join(f"words {i * i} of text {i**3} é\n" for i in range(400)))
+    corpus = Corpus([str(tmp_path / "a.txt")])
+    train_tokenizer(corpus, tmp_path / "tokenizer", vocab_size=320)
+    tokenize_corpus(corpus, tmp_path / "tokenizer", tmp_path / "text")
+    more = {"data.train": str(tmp_path / "text"), "data.valid": str(tmp_path / "text"), "train.steps": 1}
+    settings = {**SMALL, **more, "train.eval_batches": 100, "train.run_dir": str(tmp_path / "run")}
+    row = run_ranks(2, validation_run.validate, settings, timeout=200)[0][0][-1]
+    size = (tmp_path / "a.txt").stat().st_size
+    assert row["bits_per_byte"] == pytest.approx(row["loss"] * row["tokens"] / np.log(2) / size, rel=33 / row["tokens"])

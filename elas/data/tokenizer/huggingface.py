@@ -91,7 +91,7 @@ class HFTokenizer:
 
     def encoder_without(self, ids: Collection[int]) -> Callable[[str], list[int]]:
         """An `encode` that avoids the pieces `ids` as far as possible."""
-        backend = self._backend_json()
+        backend = self.backend_json()
         if backend is not None:
             from tokenizers import Tokenizer
 
@@ -165,8 +165,8 @@ class HFTokenizer:
         """Id → piece."""
         return {i: piece for piece, i in self.vocab.items()}
 
-    def _backend_json(self) -> str | None:
-        """The loaded tokenizer as JSON; None if part of it is Python code."""
+    def backend_json(self) -> str | None:
+        """The loaded tokenizer as the JSON of the tokenizers library; None if part of it is Python code."""
         try:
             return None if self._fast is None else self._fast.to_str()
         except Exception:  # "Custom … cannot be serialized", a plain Exception
@@ -174,7 +174,7 @@ class HFTokenizer:
 
     def _identity(self) -> str:
         """Digest of the tokenizer as loaded, not of files by name: every tokenizer class reads different files."""
-        backend = self._backend_json()
+        backend = self.backend_json()
         if backend is not None:
             facts = json.loads(backend)
             parts = [facts[key] for key in ("normalizer", "pre_tokenizer", "model", "added_tokens")]

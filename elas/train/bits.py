@@ -1,0 +1,48 @@
+"""Bits per byte of the validation loss, so that runs with different tokenizers compare."""
+
+import math
+
+import numpy as np
+import torch
+
+from elas.config import Config
+from elas.data.tokenizer import load_tokenizer
+from elas.data.tokenizer.byte_lengths import byte_lengths
+from elas.data.tokenizer.found import tokenizer_of
+from elas.errors import UserError
+
+
+class BitsPerByte:
+    """Of a run's validations, if the tokenizer of its corpora is known (`elas.data.tokenizer.found`).
+
+    Exact as far as `elas.data.tokenizer.byte_lengths` is.
+
+    Args:
+        config: the run's.
+        dataset: its validation samples; None if it does not validate.
+    """
+
+    def __init__(self, config: Config, dataset: torch.utils.data.Dataset | None):
+        self._config, self._dataset = config, dataset
+        self._bytes: int | None = None
+
+    def of(self, nats: float) -> dict[str, float]:
+        """`bits_per_byte` of the summed loss of the whole set; empty if it is not known.
+
+        The first call counts the bytes, in one pass over the set.
+        """
+        if self._bytes is None:
+            self._bytes = self._count()
+        return {"bits_per_byte": nats / math.log(2) / self._bytes} if self._bytes else {}
+
+    def _count(self) -> int:
+        try:
+            tokenizer = load_tokenizer(tokenizer_of(self._config, None))
+        except UserError:
+            return 0
+        lengths = byte_lengths(tokenizer, self._config.model.vocab_size)
+        total = 0
+        for index in range(len(self._dataset)):
+            labels = np.asarray(self._dataset[index]["labels"])
+            total += int(lengths[labels[labels >= 0]].sum())
+        return total
