@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": ("elas.generate.cli", "text from a run, a checkpoint or an exported folder"),
     "eval": ("elas.launch.evaluate", "loss, perplexity and bits per byte of a checkpoint or a Hugging Face folder"),
     "export": ("elas.export.cli", "a checkpoint as a Hugging Face folder: `export hf`"),
+    "import": ("elas.export.import_cli", "a Hugging Face folder as a run to train: `import hf`"),
     "build": ("elas.build", "compile the extensions for this machine ahead of time"),
     "bench": ("elas.bench.cli", "measure time and memory: `bench ffn`, `step`, `comm`, `checkpoint`, `prep`"),
     "prep": ("elas.data_prep.cli", "prepare data: `prep tokenizer`, `tokenize`, `merge`, `verify`, `info`"),

@@ -105,7 +105,7 @@ def _check_not_lost(config: Config) -> None:
 
 
 def _check_compatible(found: Checkpoint, config: Config) -> Checkpoint:
-    if found.manifest.get("weights_only"):
+    if found.manifest.get("weights_only") and not found.is_start:
         key = "train.run_dir" if config.checkpoint.resume == "auto" else "checkpoint.resume"
         fix = f"give another train.run_dir, and checkpoint.init_from={found.path}"
         raise ConfigError(key, typed(config, key), f"{found.path} holds weights without moments", fix)

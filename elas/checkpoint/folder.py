@@ -37,6 +37,11 @@ class Checkpoint:
         """Optimizer steps taken when it was written."""
         return self.manifest["step"]
 
+    @property
+    def is_start(self) -> bool:
+        """Whether it holds weights from elsewhere that a run starts with, without moments; no run saves step 0."""
+        return self.step == 0 and bool(self.manifest.get("weights_only"))
+
 
 def read_checkpoint(path: Path) -> Checkpoint | str:
     """Read a checkpoint's manifest and compare the sizes of its files; returns a reason if it is not intact."""

@@ -41,6 +41,12 @@ def effective(config: Config) -> dict[str, Any]:
     return found
 
 
+def of_model(config: Config) -> dict[str, Any]:
+    """The part of `effective` that weights from elsewhere fix: shapes, norms and positions, but not sparsity."""
+    keys = (*SHAPE, "low_rank.activation", "model.norm_eps", "model.rotary_base")
+    return {key: value for key, value in effective(config).items() if key in keys}
+
+
 def typed(config: Config, key: str) -> Any:
     """A setting's value as the user gave it."""
     section, name = key.split(".")
@@ -70,7 +76,7 @@ def check_same_run(config: Config, now: dict[str, Any], checkpoint: Checkpoint) 
     """
     then, written = checkpoint.manifest["identity"], written_config(checkpoint)
     known = bool(checkpoint.manifest.get("config"))
-    if "data.held_out" not in then:
+    if "data.held_out" not in then and not checkpoint.is_start:
         then = _of_older_version(then, written)
     way_out = "start in another train.run_dir" if config.checkpoint.resume == "auto" else "do not use this checkpoint"
     fix = f"resume with the same setting, or {way_out}"
@@ -79,6 +85,8 @@ def check_same_run(config: Config, now: dict[str, Any], checkpoint: Checkpoint) 
             old = typed(written, key) if known else then[key]
             why = f"the checkpoint {checkpoint.path} was written with {key}={old!r}"
             raise ConfigError(key, typed(config, key), why, fix)
+    if checkpoint.is_start:  # no sample was drawn, so any corpus may follow
+        return
     _check_corpus(config, now, then, written, checkpoint, fix)
     _check_held_out(config, now["data.held_out"], then["data.held_out"], written, checkpoint, fix)
 

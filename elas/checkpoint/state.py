@@ -38,6 +38,14 @@ def targets(engine: Engine) -> dict[str, PartOfTensor]:
     return _parts(engine, MOMENTS)
 
 
+def zero_moments(tensors: dict[str, PartOfTensor]) -> None:
+    """Set the moments among `targets` to zero, in place."""
+    for name, tensor in tensors.items():
+        if name.startswith(MOMENTS):
+            for part in tensor.parts.values():
+                part.zero_()
+
+
 def master_weights(engine: Engine) -> dict[str, PartOfTensor]:
     """The fp32 weights that this rank's optimizer updates, without its moments."""
     return _parts(engine, ())

@@ -34,7 +34,7 @@ class Forward:
         self.config, self.layout = config, layout
         self._chunks = build_chunks(config)
         load_weights(self._chunks, layout, checkpoint)
-        set_step(self._chunks, checkpoint.step)  # 2:4 as in the last trained step
+        set_step(self._chunks, max(1, checkpoint.step))  # 2:4 as in the last trained step, or as in the first to come
         for chunk in self._chunks:
             chunk.eval()
 

@@ -19,8 +19,8 @@ from elas.hf.weights import split
 
 
 def sparse_at(config: Config, step: int) -> bool:
-    """Whether the model is 2:4 sparse after `step` training steps: evaluation runs as the last of them did."""
-    return config.sparsity.kind == "2:4" and step > config.sparsity.dense_steps and _has_squared_relu(config)
+    """Whether the model is 2:4 sparse after `step` steps: it runs as the last of them did, or as the first will."""
+    return config.sparsity.kind == "2:4" and max(1, step) > config.sparsity.dense_steps and _has_squared_relu(config)
 
 
 def _has_squared_relu(config: Config) -> bool:
