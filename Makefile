@@ -1,4 +1,4 @@
-# make quickstart | test | lint: each makes its own environment in .venv from constraints.txt first.
+# make quickstart | test | lint | typecheck: each makes its own environment in .venv from constraints.txt first.
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 VENV ?= .venv
@@ -23,7 +23,7 @@ define step
 	wait $$pid || { tail -n 30 $(LOG); echo "error: this step failed; its whole output is in $(LOG)"; exit 1; }
 endef
 
-.PHONY: quickstart test lint install clean
+.PHONY: quickstart test lint typecheck install clean
 
 $(BIN)/elas: constraints.txt pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; make PYTHON=/path/to/python3.11"; exit 2; }
@@ -57,6 +57,9 @@ lint: $(BIN)/elas
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+typecheck: $(BIN)/elas
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build *.egg-info
