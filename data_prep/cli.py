@@ -1,6 +1,7 @@
 """`elas prep`: train a tokenizer and convert text to Megatron token files."""
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from elas.command import Parser, run_command
@@ -67,33 +68,15 @@ def tokenize(argv: list[str]) -> int:
     args = _tokenize_parser().parse_args(argv)
     if args.executor == "slurm" and args.slurm_partition is None:
         raise UserError("--executor slurm: requires a partition; add --slurm-partition NAME")
-    options = Options(
-        valid_output=args.valid_output,
-        valid_fraction=args.valid_fraction,
-        valid_max_bytes=args.valid_max_bytes,
-        append_eod=args.append_eod == "yes",
-        eod_token=args.eod_token,
-        prepend_bos=args.prepend_bos,
-        filters=[parse_filter(text) for text in args.filter],
-        min_chars=args.min_chars,
-        max_chars=args.max_chars,
-        min_tokens=args.min_tokens,
-        max_tokens=args.max_tokens,
-        deduplicate=args.deduplicate,
-        executor=args.executor,
-        workers=args.workers,
-        task_bytes=args.task_bytes,
-        overwrite=args.overwrite,
-        share=_share(args.share),
-        max_skipped=args.max_skipped,
-        slurm={
-            "partition": args.slurm_partition,
-            "time": args.slurm_time,
-            "mem_gb": args.slurm_mem_gb,
-            "qos": args.slurm_qos,
-            "sbatch": _sbatch(args.sbatch),
-        },
-    )
+    slurm = {key: getattr(args, f"slurm_{key}") for key in ("partition", "time", "mem_gb", "qos")}
+    read = {
+        "append_eod": args.append_eod == "yes",
+        "filters": [parse_filter(text) for text in args.filter],
+        "share": _share(args.share),
+        "slurm": slurm | {"sbatch": _sbatch(args.sbatch)},
+    }
+    as_given = {of.name: getattr(args, of.name) for of in fields(Options) if of.name not in read}
+    options = Options(**as_given, **read)
     corpus = _corpus(args)
     check_columns(corpus, args.max_skipped, ", or accept the loss with --max-skipped 1")
     with Progress(sum(file.size for file in corpus.files)) as progress:

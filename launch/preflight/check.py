@@ -66,12 +66,12 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = SettingsParser(
-        "elas launch check",
+    about = (
         "Check whether hosts are fit for a run: those of a hostfile over ssh, SLURM's with --slurm, else this machine. "
-        "With settings as for elas train, the run's folder and data are checked on every host as well.",
-        "elas launch check --hostfile hosts --config 1b --data.train data/c4 --train.run_dir /shared/runs/1b",
+        "With settings as for elas train, the run's folder and data are checked on every host as well."
     )
+    example = "elas launch check --hostfile hosts --config 1b --data.train data/c4 --train.run_dir /shared/runs/1b"
+    parser = SettingsParser("elas launch check", about, example)
     parser.add_argument("--config", metavar="FILE", help="YAML file, or a preset's name")
     parser.add_argument("--hostfile", type=Path, metavar="FILE", help="lines `HOST slots=N`")
     parser.add_argument("--slurm", action="store_true", help="SLURM nodes: of this allocation, or of a new one")
