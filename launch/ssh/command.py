@@ -88,7 +88,7 @@ def run(job: Job, command: list[str], hosts: dict[str, int], forwarded: dict, fo
 def command_of(job: Job, folder: Path, address: str, port: int) -> list[str]:
     """The deepspeed launcher's command line."""
     where = [f"--hostfile={folder / 'hostfile'}", f"--master_addr={address}", f"--master_port={port}"]
-    how = ["--launcher=pdsh", "--force_multi", "--no_ssh_check", "--log_level=error"]
+    how = ["--launcher=pdsh", "--force_multi", "--no_ssh_check", "--log_level=critical"]
     arguments = [variables.deepspeed_argument(argument) for argument in job.arguments]
     return [sys.executable, "-m", "deepspeed.launcher.runner", *where, *how, pretrain.__file__, *arguments]
 

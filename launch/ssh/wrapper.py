@@ -42,8 +42,8 @@ def remote_script(words: list[str], host: str, label: str, python: str) -> str:
 def _patched(words: list[str], python: str) -> list[str]:
     """The deepspeed launcher's command with three changes for which it has no options.
 
-    The folder's name is quoted, the launcher's part on a host logs errors only, and `exec` removes the shell between
-    the guard and that part.
+    The folder's name is quoted; `exec` removes the shell between the guard and the launcher's part on a host; and that
+    part logs no errors, since its only one repeats a failed rank's whole command line, and the guard reports the rank.
     """
     patched = []
     for word in words:
@@ -52,7 +52,7 @@ def _patched(words: list[str], python: str) -> list[str]:
         elif word == python and "exec" not in patched:
             patched.append("exec")
         elif word == "deepspeed.launcher.launch":
-            word = f"{word} --log_level=error"
+            word = f"{word} --log_level=critical"
         patched.append(word)
     return patched
 

@@ -41,20 +41,29 @@ class Launched:
             text=True,
         )
 
-    def wait_for_step(self, step: int, seconds: float = 90) -> None:
+    def wait_for_step(self, step: int, seconds: float = 180) -> None:
         """Return when the run has logged a step."""
         reached = lambda: any(row["step"] >= step for row in rows(self.run_dir))  # noqa: E731
         if not wait_for(lambda: reached() or self.process.poll() is not None, seconds) or not reached():
-            self.process.kill()
-            raise AssertionError(self.process.communicate()[0])
+            raise AssertionError(self.kill())
 
     def finish(self, seconds: float = 120) -> str:
         """Wait for the launcher's end; everything that was printed, also by what outlives it."""
         try:
             return self.process.communicate(timeout=seconds)[0]
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.kill()
             raise
+
+    def kill(self) -> str:
+        """Kill the launcher, whose guards then end the rest; everything that was printed.
+
+        `process` is not the launcher: it entered the head's namespaces, and killing it would leave the launch running.
+        """
+        for pid, words in self.lab.head.processes().items():
+            if "elas.cli launch ssh" in words:
+                self.lab.head.run(["kill", "-9", str(pid)], check=False)
+        return self.process.communicate(timeout=60)[0]
 
     def launcher(self) -> int:
         """Process id of `elas launch` on the head."""

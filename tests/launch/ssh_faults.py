@@ -191,8 +191,8 @@ def run_fault(lab: Lab, ssh: Ssh, folder: Path, corpus: str, fault: Fault) -> Ou
         saved = (launched.run_dir / "REQUEUE").exists()
         return Outcome(ended, clean, launched.finish(5), launched.process.returncode, saved)
     except subprocess.TimeoutExpired:
-        launched.process.kill()
-        raise AssertionError(f"{fault.what}: not over after {LIMIT_S:.0f} s; {launched.left()}") from None
+        left = launched.left()
+        raise AssertionError(f"{fault.what}: not over after {LIMIT_S:.0f} s; {left}; {launched.kill()}") from None
     finally:
         mend(lab, ssh)
 
