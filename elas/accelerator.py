@@ -21,6 +21,8 @@ import os
 import resource
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -165,19 +167,19 @@ def prepare() -> bool:
         torch.cuda.current_stream = torch.cuda.default_stream = lambda device=None: NoStream()
         torch.cuda.stream = lambda stream: contextlib.nullcontext()
         for module in (torch.cuda, torch.cuda.random):
-            module.get_rng_state = _get_rng_state
-            module.set_rng_state = _set_rng_state
-        torch.autograd._engine_run_backward = _in_mode(torch.autograd._engine_run_backward)
+            vars(module).update(get_rng_state=_get_rng_state, set_rng_state=_set_rng_state)
         _mode = CudaMeansCpu()
+        autograd: Any = torch.autograd  # the name that is replaced is private
+        autograd._engine_run_backward = _in_mode(_mode, autograd._engine_run_backward)
         _mode.__enter__()
     return True
 
 
-def _in_mode(run_backward):
+def _in_mode(mode: CudaMeansCpu, run_backward: Callable) -> Callable:
     """Run the backward engine inside the mode: torch disables it during `backward`, but recomputation needs it."""
 
     def run(*args, **kwargs):
-        with _mode:
+        with mode:
             return run_backward(*args, **kwargs)
 
     return run

@@ -242,6 +242,7 @@ def load_deepspeed(*, offload: bool = False) -> None:
 def load_library(name: str):
     """Import a built extension as a Python module, directly from its file."""
     spec = importlib.util.spec_from_file_location(name, library(name))
+    assert spec is not None and spec.loader is not None, f"{name} is not built"
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

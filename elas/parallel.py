@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage] public, but not in `__all__`
 
 from elas import accelerator
 from elas.config import ParallelConfig
@@ -63,7 +64,7 @@ def initialize(config: ParallelConfig, *, seed: int, timeout_s: float | None = N
     if not dist.is_initialized():
         if "RANK" not in os.environ:  # one process without a launcher; DeepSpeed requires a launcher's variables
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-            dist.init_process_group(accelerator.backend(), store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(accelerator.backend(), store=HashStore(), rank=0, world_size=1)
         else:
             _meet(timedelta(seconds=timeout_s or 1800.0))
     with accelerator.shared_gloo_groups():
@@ -106,6 +107,32 @@ def current_layout(sequence_parallel: bool = False) -> Layout:
     )
 
 
+def tensor_group() -> dist.ProcessGroup:
+    """This rank's tensor-parallel group."""
+    return _made(mpu.get_tensor_model_parallel_group())
+
+
+def data_group() -> dist.ProcessGroup:
+    """This rank's data-parallel group."""
+    return _made(mpu.get_data_parallel_group())
+
+
+def stage_group() -> dist.ProcessGroup:
+    """The ranks of this rank's pipeline stage: tensor × data parallel."""
+    return _made(mpu.get_tensor_and_data_parallel_group())
+
+
+def model_group() -> dist.ProcessGroup:
+    """The ranks that hold one copy of the model: tensor × pipeline parallel."""
+    return _made(mpu.get_model_parallel_group())
+
+
+def _made(group: object) -> dist.ProcessGroup:
+    """Megatron's getters also allow a group's absence, which they raise on unless asked not to."""
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
 def shut_down() -> None:
     """Destroy Megatron's groups but keep the default process group (see `torch.distributed.destroy_process_group`)."""
     mpu.destroy_model_parallel()
@@ -137,7 +164,7 @@ class DeepSpeedGroups:
 
     def get_model_parallel_world_size(self) -> int:
         """Tensor × pipeline size."""
-        return dist.get_world_size(mpu.get_model_parallel_group())
+        return dist.get_world_size(model_group())
 
     def get_model_parallel_rank(self) -> int:
         """The tensor-parallel rank, not the one in the model-parallel group; see the class."""
@@ -145,4 +172,4 @@ class DeepSpeedGroups:
 
     def get_data_parallel_group_ranks(self) -> list[int]:
         """Global ranks of the data-parallel group."""
-        return dist.get_process_group_ranks(mpu.get_data_parallel_group())
+        return dist.get_process_group_ranks(data_group())

@@ -118,7 +118,7 @@ def _train(config: Config, settings: dict, ranks: int) -> None:
 
     check_corpus(config)
     found = find_checkpoint(config)
-    if finished(config, found):
+    if found is not None and finished(config, found):
         _say(f"already trained to step {found.step}; nothing to do")
         return
     from elas.launch import local
@@ -144,7 +144,8 @@ def _report(config: Config, ranks: int, workdir: Path) -> dict:
     run_dir = Path(config.train.run_dir)
     metrics, validation = read_jsonl(run_dir / "metrics.jsonl"), read_jsonl(run_dir / "validation.jsonl")
     picture = plot_curves(run_dir, workdir / "loss.png")
-    last = metrics[-1]
+    last, checkpoint = metrics[-1], find_checkpoint(config)
+    assert checkpoint is not None  # the last step always saves
     facts = {
         "tokens_trained": last["tokens"],
         "val_ppl_start": validation[0]["ppl"] if validation else None,
@@ -153,13 +154,13 @@ def _report(config: Config, ranks: int, workdir: Path) -> dict:
         "sparsity": last["sparsity"],
         "dropped": last["dropped"],
         "world_size": ranks,
-        "checkpoint": str(find_checkpoint(config).path),
+        "checkpoint": str(checkpoint.path),
         "run_dir": str(run_dir),
         "curve": str(picture),
         "model": describe(config),
         "seed": config.train.seed,
         "settings": settings_of(config),
-        "corpus_tokens": read_token_files("data.train", config.data.train).tokens,
+        "corpus_tokens": read_token_files("data.train", str(config.data.train)).tokens,
         "cpu": processor(),
         "versions": versions(),
     }

@@ -40,20 +40,20 @@ def claim(config: Config) -> BaseFileLock:
     return lock
 
 
-def clear_markers(config: Config) -> None:
+def clear_markers(run_dir: str) -> None:
     """Remove the markers of the previous start; call it on rank 0 only."""
     for name in (DONE, REQUEUE):
-        (Path(config.train.run_dir) / name).unlink(missing_ok=True)
+        (Path(run_dir) / name).unlink(missing_ok=True)
 
 
-def write_marker(config: Config, facts: dict, stopped: str) -> None:
+def write_marker(run_dir: str, facts: dict, stopped: str) -> None:
     """Write `DONE`, or `REQUEUE` if the run stopped early; call it on rank 0 only.
 
     Args:
-        config: the run's configuration.
+        run_dir: the run's folder.
         facts: `step`, `checkpoint` and further facts.
         stopped: why it stopped early; empty if it completed.
     """
     name = REQUEUE if stopped else DONE
     facts = {**facts, "time": time.time()}  # so that no two markers are equal
-    write_json(Path(config.train.run_dir) / name, facts | ({"stopped": stopped} if stopped else {}))
+    write_json(Path(run_dir) / name, facts | ({"stopped": stopped} if stopped else {}))

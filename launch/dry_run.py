@@ -105,7 +105,7 @@ def dry_run(config: Config, world: int, json_file: Path | None, *, shows: bool) 
     print(facts_table(run_rows(config, facts)))
     done = finished(config, resume)
     if done is not None:
-        print(f"already trained to step {done.step}; nothing to do ({done.checkpoint})")
+        print(f"already trained to step {done.step}; nothing to do ({done.checkpoint}, intact by manifest)")
     for line in facts["warnings"]:
         print(f"warning: {line}", file=sys.stderr)
     write_json(json_file, facts)

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from elas.command import end_process, exit_status
 from elas.config import Config, load_config, split_overrides
 from elas.config.arguments import SettingsParser
-from elas.config.phases import unreached
 from elas.config.writing import to_yaml
 from elas.console import Console, Heartbeat
 from elas.errors import UserError
@@ -74,14 +73,6 @@ def parse(argv: list[str]) -> tuple[Config, dict]:
     return load_config(options["config"], overrides), options
 
 
-def warn(config: Config, start: int) -> None:
-    """Warn on stderr of phases that a run resumed after step `start` will not reach, and of unused vocabulary."""
-    from elas.data.corpus import unused_vocabulary
-
-    for line in (*unreached(config, start), *unused_vocabulary(config)):
-        Console("err").say(f"warning: {line}")
-
-
 def main(argv: list[str]) -> int:
     """Run `elas train`; returns 0, or raises `UserError` for mistakes in settings, files or the number of ranks."""
     end_with_launcher()
@@ -97,7 +88,7 @@ def main(argv: list[str]) -> int:
             layout = parallel.initialize(ready.config.parallel, seed=train.seed, timeout_s=train.timeout_seconds)
     result = run(ready.config, layout, ready.resume, ready.initial)
     parallel.leave()
-    if layout.rank == 0:
+    if ready.lock is not None:  # on rank 0
         ready.lock.release()
         if not result.stopped:
             Console().say(result.done_line(heartbeat.seconds))
@@ -157,7 +148,7 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
     done = finished(config, resume)
     if done is not None:
         if rank == 0:
-            Console().say(f"already trained to step {resume.step}; nothing to do ({resume.path})")
+            Console().say(f"already trained to step {done.step}; nothing to do ({done.checkpoint}, intact by manifest)")
             write_json(options["json"], {**dataclasses.asdict(done), **facts})
         return None
     if rank == 0:
@@ -168,8 +159,10 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
 
         prebuild(config)
     lock = run_dir.claim(config) if rank == 0 else None
-    if rank == 0:
-        warn(config, resume.step if resume else 0)
+    if rank == 0 and resume is None:  # else the loop does, when it knows that the checkpoint is intact
+        from elas.train.lines import warn
+
+        warn(config, 0)
     return _Ready(config, resume, initial, lock, options["json"], facts)
 
 
@@ -181,8 +174,7 @@ def _interrupted_before_training(resume: Checkpoint | None) -> Iterator[None]:
     except KeyboardInterrupt:
         from elas.train.standing import Standing
 
-        standing = Standing(resume.path, resume.step, unsaved=False) if resume else Standing(None, 0, unsaved=False)
-        raise KeyboardInterrupt(standing.lost()) from None
+        raise KeyboardInterrupt(Standing.at_start(resume).lost()) from None
 
 
 if __name__ == "__main__":

@@ -8,6 +8,10 @@ Two paths, chosen by the ZeRO stage:
 - **ZeRO 2, 3** (no pipeline): `engine(…)`, `engine.backward`, `engine.step`, since these stages communicate gradients
   and weights during the passes. The sums of sequence parallelism are computed in hooks, before DeepSpeed reads the
   gradients.
+
+The host waits for the device once a step: `Engine._settle`, just before the update, reads all that it must know (loss,
+norm, whether to update, labels, the caller's flags) from one tensor, summed over all ranks at once. On the second path,
+and at ZeRO 1, the norm exists only inside DeepSpeed's step, so the optimizer in it asks (`Engine._blocked`).
 """
 
 import contextlib
@@ -15,12 +19,12 @@ import functools
 import io
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state as mpu
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from elas import accelerator
@@ -30,11 +34,14 @@ from elas.data.batches import Batch
 from elas.engine import grads
 from elas.engine.deepspeed import deepspeed_config
 from elas.engine.micro_batches import Abandoned, MicroBatches, idle_output
+from elas.engine.zero import local_weights
 from elas.extensions import load_deepspeed
 from elas.model.provider import build_chunks
 from elas.optim.adamw import build_adamw
-from elas.optim.loro import build_loro, refresh
-from elas.parallel import DeepSpeedGroups, Layout
+from elas.optim.loro import build_loro, factor_scale, refresh
+from elas.parallel import DeepSpeedGroups, Layout, data_group, tensor_group
+
+Count = torch.Tensor | float  # of labels; on the device where it comes from a sum over ranks, so that no host waits
 
 
 class LossModel(torch.nn.Module):
@@ -44,7 +51,7 @@ class LossModel(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, counted: float | None = None) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, counted: Count | None = None) -> torch.Tensor:
         """Returns `mean_loss` of `tokens` and `labels [b, s]`, a 0-dim fp32 tensor."""
         return mean_loss(token_losses(self.model, tokens, labels), labels, counted)
 
@@ -55,16 +62,47 @@ def token_losses(model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Ten
     return model(tokens, positions, None, labels=labels)
 
 
-def mean_loss(losses: torch.Tensor, labels: torch.Tensor, counted: float | None) -> torch.Tensor:
+def mean_loss(losses: torch.Tensor, labels: torch.Tensor, counted: Count | None) -> torch.Tensor:
     """Mean of a micro-batch's losses.
 
     Args:
         losses: `[b, s]`, per token, fp32.
         labels: `[b, s]`, −1 where there is nothing to predict.
-        counted: average number of counted labels per micro-batch of the global batch, so that the mean over
-            micro-batches is the mean over all counted tokens; None if every label counts.
+        counted: average number of counted labels per micro-batch of the global batch, a float or 0-dim fp32, so that
+            the mean over micro-batches is the mean over all counted tokens; None if every label counts.
     """
     return losses.mean() if counted is None else torch.where(labels >= 0, losses, 0).sum() / counted
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """A step's facts on the host, the same on every rank."""
+
+    loss: float
+    norm: float
+    """As DeepSpeed has it: −1 where it is not finite, or infinite."""
+    labels: int
+    left: bool
+    """Whether any rank abandoned its passes."""
+    flags: list[float]
+
+    @property
+    def blocked(self) -> bool:
+        """Whether weights and moments must stay as they are."""
+        return self.left or not 0 <= self.norm < math.inf
+
+
+@dataclass
+class _Step:
+    """A step under way: what `Engine._settle` needs, and what it found."""
+
+    losses: list[torch.Tensor]
+    labels: Count
+    """Counted labels of the global batch: a number, or 0-dim fp64."""
+    flags: Callable[[], list[float]]
+    norm: torch.Tensor | None = None
+    """The gradient norm at ZeRO 0; DeepSpeed holds it at other stages."""
+    outcome: _Outcome | None = None
 
 
 class Engine:
@@ -82,6 +120,7 @@ class Engine:
         base_optimizer: the optimizer inside DeepSpeed's: AdamW or LORO.
         between: `between.mark` names the next operation.
         labels: number of labels in the last step's global batch that count, without padding of a document's sample.
+        flags: the sums over all ranks of the flags given to the last step, also if it was abandoned.
     """
 
     deepspeed: Any  # DeepSpeed's types say little: what holds depends on the ZeRO stage
@@ -106,10 +145,12 @@ class Engine:
         _fit_buckets(settings, self.chunks)
         offload = offloads_optimizer(settings)
         load_deepspeed(offload=offload)
+        self._running: _Step | None = None  # `_blocked` looks at it from the first step on, which DeepSpeed takes
         if config.optimizer.kind == "loro":
-            self.base_optimizer = build_loro(module, config)
+            scale = factor_scale(config.low_rank.rank, config.model.hidden_size)
+            self.base_optimizer = build_loro(module, config.optimizer, scale=scale, blocked=self._blocked)
         else:
-            self.base_optimizer = build_adamw(module, config.optimizer, offload=offload)
+            self.base_optimizer = build_adamw(module, config.optimizer, offload=offload, blocked=self._blocked)
         _quiet_deepspeed()
         with contextlib.redirect_stdout(io.StringIO()):  # suppresses a line that every rank prints about an op
             deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
@@ -125,15 +166,17 @@ class Engine:
             # DeepSpeed's unfused optimizer takes a step with zero gradients to allocate its state. If kept, that step
             # would count in Adam's bias correction, and bf16 at ZeRO 0 would drift from the other stages.
             self.deepspeed.optimizer.optimizer.state.clear()
-        self.base_optimizer.blocked = self._gradients_are_bad
+            # It reads from the device for every parameter whether its gradient is finite; `_update` looks at the norm.
+            self.deepspeed.optimizer.overflow_checker.check = lambda *_: False
         if config.optimizer.kind == "loro":
             refresh(self.base_optimizer.state.values())  # undoes the step that ZeRO takes to allocate its state
 
-        self.labels = 0
+        self.labels, self.flags = 0, []
         self._accumulation = None
         self._last: list[Batch] = []
         self.between = between or MicroBatches()
-        self.between.look_with(all_ranks=not self.uses_schedule)
+        # The ranks that must abandon a pass together, since they communicate in it: all ranks under ZeRO 2 and 3.
+        self._abandon_with = tensor_group() if self.uses_schedule else None
         if self.uses_schedule and config.train.dtype == "bfloat16" and self.micro_batches > 1:
             self._accumulation = grads.Fp32Accumulation(self.chunks)
 
@@ -143,18 +186,21 @@ class Engine:
             return
         for chunk in self.chunks:
             if chunk.post_process and not chunk.pre_process:
-                chunk.shared_embedding_or_output_weight().ds_pipe_replicated = True
+                weight: Any = chunk.shared_embedding_or_output_weight()
+                weight.ds_pipe_replicated = True
 
     def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate of the next step in every parameter group."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
 
-    def step(self, batches: Iterator[Batch]) -> tuple[float, float]:
+    def step(self, batches: Iterator[Batch], flags: Callable[[], list[float]] = list) -> tuple[float, float]:
         """Forward, backward and update on one global batch.
 
         Args:
             batches: yields this data-parallel rank's micro-batches in order.
+            flags: called once after the passes; its numbers, as many on every rank, are summed over all ranks with the
+                loss and then stand in `self.flags`, at no cost of their own.
 
         Returns:
             Mean loss over the global batch and the gradient norm before clipping; the same on every rank. If the norm
@@ -165,15 +211,26 @@ class Engine:
         """
         self.between.mark("reading the batch")
         micro = self._last = [next(batches) for _ in range(self.micro_batches)]
-        counted = self._counted(micro)
-        losses = self._pass_schedule(micro, counted) if self.uses_schedule else self._pass_deepspeed(micro, counted)
-        self.between.check()
-        norm = self._update() if self.uses_schedule else float(self.deepspeed.get_global_grad_norm())
-        return self._mean_loss(losses), norm if norm >= 0 else math.nan  # DeepSpeed returns −1 for a non-finite norm
+        labels, counted = self._counted(micro)
+        running = self._running = _Step([], labels, flags)
+        try:
+            if self.uses_schedule:
+                running.losses += self._pass_schedule(micro, counted)
+                self._update(running)
+            else:
+                self._pass_deepspeed(micro, counted, running.losses)
+            outcome = self._settle(running)
+        finally:
+            self._running = None
+        self.labels, self.flags = outcome.labels, outcome.flags
+        if outcome.left:
+            self.between.left = True
+            raise Abandoned
+        return outcome.loss, outcome.norm if outcome.norm >= 0 else math.nan
 
     def pass_again(self) -> None:
         """Repeat forward and backward on the batch of the last step, without an update; leaves gradients behind."""
-        counted = self._counted(self._last)
+        _, counted = self._counted(self._last)
         self.between.begin("the bad batch again", self.micro_batches, len(self.chunks))
         if self.uses_schedule:
             self._pass_schedule(self._last, counted)
@@ -181,10 +238,29 @@ class Engine:
         for tokens, labels in self._last:
             self.deepspeed.backward(self.deepspeed(tokens, labels, counted))
 
-    def _gradients_are_bad(self) -> bool:
-        """Whether DeepSpeed's gradient norm of this step is not finite; DeepSpeed computes it before the update."""
-        norm = getattr(self.deepspeed.optimizer, "_global_grad_norm", None)
-        return norm is not None and not 0 <= float(norm) < math.inf
+    def _blocked(self) -> bool:
+        """Asked by the optimizer before it updates, on every rank; not so in the step with which DeepSpeed sets up."""
+        return self._running is not None and self._settle(self._running).blocked
+
+    def _settle(self, step: _Step) -> _Outcome:
+        """All that the host must know of a step, once per step: one all-reduce over all ranks, one read."""
+        if step.outcome is not None:
+            return step.outcome
+        device = torch.cuda.current_device()
+        norm = getattr(self.deepspeed.optimizer, "_global_grad_norm", None) if step.norm is None else step.norm
+        if not torch.is_tensor(norm):  # where DeepSpeed skipped the step, or the first one was abandoned
+            norm = torch.tensor(math.nan if norm is None else norm, device=device)
+        # A pageable copy without `non_blocking` would wait for the device.
+        ours = torch.tensor([0.0, self.between.left, *step.flags()], dtype=torch.float64).to(device, non_blocking=True)
+        if self._knows_loss and step.losses:
+            ours[0] += torch.stack([loss.double() for loss in step.losses]).mean()
+        dist.all_reduce(ours)
+        found = [norm, step.labels] if torch.is_tensor(step.labels) else [norm]  # known on every rank already
+        numbers = torch.cat([ours, *(one.to(device, torch.float64).reshape(1) for one in found)]).tolist()
+        labels = numbers.pop() if len(found) == 2 else step.labels
+        loss, left, *flags, norm = numbers
+        step.outcome = _Outcome(loss / self.layout.dp, norm, int(labels), left > 0, flags)
+        return step.outcome
 
     @torch.no_grad()
     def evaluate(self, micro: list[Batch]) -> tuple[float, int]:
@@ -206,39 +282,42 @@ class Engine:
             self.deepspeed.eval()
             sums = []
             for tokens, labels in micro:
-                if self.between.next():
+                if self.between.next(self._abandon_with):
                     break
                 sums.append(self.deepspeed(tokens, labels, 1.0).detach())
             self.deepspeed.train()
-        self.between.check()
-        total = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
+        total = torch.tensor([0.0, 0.0, self.between.left], dtype=torch.float64)
+        total = total.to(torch.cuda.current_device(), non_blocking=True)
         if self._knows_loss and sums:
             total[0] = torch.stack(sums).double().sum()
-            total[1] = sum((labels >= 0).sum() for _, labels in micro)
+            total[1] = torch.stack([(labels >= 0).sum() for _, labels in micro]).sum()
         dist.all_reduce(total)
-        return float(total[0]), int(total[1])
+        loss, count, left = total.tolist()
+        if left:
+            self.between.left = True
+            raise Abandoned
+        return loss, int(count)
 
     @torch.no_grad()
     def is_finite(self) -> bool:
         """Whether every weight of the model is finite; the same on every rank."""
-        return grads.all_finite([p.ds_tensor if self.stage == 3 else p for c in self.chunks for p in c.parameters()])
+        return grads.all_finite([local_weights(p, self.stage) for c in self.chunks for p in c.parameters()])
 
-    def _counted(self, micro: list[Batch]) -> float | None:
-        """Average number of counted labels per micro-batch of the global batch; None if all labels count."""
+    def _counted(self, micro: list[Batch]) -> tuple[Count, torch.Tensor | None]:
+        """Counted labels of the global batch, and their average per micro-batch (0-dim fp32; None if all count)."""
         if self.config.data.packing == "packed":
-            self.labels = self.config.train.global_batch_size * self.config.model.seq_length
-            return None
+            return self.config.train.global_batch_size * self.config.model.seq_length, None
         count = torch.stack([(labels >= 0).sum() for _, labels in micro]).sum().double()
-        dist.all_reduce(count, group=mpu.get_data_parallel_group())
-        self.labels = int(count)
-        return float(count) / (len(micro) * self.layout.dp)
+        dist.all_reduce(count, group=data_group())
+        # fp32, since a 0-dim fp64 tensor would make the loss fp64, which a float does not.
+        return count, (count / (len(micro) * self.layout.dp)).float()
 
     def _pass_schedule(
-        self, micro: list[Batch], counted: float | None = None, forward_only: bool = False
+        self, micro: list[Batch], counted: Count | None = None, forward_only: bool = False
     ) -> list[torch.Tensor]:
         def forward_step(iterator, model):
             tokens, labels = next(iterator)
-            abandoned = self.between.next()
+            abandoned = self.between.next(self._abandon_with)
             if abandoned and self.layout.pp == 1:
                 raise Abandoned
 
@@ -252,11 +331,12 @@ class Engine:
             return token_losses(model, tokens, labels), loss_function
 
         iterators = [iter(micro) for _ in self.chunks]
+        model: Any = self.chunks if len(self.chunks) > 1 else self.chunks[0]
         schedule = functools.partial(
             get_forward_backward_func(),
             forward_step_func=forward_step,
             data_iterator=iterators if len(self.chunks) > 1 else iterators[0],
-            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
+            model=model,
             num_microbatches=len(micro),
             seq_length=self.config.model.seq_length,
             micro_batch_size=self.config.train.micro_batch_size,
@@ -264,56 +344,48 @@ class Engine:
         )
         try:
             return [result["loss"] for result in schedule()]
-        except Abandoned:  # on this rank; `between.check` raises it on all ranks
+        except Abandoned:  # on this rank; `step` and `evaluate` raise it on all ranks
             return []
 
-    def _pass_deepspeed(self, micro: list[Batch], counted: float | None) -> list[torch.Tensor]:
-        losses = []
+    def _pass_deepspeed(self, micro: list[Batch], counted: Count | None, losses: list[torch.Tensor]) -> None:
+        """Passes and update; `losses` are complete when the optimizer in the last `step` asks whether it may update."""
         for tokens, labels in micro:
-            if self.between.next():
+            if self.between.next(self._abandon_with):
                 break
             loss = self.deepspeed(tokens, labels, counted)
+            losses.append(loss.detach())
             self.deepspeed.backward(loss)
             self.deepspeed.step()
-            losses.append(loss.detach())
-        return losses
 
-    def _update(self) -> float:
+    def _update(self, step: _Step) -> None:
         self.between.mark("reducing gradients and updating")
         if self._accumulation is not None:
             self._accumulation.hand_over()
+        if self.between.left:
+            grads.fill_missing(self.chunks)
         grads.sum_sequence_partial(self.chunks)
         grads.sum_tied_embeddings(self.chunks)
         if self.stage == 0:
             grads.average_over_data_parallel(self.chunks)
-            norm = grads.grad_norm(self.chunks)
-            if not torch.isfinite(norm):
+            step.norm = grads.grad_norm(self.chunks)
+            if self._settle(step).blocked:
                 for chunk in self.chunks:
                     chunk.zero_grad(set_to_none=True)
-                return math.nan
+                return
             # Not DeepSpeed's clipping: its bf16 optimizer computes the norm of tensors that lack the marks of
             # replicated and tied parameters, and so would count these more than once.
-            self.base_optimizer.clip_scale = grads.clip_scale(norm, self.config.optimizer.clip_grad)
-            self.deepspeed.step()
-            return float(norm)
-        self.deepspeed.optimizer.reduce_gradients(pipeline_parallel=True)
+            self.base_optimizer.clip_scale = grads.clip_scale(step.norm, self.config.optimizer.clip_grad)
+        else:
+            self.deepspeed.optimizer.reduce_gradients(pipeline_parallel=True)
         self.deepspeed.step()
-        return float(self.deepspeed.get_global_grad_norm())
 
     @property
     def _knows_loss(self) -> bool:
         """Whether this rank contributes its losses to sums: one rank per data-parallel replica does."""
         return self.layout.is_last_stage and self.layout.tp_rank == 0
 
-    def _mean_loss(self, losses: list[torch.Tensor]) -> float:
-        total = torch.zeros((), dtype=torch.float64, device=torch.cuda.current_device())
-        if self._knows_loss and losses:
-            total += torch.stack([loss.double() for loss in losses]).mean()
-        dist.all_reduce(total)
-        return float(total) / self.layout.dp
 
-
-def _fit_buckets(settings: dict, chunks: list[torch.nn.Module]) -> None:
+def _fit_buckets(settings: dict, chunks: Sequence[torch.nn.Module]) -> None:
     """Limit the reduction bucket to the model's size, since DeepSpeed allocates it in full."""
     zero = settings.get("zero_optimization", {})
     parameters = sum(p.numel() for chunk in chunks for p in chunk.parameters())

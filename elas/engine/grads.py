@@ -6,10 +6,17 @@ the first and the last stage each hold a part of the gradient.
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+from elas.parallel import data_group, model_group, tensor_group
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
 
 
 def is_sequence_partial(parameter: torch.nn.Parameter) -> bool:
@@ -27,9 +34,9 @@ def sum_sequence_partial(models: Iterable[torch.nn.Module]) -> None:
             if is_sequence_partial(parameter) and parameter.grad is not None:
                 by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
     for grads in by_dtype.values():
-        flat = torch._utils._flatten_dense_tensors(grads)
-        dist.all_reduce(flat, group=mpu.get_tensor_model_parallel_group())
-        for grad, total in zip(grads, torch._utils._unflatten_dense_tensors(flat, grads)):
+        flat = _flatten_dense_tensors(grads)
+        dist.all_reduce(flat, group=tensor_group())
+        for grad, total in zip(grads, _unflatten_dense_tensors(flat, grads)):
             grad.copy_(total)
 
 
@@ -39,7 +46,7 @@ def sum_sequence_partial_in_backward(models: Iterable[torch.nn.Module]) -> None:
     For ZeRO 2 and 3, which reduce gradients during the backward pass. Costs one collective per parameter and
     micro-batch.
     """
-    group = mpu.get_tensor_model_parallel_group()
+    group = tensor_group()
     if dist.get_world_size(group) == 1:
         return
 
@@ -54,7 +61,15 @@ def sum_sequence_partial_in_backward(models: Iterable[torch.nn.Module]) -> None:
                 parameter.register_hook(total)
 
 
-def sum_tied_embeddings(models: Iterable[torch.nn.Module]) -> None:
+def fill_missing(models: Iterable[torch.nn.Module]) -> None:
+    """Give zero gradients to parameters without one: passes were abandoned here, but the other ranks reduce theirs."""
+    for model in models:
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+
+def sum_tied_embeddings(models: "Iterable[GPTModel]") -> None:
     """Sum the gradients of the first stage's embedding and the last stage's copy of it."""
     if mpu.get_pipeline_model_parallel_world_size() == 1 or not mpu.is_rank_in_embedding_group(ignore_virtual=True):
         return
@@ -80,13 +95,13 @@ def grad_norm(models: Iterable[torch.nn.Module]) -> torch.Tensor:
                 total = square if total is None else total + square
     if total is None:
         total = torch.zeros((), device=torch.cuda.current_device())
-    dist.all_reduce(total, group=mpu.get_model_parallel_group())
+    dist.all_reduce(total, group=model_group())
     return total.sqrt()
 
 
 def average_over_data_parallel(models: Iterable[torch.nn.Module]) -> None:
     """Average gradients over the data-parallel group (ZeRO 0, where DeepSpeed holds no gradients of its own)."""
-    group = mpu.get_data_parallel_group()
+    group = data_group()
     size = dist.get_world_size(group)
     if size == 1:
         return
@@ -122,12 +137,14 @@ class Fp32Accumulation:
                 parameter.register_post_accumulate_grad_hook(self._add)
 
     def _add(self, parameter: torch.nn.Parameter) -> None:
+        grad = parameter.grad
+        assert grad is not None  # the hook runs after it was accumulated
         if parameter in self._fresh:
-            self._totals[parameter].add_(parameter.grad)
+            self._totals[parameter].add_(grad)
         elif parameter in self._totals:
-            self._totals[parameter].copy_(parameter.grad)
+            self._totals[parameter].copy_(grad)
         else:
-            self._totals[parameter] = parameter.grad.float()
+            self._totals[parameter] = grad.float()
         self._fresh.add(parameter)
         parameter.grad = None
 

@@ -6,9 +6,11 @@ parallel; a rank holds at most its own pair and one tensor in transit. The resul
 rank keeps its part.
 """
 
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,11 +19,12 @@ from torch import Tensor
 
 from elas.config import OptimizerConfig
 from elas.engine.engine import Engine
-from elas.engine.zero import base_state, fragments, publish, write_rows
+from elas.engine.zero import base_state, fragments, publish, whole_shape, write_rows
 from elas.model.low_rank import LowRankColumnParallelLinear, LowRankRowParallelLinear
 from elas.model.shards import shard
 from elas.optim.loro import corrected, factor_scale, refresh
 from elas.optim.riemannian import NotTaken, exact_step
+from elas.parallel import stage_group
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,17 @@ class ExactReport:
         return {"exact_s": self.seconds, "exact_pairs": self.pairs, "exact_not_taken": self.not_taken}
 
 
-def pairs_of(models: list[torch.nn.Module]) -> Iterator[Pair]:
+@dataclass(frozen=True)
+class _Moved:
+    """A pair's new factors."""
+
+    factors: tuple[Tensor, Tensor]
+    """M `[o, r]` and N `[i, r]`."""
+    exact: bool
+    """Whether they are from the exact step, else from the approximate one."""
+
+
+def pairs_of(models: Iterable[torch.nn.Module]) -> Iterator[Pair]:
     """Factor pairs of this rank's chunks, in model order."""
     for model in models:
         for module in model.modules():
@@ -70,10 +83,10 @@ class LoroCycle:
 
     def __init__(self, engine: Engine, config: OptimizerConfig):
         self.engine, self.config = engine, config
-        self.group = mpu.get_tensor_and_data_parallel_group()
+        self.group = stage_group()
         self.ranks = dist.get_process_group_ranks(self.group)
         self.pairs = list(pairs_of(engine.chunks))
-        self.factor_scale = factor_scale(engine.config)
+        self.factor_scale = factor_scale(engine.config.low_rank.rank, engine.config.model.hidden_size)
 
     def due(self, step: int) -> bool:
         """Whether an exact step or a refresh is due at this step."""
@@ -101,12 +114,13 @@ class LoroCycle:
         not_taken = 0
         for first in range(0, len(self.pairs), len(self.ranks)):
             owned = list(zip(self.pairs[first : first + len(self.ranks)], self.ranks))
-            mine = None
-            for pair, owner in owned:
-                whole = [self._gather(pair, kind, owner, held, state) for kind in ("m", "n", "d_m", "d_n")]
-                mine = whole if owner == dist.get_rank() else mine
-            result = None if mine is None else self._move(*mine, lr, lr_t)
-            mine = None
+            mine: list[Tensor] = []
+            for (pair, owner), kind in itertools.product(owned, ("m", "n", "d_m", "d_n")):
+                whole = self._gather(pair, kind, owner, held, state)
+                if whole is not None:
+                    mine.append(whole)
+            result = self._move(mine, lr, lr_t) if mine else None
+            del mine, whole  # a rank holds one pair at a time
             for pair, owner in owned:
                 not_taken += self._spread(pair, owner, result, held)
         publish(self.engine)
@@ -114,15 +128,14 @@ class LoroCycle:
         dist.all_reduce(counts, group=mpu.get_pipeline_model_parallel_group())
         return ExactReport(time.perf_counter() - start, int(counts[0]), int(counts[1]))
 
-    def _move(
-        self, m: Tensor, n: Tensor, d_m: Tensor, d_n: Tensor, lr: float, lr_t: float
-    ) -> tuple[Tensor, Tensor, bool]:
-        """New M `[o, r]` and N `[i, r]`, and whether they are from the exact step (else from the approximate one)."""
+    def _move(self, pair: list[Tensor], lr: float, lr_t: float) -> _Moved:
+        """One step of M `[o, r]` and N `[i, r]`; `pair` is these and their directions."""
+        m, n, d_m, d_n = pair
         try:
-            return *exact_step(m, n, d_m, d_n, lr_t), True
+            return _Moved(exact_step(m, n, d_m, d_n, lr_t), True)
         except NotTaken:
             keep, scale = 1 - lr * self.config.weight_decay, lr_t * self.factor_scale
-            return keep * (m - scale * d_m), keep * (n - scale * d_n), False
+            return _Moved((keep * (m - scale * d_m), keep * (n - scale * d_n)), False)
 
     def _gather(self, pair: Pair, kind: str, owner: int, held: dict, state: dict) -> Tensor | None:
         """The whole M `[o, r]`, N `[i, r]`, D_M or D_N of a pair in fp32, on its owner; None on other ranks."""
@@ -143,7 +156,7 @@ class LoroCycle:
         return whole if owner == dist.get_rank() else None
 
     def _local_shape(self, parameter: torch.nn.Parameter) -> tuple[int, ...]:
-        return tuple(parameter.ds_shape) if self.engine.stage == 3 else tuple(parameter.shape)
+        return whole_shape(parameter, self.engine.stage)
 
     def _contributes(self, parameter: torch.nn.Parameter) -> bool:
         """Whether this rank contributes its part to the sum; of replicas, only one does."""
@@ -156,23 +169,23 @@ class LoroCycle:
         layout = self.engine.layout
         if layout.tp == 1 or not getattr(parameter, "tensor_model_parallel", False):
             return local
-        before, after = list(local.shape), list(local.shape)
-        size = local.shape[parameter.partition_dim]
-        before[parameter.partition_dim] = layout.tp_rank * size
-        after[parameter.partition_dim] = (layout.tp - 1 - layout.tp_rank) * size
-        return torch.cat([local.new_zeros(before), local, local.new_zeros(after)], parameter.partition_dim)
+        marked: Any = parameter
+        dim, before, after = marked.partition_dim, list(local.shape), list(local.shape)
+        size = local.shape[dim]
+        before[dim], after[dim] = layout.tp_rank * size, (layout.tp - 1 - layout.tp_rank) * size
+        return torch.cat([local.new_zeros(before), local, local.new_zeros(after)], dim)
 
-    def _spread(self, pair: Pair, owner: int, result: tuple[Tensor, Tensor, bool] | None, held: dict) -> int:
+    def _spread(self, pair: Pair, owner: int, result: _Moved | None, held: dict) -> int:
         """Broadcast a pair's new factors to the stage; returns 1 if the exact step was not taken, else 0."""
         layout, device = self.engine.layout, torch.cuda.current_device()
         mine = result if owner == dist.get_rank() else None
-        taken = torch.tensor([0 if mine is None else int(mine[2])], device=device)
+        taken = torch.tensor([0 if mine is None else int(mine.exact)], device=device)
         dist.broadcast(taken, src=owner, group=self.group)
         for number, parameter in enumerate((pair.factor_out, pair.factor_in)):
             long = self._local_shape(parameter)[number]  # M [o, r] and the rows [r, i] of N's transpose
             if getattr(parameter, "tensor_model_parallel", False):
                 long *= layout.tp
-            value = torch.empty(long, pair.rank, device=device) if mine is None else mine[number].contiguous()
+            value = torch.empty(long, pair.rank, device=device) if mine is None else mine.factors[number].contiguous()
             dist.broadcast(value, src=owner, group=self.group)
             rows, first = (value.T, pair.first) if parameter is pair.factor_in else (value, 0)
             rows = shard(rows, parameter, layout.tp, layout.tp_rank).contiguous()

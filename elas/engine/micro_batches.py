@@ -5,10 +5,10 @@ about once a second. An abandoned step updates nothing, so the run is in the sta
 compute together must abandon a pass together, or one would wait for the other in a collective:
 
 - **Tensor-parallel ranks**, and all ranks under ZeRO 2 and 3, agree with a small all-reduce before the pass. It is due
-  after a fixed number of passes, about a second's worth, which was agreed on after the previous step. Fast steps have
-  only the one before their first pass.
-- **Data-parallel replicas and pipeline stages** abandon the pass as soon as they know of the request. At the end of the
-  pass all ranks agree on whether any of them did.
+  after a fixed number of passes, about a second's worth, which was agreed on at the end of the previous step. Fast
+  steps have none: all ranks exchange the flag once a step anyway.
+- **Data-parallel replicas and pipeline stages** abandon the pass as soon as they know of the request. Before the update
+  all ranks learn whether any of them did (`elas.engine.engine`).
 
 A pipeline schedule cannot be interrupted, since stages wait for each other's activations. After a request, its passes
 send dummy activations (`idle_output`), so that the schedule finishes quickly.
@@ -16,11 +16,13 @@ send dummy activations (`idle_output`), so that the schedule finishes quickly.
 
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state as mpu
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
 
 LOOK_S = 1.0
 """Seconds between two checks of the stop flag."""
@@ -59,7 +61,7 @@ class MicroBatches:
         progress: shows the same on the console.
 
     Attributes:
-        every: passes between two checks of the flag, the same on every rank.
+        every: passes between two checks of the flag, the same on every rank; 1 until a pass was measured.
         left: whether this rank has abandoned the current pass.
     """
 
@@ -71,49 +73,32 @@ class MicroBatches:
     ):
         self.every, self.left = 1, False
         self.mark, self._stop, self._progress = mark, stop, progress
-        self._group: dist.ProcessGroup | None = None
         self._operation, self._passes, self._chunks = "", 0, 1
-        self._done = self._looks = 0
+        self._done = 0
         self._start = time.perf_counter()
-
-    def look_with(self, all_ranks: bool) -> None:
-        """Set the ranks that check the flag together: all ranks, or this rank's tensor-parallel group."""
-        self._group = None if all_ranks else mpu.get_tensor_model_parallel_group()
 
     def begin(self, operation: str, micro_batches: int, chunks: int = 1) -> None:
         """A step or a validation begins: `micro_batches` through each of this rank's `chunks`."""
         self._operation, self._passes, self._chunks = operation, micro_batches * chunks, chunks
-        self._done = self._looks = 0
+        self._done = 0
         self.left, self._start = False, time.perf_counter()
         if self._progress is not None:
             self._progress.begin(operation, micro_batches)
 
-    def next(self) -> bool:
-        """Call before each forward pass; returns whether to skip it."""
+    def next(self, group: dist.ProcessGroup | None) -> bool:
+        """Call before each forward pass; returns whether to skip it.
+
+        Args:
+            group: the ranks that abandon a pass together and so check the flag together; None for all ranks.
+        """
         self._done += 1
         number = -(-self._done // self._chunks)
         self.mark(f"{self._operation}, micro-batch {number} of {self._passes // self._chunks}")
         if self._progress is not None:
             self._progress.at(number)
-        if self._stop is not None and not self.left and (self._done - 1) % self.every == 0:
-            self._looks += 1
-            self.left = self._stop.agree_on_signal(self._group)
+        if self._stop is not None and not self.left and self._done % self.every == 0:
+            self.left = self._stop.agree_on_signal(group)
         return self.left
-
-    def check(self) -> None:
-        """Call on every rank after the passes of a global batch, before their results are used.
-
-        Raises:
-            Abandoned: any rank abandoned the passes; raised on every rank.
-        """
-        if not self._looks:  # the same on every rank, as all count the same number of passes
-            return
-        self._looks = 0
-        left = torch.tensor(int(self.left), device=torch.cuda.current_device())
-        dist.all_reduce(left, op=dist.ReduceOp.MAX)
-        if left:
-            self.left = True
-            raise Abandoned
 
     @property
     def seconds(self) -> float:
@@ -125,7 +110,7 @@ class MicroBatches:
         self.every = max(1, int(LOOK_S / max(pass_s, 1e-6)))
 
 
-def idle_output(model: torch.nn.Module, tokens: torch.Tensor, sequence_shards: int) -> torch.Tensor:
+def idle_output(model: "GPTModel", tokens: torch.Tensor, sequence_shards: int) -> torch.Tensor:
     """The output of a pipeline stage for a skipped micro-batch: the right shape and graph, with meaningless values.
 
     Args:
@@ -142,6 +127,7 @@ def idle_output(model: torch.nn.Module, tokens: torch.Tensor, sequence_shards: i
         hidden = torch.zeros(shape, dtype=dtype, device=tokens.device, requires_grad=True)
     else:
         hidden = model.decoder.input_tensor
+        assert hidden is not None  # the schedule sets it
     if model.post_process:
         return (hidden.float().sum() * 0).expand(tokens.shape)
     return hidden * 1  # a copy, since the schedule frees the tensors that it has sent

@@ -1,11 +1,13 @@
 """Finds the layer that produced non-finite numbers, by running the batch again with hooks on every layer."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from elas.engine.engine import Engine
+from elas.engine.zero import local_weights
 from elas.model.shards import global_names
 
 _Found = tuple[tuple[int, int], str, str]
@@ -35,8 +37,8 @@ def name_bad_layer(engine: Engine) -> str:
 def _bad_weights(engine: Engine) -> _Found | None:
     for chunk in engine.chunks:
         for name, parameter in global_names(chunk).items():
-            held = parameter.ds_tensor if engine.stage == 3 else parameter.data
-            if held.numel() and not torch.isfinite(held).all():
+            weights = local_weights(parameter, engine.stage)
+            if weights.numel() and not torch.isfinite(weights).all():
                 return (0, 0), name, "its weights"
     return None
 
@@ -73,6 +75,7 @@ def _layers(engine: Engine) -> Iterator[tuple[int, str, torch.nn.Module]]:
     for chunk in engine.chunks:
         if chunk.pre_process:
             yield 0, "embedding", chunk.embedding
+        layer: Any
         for layer in chunk.decoder.layers:
             yield layer.layer_number, f"decoder.layers.{layer.layer_number - 1}", layer
         if chunk.post_process:

@@ -5,12 +5,14 @@ shard), or none of it. A `Fragment` is that range, as views into DeepSpeed's own
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from elas.engine.engine import Engine
+if TYPE_CHECKING:
+    from elas.engine.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,28 @@ class Fragment:
         return state[self.flat][name].view(-1).narrow(0, self.offset, self.numel)
 
 
-def base_state(engine: Engine) -> dict:
+def local_weights(parameter: torch.nn.Parameter, stage: int) -> Tensor:
+    """What this rank holds of a parameter's weights: its flat partition at ZeRO 3, all of its shard otherwise."""
+    return _partitioned(parameter).ds_tensor if stage == 3 else parameter.data
+
+
+def whole_shape(parameter: torch.nn.Parameter, stage: int) -> tuple[int, ...]:
+    """Shape of this rank's tensor-parallel shard; at ZeRO 3 the parameter itself is empty between passes."""
+    return tuple(_partitioned(parameter).ds_shape if stage == 3 else parameter.shape)
+
+
+def _partitioned(parameter: torch.nn.Parameter) -> Any:
+    """A parameter of ZeRO 3, which has DeepSpeed's `ds_tensor`, `ds_shape` and `ds_numel`."""
+    return parameter
+
+
+def base_state(engine: "Engine") -> dict:
     """The base optimizer's state, keyed by the tensors it updates; ZeRO rearranges its parameter groups."""
     optimizer = engine.deepspeed.optimizer
     return (optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer).state
 
 
-def fragments(engine: Engine) -> dict[torch.nn.Parameter, Fragment]:
+def fragments(engine: "Engine") -> dict[torch.nn.Parameter, Fragment]:
     """This rank's fragments by parameter; parameters without elements on this rank are left out."""
     optimizer = engine.deepspeed.optimizer
     if engine.stage == 3:
@@ -67,20 +84,21 @@ def _stages_1_and_2(optimizer) -> dict[torch.nn.Parameter, Fragment]:
     return found
 
 
-def _stage3(engine: Engine) -> dict[torch.nn.Parameter, Fragment]:
+def _stage3(engine: "Engine") -> dict[torch.nn.Parameter, Fragment]:
     optimizer, found = engine.deepspeed.optimizer, {}
     for chunk in engine.chunks:
         for p in chunk.parameters():
             group, offset, held = optimizer.grad_position[optimizer.get_param_id(p)]
-            start = engine.layout.dp_rank * p.ds_tensor.numel()
-            numel = min(held, p.ds_tensor.numel(), p.ds_numel - start)  # the last ranks hold padding
+            whole, part = _partitioned(p).ds_numel, _partitioned(p).ds_tensor.numel()
+            start = engine.layout.dp_rank * part
+            numel = min(held, part, whole - start)  # the last ranks hold padding
             if numel > 0:
                 found[p] = Fragment(optimizer.fp32_partitioned_groups_flat[group], offset, start, numel)
     return found
 
 
 def write_rows(
-    engine: Engine, parameter: torch.nn.Parameter, fragment: Fragment | None, rows: Tensor, first: int
+    engine: "Engine", parameter: torch.nn.Parameter, fragment: Fragment | None, rows: Tensor, first: int
 ) -> None:
     """Write new rows into this rank's fp32 fragment and into the model's weights.
 
@@ -99,12 +117,12 @@ def write_rows(
             new = rows.reshape(-1)[low - begin : high - begin]
             fragment.master()[low - fragment.start : high - fragment.start].copy_(new)
             if engine.stage == 3:
-                parameter.ds_tensor.view(-1)[low - fragment.start : high - fragment.start].copy_(new)
+                local_weights(parameter, 3).view(-1)[low - fragment.start : high - fragment.start].copy_(new)
     if engine.stage < 3:
         parameter.data[first : first + rows.shape[0]].copy_(rows)
 
 
-def publish(engine: Engine) -> None:
+def publish(engine: "Engine") -> None:
     """After `write_rows` at ZeRO 3, gather again the parameters kept whole on every rank; every rank must call it."""
     if engine.stage < 3:
         return

@@ -111,11 +111,10 @@ def look_next(models: Iterable[torch.nn.Module], tokens: int) -> None:
 
 def sum_over_ranks(models: Iterable[torch.nn.Module], layers: int) -> torch.Tensor:
     """Counts of every layer of the whole model: fp64 `[layers, len(COLUMNS)]`; every rank calls it."""
-    total = torch.zeros(layers, len(COLUMNS), dtype=torch.float64)
+    total = torch.zeros(layers, len(COLUMNS), dtype=torch.float64, device=accelerator.device())
     for observer in observers(models):
         if observer.counts is not None:
-            total[observer.layer] += observer.counts.cpu()
-    total = total.to(accelerator.device())
+            total[observer.layer] += observer.counts
     dist.all_reduce(total)
     return total.cpu()
 

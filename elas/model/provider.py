@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -166,7 +166,7 @@ def build_chunks(config: Config) -> list[GPTModel]:
     return chunks
 
 
-def count_parameters(chunks: list[torch.nn.Module]) -> int:
+def count_parameters(chunks: Sequence[torch.nn.Module]) -> int:
     """Parameters of the whole model, each counted once whatever the layout; every rank calls it.
 
     A rank counts its tensor-parallel shards. What all tensor-parallel ranks hold alike is counted by the first of them,

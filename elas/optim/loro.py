@@ -9,26 +9,34 @@ On an exact step the factors' moments move but not the factors (`moments_only`);
 them pair by pair, and a refresh zeroes the moments and the step counts of all parameters.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
-from elas.config import Config
-from elas.optim.adamw import Guarded, parameter_groups
+from elas.config import OptimizerConfig
+from elas.optim.adamw import Guarded, never, parameter_groups
 
 FACTOR = "factor_"
 
 
-def factor_scale(config: Config) -> float:
-    """c, the factors' share of the learning rate in an approximate step: r / hidden_size."""
-    return config.low_rank.rank / config.model.hidden_size
+def factor_scale(rank: int, hidden_size: int) -> float:
+    """c, the factors' share of the learning rate in an approximate step."""
+    return rank / hidden_size
 
 
-def build_loro(model: torch.nn.Module, config: Config) -> "Loro":
-    """LORO's optimizer over `model`; as AdamW's, its learning rate starts at 0."""
-    chosen = config.optimizer
-    groups = loro_groups(model, chosen.weight_decay, factor_scale(config))
-    return Loro(groups, lr=0.0, betas=(chosen.beta1, chosen.beta2), eps=chosen.eps)
+def build_loro(
+    model: torch.nn.Module, config: OptimizerConfig, *, scale: float, blocked: Callable[[], bool] = never
+) -> "Loro":
+    """LORO's optimizer over `model`; as AdamW's, its learning rate starts at 0.
+
+    Args:
+        model: the module given to DeepSpeed.
+        config: betas, eps, weight decay.
+        scale: from `factor_scale`.
+        blocked: as of `Guarded`.
+    """
+    groups = loro_groups(model, config.weight_decay, scale)
+    return Loro(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, blocked=blocked)
 
 
 def loro_groups(model: torch.nn.Module, weight_decay: float, scale: float) -> list[dict]:
@@ -42,7 +50,7 @@ def loro_groups(model: torch.nn.Module, weight_decay: float, scale: float) -> li
     return [group for group in groups if group["params"]]
 
 
-class Loro(Guarded, torch.optim.Optimizer):
+class Loro(Guarded):
     """The approximate steps, and the moments of all.
 
     Args:
@@ -50,17 +58,27 @@ class Loro(Guarded, torch.optim.Optimizer):
         lr: learning rate.
         betas: decays of the two moments.
         eps: added to the root of the second moment, which is not bias-corrected.
+        blocked: as of `Guarded`.
 
     Attributes:
         moments_only: while set, factors (groups with `factor`) keep their values.
     """
 
-    def __init__(self, groups: Iterable[dict], *, lr: float, betas: tuple[float, float], eps: float):
-        super().__init__(groups, dict(lr=lr, betas=betas, eps=eps, weight_decay=0.0, c=1.0, factor=False))
+    def __init__(
+        self,
+        groups: Iterable[dict],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        blocked: Callable[[], bool] = never,
+    ):
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=0.0, c=1.0, factor=False)
+        super().__init__(groups, blocked=blocked, defaults=defaults)
         self.moments_only = False
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One approximate step of every parameter that has a gradient."""
         if self.blocked():
             return None
@@ -70,15 +88,14 @@ class Loro(Guarded, torch.optim.Optimizer):
             stay = self.moments_only and group["factor"]
             for p in group["params"]:
                 if p.grad is not None:
-                    self._update(p, group, stay)
+                    self._update(p, p.grad.float(), group, stay)
         return loss
 
-    def _update(self, p: torch.Tensor, group: dict, stay: bool) -> None:
+    def _update(self, p: torch.Tensor, grad: torch.Tensor, group: dict, stay: bool) -> None:
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(p, dtype=torch.float32) for _ in range(2))
-        grad = p.grad.float()
         beta1, beta2 = group["betas"]
         state["step"] += 1
         state["exp_avg"].lerp_(grad, 1 - beta1)

@@ -58,7 +58,7 @@ def exact_step(m: Tensor, n: Tensor, d_m: Tensor, d_n: Tensor, lr: float) -> tup
     (q_m, t_m), (q_n, t_n) = torch.linalg.qr(torch.cat([u, y2], 1)), torch.linalg.qr(torch.cat([v, y1], 1))
     try:
         a, sigma, bt = torch.linalg.svd(t_m @ core @ t_n.T, full_matrices=False)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage] public in torch's reference
         raise NotTaken(f"the SVD failed ({error})") from error
     rank = m.shape[1]
     root = sigma[:rank].sqrt()

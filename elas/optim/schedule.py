@@ -25,6 +25,7 @@ def learning_rate(step: int, total_steps: int, optimizer: OptimizerConfig, sched
         line down to it; for `constant`, `lr`.
     """
     if schedule.kind == "cosine_restart":
+        assert optimizer.exact_every is not None  # `elas.config.rules` requires it
         since = (step - 1) % optimizer.exact_every + 1
         ramp = min(1.0, since / RAMP_STEPS) if step > optimizer.exact_every else 1.0
         return ramp * learning_rate(step, total_steps, optimizer, replace(schedule, kind="cosine"))

@@ -1,6 +1,6 @@
 """When metrics are logged, validations run and checkpoints are saved; and how long the remaining ones take."""
 
-from elas.config import Config
+from elas.config import CheckpointConfig, Config, TrainConfig
 
 
 def logs(config: Config, step: int, first: int) -> bool:
@@ -28,15 +28,15 @@ class Due:
         save_s: seconds that the last save blocked training; 0 before the first.
     """
 
-    def __init__(self, config: Config):
-        self._config = config
+    def __init__(self, train: TrainConfig, checkpoint: CheckpointConfig):
+        self._train, self._every = train, checkpoint.every_steps
         self.validation_s = self.save_s = 0.0
 
     def seconds(self, step: int, *, over: bool) -> float:
         """Seconds of the validations and saves after `step`; `over`: those due at `step` itself are done."""
-        train, before = self._config.train, step if over else step - 1
+        train, before = self._train, step if over else step - 1
         validations = _due(train.eval_every, before, train.steps) if train.eval_batches else 0
-        saves = _due(self._config.checkpoint.every_steps, before, train.steps)
+        saves = _due(self._every, before, train.steps)
         return validations * self.validation_s + saves * self.save_s
 
 

@@ -1,6 +1,18 @@
-"""The console line of a logged step."""
+"""Console lines of a run: of a logged step, and warnings at the start. Does not import torch."""
 
-from elas.console import clock
+from elas.config import Config
+from elas.config.phases import unreached
+from elas.console import Console, clock
+from elas.data.corpus import unused_vocabulary
+
+
+def warn(config: Config, step: int) -> None:
+    """Warn on stderr of phases that a run will not reach after `step`, where it starts, and of unused vocabulary.
+
+    A resumed run calls it after checking the bytes of its checkpoint: if these are damaged, an earlier one is resumed.
+    """
+    for line in (*unreached(config, step), *unused_vocabulary(config)):
+        Console("err").say(f"warning: {line}")
 
 
 def step_line(row: dict, steps: int, width: int | None = None, *, more_s: float = 0.0) -> str:

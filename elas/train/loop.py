@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import partial
 
 from elas.checkpoint.folder import Checkpoint, read_checkpoint
 from elas.checkpoint.initial import Initial, load_initial
@@ -23,12 +24,12 @@ from elas.run_dir import clear_markers, write_marker
 from elas.train import events, history, start
 from elas.train.anomalies import BadSteps, Spikes
 from elas.train.bits import BitsPerByte
-from elas.train.lines import step_line
+from elas.train.lines import step_line, warn
 from elas.train.metrics import Interval, Metrics
 from elas.train.progress import FIRST_S, LATER_S, Progress
 from elas.train.result import RunResult
-from elas.train.signals import StopRequest
-from elas.train.standing import Standing, stopped_line
+from elas.train.signals import Agreement, StopRequest
+from elas.train.standing import Ledger, Standing, stopped_line
 from elas.train.watchdog import Watchdog
 
 
@@ -51,12 +52,13 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None, initial: Init
         Failure: a checkpoint could not be written.
     """
     progress = Progress(Console(), config.train.steps, shows=layout.rank == 0)
+    ledger = Ledger(resume)
     with (
-        StopRequest(config.train.stop_after_minutes, progress.say) as stop,
-        Watchdog(config, stop) as watchdog,
+        StopRequest(config.train.stop_after_minutes, progress.say, ledger.standing) as stop,
+        Watchdog(config.train, stop) as watchdog,
         progress,
     ):
-        return _Run(config, layout, resume, initial, watchdog, stop, progress).train()
+        return _Run(config, layout, resume, initial, watchdog, stop, progress, ledger).train()
 
 
 class _Run:
@@ -67,6 +69,7 @@ class _Run:
         first: first step of this start.
         consumed: samples consumed; after a rollback, which continues with new samples, more than `step` global batches.
         tokens: tokens trained on, which are the labels that count; padding of a document's sample does not.
+        agreed: what all ranks last agreed on about stopping: in the last step, or after a validation or a save.
         origin: facts of the checkpoint whose weights the run started with, stored in its manifests; or None.
         validation_due: the validation after `step` was interrupted by a stop; the next start runs it again.
     """
@@ -80,12 +83,15 @@ class _Run:
         watchdog: Watchdog,
         stop: StopRequest,
         progress: Progress,
+        ledger: Ledger,
     ):
         self.config, self.layout, self.stop, self.progress = config, layout, stop, progress
         progress.begin("reading the checkpoint" if resume else "reading the corpus")
-        stop.standing = lambda: Standing(resume.path if resume else None, resume.step if resume else 0, False)
         if resume:
             resume = first_intact(resume, config)
+            ledger.follow(partial(Standing.at_start, resume))  # perhaps an older one than the newest by manifest
+            if layout.rank == 0:
+                warn(config, resume.step)
         self.step = resume.step if resume else 0
         self.first = self.step + 1
         self.consumed = resume.manifest["consumed_samples"] if resume else 0
@@ -102,20 +108,21 @@ class _Run:
             load_initial(self.engine, initial)
         self.origin = initial.facts(config) if initial else resume.manifest.get("init_from") if resume else None
         if layout.rank == 0:
-            clear_markers(config)
-        self.metrics = Metrics(config, last_step=self.step, writes=layout.rank == 0)
+            clear_markers(config.train.run_dir)
+        self.metrics = Metrics(config.train.run_dir, config.log, last_step=self.step, writes=layout.rank == 0)
         self.saver = Saver(config, self.engine)
         if resume:
             self.saver.resumed_from(resume)
         self.saved = (self.step, self.consumed)  # state in the newest checkpoint; step 0 needs none
-        stop.standing = self._standing
+        ledger.follow(self._standing)
         self.validation_due = bool(resume and resume.manifest.get("validation_due"))
         self.cycle = LoroCycle(self.engine, config.optimizer) if config.optimizer.kind == "loro" else None
         self.bad, self.spikes = BadSteps(), Spikes(config.train.spike_nats)
         self.bits = BitsPerByte(config, self.datasets.valid)
+        self.agreed = Agreement()
         self.loss: float | None = None
         self.valid_loss: float | None = None
-        self.interval, self.due = Interval(self.step, self.tokens), events.Due(config)
+        self.interval, self.due = Interval(self.step, self.tokens), events.Due(config.train, config.checkpoint)
         self._announce(resume)
         if layout.rank == 0:
             for line in (*(initial.says() if initial else ()), *history.record(config, resume)):
@@ -152,7 +159,7 @@ class _Run:
         self.metrics.close()
         checkpoint = str(self.saver.last) if self.saver.last else None
         if self.layout.rank == 0:
-            write_marker(config, {"step": self.step, "checkpoint": checkpoint}, stopped)
+            write_marker(config.train.run_dir, {"step": self.step, "checkpoint": checkpoint}, stopped)
         return RunResult(self.step, self.tokens, self.loss, self.valid_loss, checkpoint, stopped)
 
     def _one_step(self) -> bool:
@@ -171,10 +178,13 @@ class _Run:
         begun = time.perf_counter()
         self.between.begin(f"step {step}", engine.micro_batches, len(engine.chunks))
         try:
-            self.loss, norm = engine.step(self.batches)
+            self.loss, norm = engine.step(self.batches, self._flags)
         except Abandoned:
+            self.agreed = self.stop.agreed(engine.flags)
             self.step -= 1
             return False
+        self.agreed = self.stop.agreed(engine.flags)
+        self.between.adapt(self.agreed.pass_s)
         self.step_s = time.perf_counter() - begun
         self.consumed += config.train.global_batch_size
         self.tokens += engine.labels
@@ -214,6 +224,7 @@ class _Run:
         """
         if self.bad.consecutive:
             return False
+        assert self.loss is not None  # of the step just taken
         median = self.spikes.note(self.loss)
         if median is None:
             return False
@@ -238,15 +249,21 @@ class _Run:
         self.interval.restart(self.step, self.tokens)
         return True
 
+    def _flags(self) -> list[float]:
+        """What this rank tells the others in each step."""
+        return self.stop.flags(self.saver.under_way and not self.saver.ready, self.between.seconds)
+
+    def _agree(self) -> None:
+        """Agree on stopping apart from a step, after what may have taken minutes."""
+        self.agreed = self.stop.agree(self.saver.under_way and not self.saver.ready)
+
     def _save_if_due(self) -> str:
         """Finish an asynchronous save that is written, and save if due; returns the reason to stop, else ""."""
         saver, config = self.saver, self.config
-        agreed = self.stop.agree(saver.under_way and not saver.ready, self.between.seconds)
-        self.between.adapt(agreed.pass_s)
-        if saver.under_way and not agreed.busy:
+        if saver.under_way and not self.agreed.busy:
             saver.finish()
         state = (self.step, self.consumed)
-        if state != self.saved and (agreed.why or events.saves(config, self.step)):
+        if state != self.saved and (self.agreed.why or events.saves(config, self.step)):
             if not self.engine.is_finite():
                 raise self._diverged("weights that are not finite after the update")
             self.between.mark("saving")
@@ -256,8 +273,10 @@ class _Run:
             facts |= {"init_from": self.origin} if self.origin else {}
             saver.save(self.step, self.tokens, facts)
             self.saved, self.due.save_s = state, saver.blocked_s
+            if not self.agreed.why:
+                self._agree()
             self.interval.restart(self.step, self.tokens)
-        return agreed.why
+        return self.agreed.why
 
     def _standing(self) -> Standing:
         """What is saved so far; also called from the signal thread."""
@@ -276,7 +295,9 @@ class _Run:
         observe.look_next(engine.chunks, 0)
         set_sparse(engine.chunks, max(1, self.step) > config.sparsity.dense_steps)  # at step 0 as in step 1
         total, tokens = 0.0, 0
-        samples, available = len(self.datasets.valid), self.datasets.valid_available
+        # `Dataset` declares no `__len__`, but both kinds that a validation reads have it.
+        samples = len(self.datasets.valid)  # pyright: ignore[reportArgumentType]
+        available = self.datasets.valid_available
         micro_batches = -(-samples // (config.train.micro_batch_size * self.layout.dp))
         self.between.begin("validation", micro_batches, len(engine.chunks))
         self.progress.interval, begun = FIRST_S, time.perf_counter()
@@ -286,7 +307,9 @@ class _Run:
                 total, tokens = total + losses, tokens + counted
         except Abandoned:
             self.validation_due = True
-            return self.stop.agree(waiting=False).why
+            self._agree()
+            return self.agreed.why
+        self._agree()
         self.validation_due, self.due.validation_s = False, time.perf_counter() - begun
         loss = self.valid_loss = total / tokens
         if not math.isfinite(loss):
@@ -323,7 +346,8 @@ class _Run:
             for skipped in resume.passed_over:
                 self.progress.say(f"skipped {skipped}")
             self.progress.say(f"resumed from {resume.path} at step {resume.step}")
-        self.metrics.facts({"first_step": self.step + 1, **model_facts, **kernel_facts, **data_facts})
+        facts = {"first_step": self.step + 1, **model_facts, **kernel_facts, **data_facts}
+        self.metrics.facts(self.config.to_dict(), facts)
 
     def _log(self, values: dict) -> None:
         config, engine, step = self.config, self.engine, values["step"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from elas.config import Config
+from elas.config import LogConfig
 from elas.files import read_jsonl, write_json
 
 
@@ -20,24 +20,24 @@ class Metrics:
     """The metrics files of one run.
 
     Args:
-        config: `train.run_dir` and `log.tensorboard`.
+        run_dir: the run's folder.
+        config: whether TensorBoard events are written too.
         last_step: step of the checkpoint resumed from; 0 for a new run.
         writes: False on all ranks but 0; all methods then do nothing.
     """
 
-    def __init__(self, config: Config, *, last_step: int, writes: bool):
+    def __init__(self, run_dir: str, config: LogConfig, *, last_step: int, writes: bool):
         self.writes = writes
         self._start = time.monotonic()
         self._board = None
         if not writes:
             return
-        folder = self._folder = Path(config.train.run_dir)
+        folder = self._folder = Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self._paths = {name: folder / f"{name}.jsonl" for name in ("metrics", "validation")}
         for path in self._paths.values():
             _drop_after(path, last_step)
-        (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        if config.log.tensorboard:
+        if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
@@ -62,9 +62,10 @@ class Metrics:
             for key, value in _scalars(name, values):
                 self._board.add_scalar(key, value, values["step"])
 
-    def facts(self, facts: dict[str, Any]) -> None:
-        """Write facts about this start of the run to `run.json`."""
+    def facts(self, config: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Write the run's whole configuration to `config.json`, and facts about this start of it to `run.json`."""
         if self.writes:
+            write_json(self._folder / "config.json", config)
             write_json(self._folder / "run.json", facts | {"time": time.time()})
 
     def close(self) -> None:

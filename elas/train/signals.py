@@ -2,7 +2,7 @@
 
 A signal only sets a flag. A separate thread does that, because Python runs signal handlers in the main thread, which
 may be inside a collective or a long kernel. The flags reach the other ranks with the watchdog's heartbeats, and all
-ranks agree on them after each step, and between the micro-batches of slow steps (`elas.engine.micro_batches`). Then all
+ranks agree on them in each step, and between the micro-batches of slow steps (`elas.engine.micro_batches`). Then all
 save and end, and the launcher reads `RUN_DIR/DONE` or `RUN_DIR/REQUEUE`.
 """
 
@@ -32,17 +32,17 @@ _SAME_ALONE_S = 0.15
 
 @dataclass(frozen=True)
 class Agreement:
-    """Result of `StopRequest.agree`, the same on every rank.
+    """What the flags of all ranks say, the same on every rank.
 
     Attributes:
         why: the reason to stop; empty to continue.
         busy: whether any rank passed `waiting`.
-        pass_s: seconds of a micro-batch on the slowest rank.
+        pass_s: seconds of a micro-batch, on average over the ranks.
     """
 
-    why: str
-    busy: bool
-    pass_s: float
+    why: str = ""
+    busy: bool = False
+    pass_s: float = 0.0
 
 
 class StopRequest:
@@ -54,15 +54,20 @@ class StopRequest:
     Args:
         minutes: time budget in minutes from now on; None for none.
         say: prints a line; called from another thread.
+        standing: called to find out what of the run is saved; from another thread too.
 
     Attributes:
-        standing: called to find out what of the run is saved.
         failed: ranks of this host that have failed since this was created.
     """
 
-    def __init__(self, minutes: float | None, say: Callable[[str], None] = lambda text: None):
-        self.standing: Callable[[], Standing] = lambda: Standing(None, 0, unsaved=False)
+    def __init__(
+        self,
+        minutes: float | None,
+        say: Callable[[str], None] = lambda text: None,
+        standing: Callable[[], Standing] = Standing.at_start,
+    ):
         self.failed = FailedRanks()
+        self._standing = standing
         self._say = say
         self._signal = 0  # index of the reason
         self._lock = threading.Lock()
@@ -100,12 +105,12 @@ class StopRequest:
         if now - self._noted.setdefault(number, now) > self._same_s:
             name = signal.Signals(number).name
             if int(os.environ.get("RANK", "0")) == 0:
-                lost = self.standing().lost()
+                lost = self._standing().lost()
                 Console("err").say(f"\nerror: ended at once by the second {name}; {lost}")
             os._exit(128 + number)
         if number == signal.SIGTERM and self.failed.first():
             return  # the launcher ends the ranks because one failed; nothing can be saved, the watchdog reports why
-        self.hear(_SIGNALS[number])
+        self.hear(_SIGNALS[signal.Signals(number)])
 
     def hear(self, reason: int) -> None:
         """Set the flag for a signal that this or another rank (its `signalled`) received; only the first one counts."""
@@ -113,7 +118,7 @@ class StopRequest:
             if self._signal or not reason:
                 return
             self._signal = reason
-        standing = self.standing()
+        standing = self._standing()
         again = f"the same signal again ends it at once, and then {standing.lost()}"
         self._say(f"stopping ({_REASONS[reason]}): {standing.plan()}; {again}")
 
@@ -122,28 +127,37 @@ class StopRequest:
         """The signal this rank knows of, as the number that `hear` takes on other ranks; 0 for none."""
         return self._signal
 
-    def agree(self, waiting: bool, pass_s: float = 0.0) -> Agreement:
-        """Exchange flags; every rank must call it.
+    def flags(self, waiting: bool, pass_s: float = 0.0) -> list[float]:
+        """What this rank contributes to an agreement: numbers to sum over all ranks.
 
         Args:
             waiting: whether this rank is still busy with something that all ranks must complete first.
             pass_s: seconds of a micro-batch on this rank.
         """
         over = self._end is not None and time.monotonic() >= self._end
-        flags = [self._signal or int(over), int(waiting), round(1e6 * pass_s)]
-        reason, busy, micros = _largest(flags, None)
+        mine = self._signal or int(over)
+        return [*(float(reason == mine) for reason in range(1, len(_REASONS))), float(waiting), pass_s]
+
+    def agreed(self, sums: list[float]) -> Agreement:
+        """What the sums of all ranks' `flags` say; every rank must call it with the same sums."""
+        *ranks_with, waiting, seconds = sums
+        reason = max((reason for reason, ranks in enumerate(ranks_with, 1) if ranks), default=0)
         if reason in _SIGNALS.values():
             self.hear(reason)  # so that rank 0 prints the line, whichever rank received the signal
-        return Agreement(_REASONS[reason], bool(busy), micros / 1e6)
+        return Agreement(_REASONS[reason], waiting > 0, seconds / dist.get_world_size())
+
+    def agree(self, waiting: bool, pass_s: float = 0.0) -> Agreement:
+        """Exchange `flags` apart from a step, which sums them with its loss; every rank must call it."""
+        return self.agreed(_sums(self.flags(waiting, pass_s), None))
 
     def agree_on_signal(self, group: dist.ProcessGroup | None) -> bool:
         """Whether any rank of a group knows of a signal; every rank of it must call this. Ignores the time budget."""
-        return bool(_largest([self._signal], group)[0])
+        return _sums([float(self._signal > 0)], group)[0] > 0
 
 
-def _largest(values: list[int], group: dist.ProcessGroup | None) -> list[int]:
+def _sums(values: list[float], group: dist.ProcessGroup | None) -> list[float]:
     if dist.get_world_size(group) == 1:
         return values
-    flags = torch.tensor(values, device=torch.cuda.current_device())
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=group)
-    return flags.tolist()
+    sums = torch.tensor(values, dtype=torch.float64, device=torch.cuda.current_device())
+    dist.all_reduce(sums, group=group)
+    return sums.tolist()

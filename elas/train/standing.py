@@ -1,8 +1,10 @@
 """What of a run is saved, and what would be lost if it ended now."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from elas.checkpoint.folder import Checkpoint
 from elas.config import Config
 from elas.run_dir import checkpoints_dir
 
@@ -21,6 +23,11 @@ class Standing:
     step: int
     unsaved: bool
 
+    @classmethod
+    def at_start(cls, resume: Checkpoint | None = None) -> "Standing":
+        """Before the first step of a start; `resume` is the checkpoint that it resumes from."""
+        return cls(resume.path, resume.step, unsaved=False) if resume else cls(None, 0, unsaved=False)
+
     def plan(self) -> str:
         """What the run does when asked to stop."""
         return "the run will save and end" if self.unsaved else "the run will end"
@@ -32,6 +39,26 @@ class Standing:
         if self.unsaved:
             return f"all steps after {self.step} are lost; {self.checkpoint} is kept"
         return f"nothing is lost: step {self.step} is saved in {self.checkpoint}"
+
+
+class Ledger:
+    """Answers what of a run is saved from its first moment on, to any thread.
+
+    Args:
+        resume: the checkpoint that the run resumes from.
+    """
+
+    def __init__(self, resume: Checkpoint | None):
+        at_start = Standing.at_start(resume)
+        self._ask: Callable[[], Standing] = lambda: at_start
+
+    def follow(self, ask: Callable[[], Standing]) -> None:
+        """Ask this from now on: signals are handled while the run that will know is still being built, for minutes."""
+        self._ask = ask
+
+    def standing(self) -> Standing:
+        """What is saved now."""
+        return self._ask()
 
 
 def stopped_line(config: Config, step: int, why: str, checkpoint: Path | None) -> str:

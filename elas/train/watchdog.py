@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] public, but not in `__all__`
 
-from elas.config import Config
+from elas.config import TrainConfig
 from elas.console import Console
 from elas.errors import Failure
 from elas.train.signals import StopRequest
@@ -54,16 +55,16 @@ class Watchdog:
     """Watches the ranks of a run; a context manager. Without a time-out it only exchanges heartbeats.
 
     Args:
-        config: `train.timeout_seconds` and the run's folder.
+        config: `timeout_seconds`, and the run's folder for the stacks.
         stop: is notified of the signals that other ranks received.
         end: ends the process; replaced in tests.
     """
 
-    def __init__(self, config: Config, stop: StopRequest | None = None, end: Callable[[int], None] = os._exit):
+    def __init__(self, config: TrainConfig, stop: StopRequest | None = None, end: Callable[[int], object] = os._exit):
         self._stop = stop or StopRequest(None)
-        self.timeout = config.train.timeout_seconds
+        self.timeout = config.timeout_seconds
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self._folder = Path(config.train.run_dir) / "stacks"
+        self._folder = Path(config.run_dir) / "stacks"
         self._end = end
         self._now = (0, "starting", 0)  # step, operation, number of operations before it
         self._reachable = True
@@ -89,7 +90,7 @@ class Watchdog:
         self._seen = [_Seen(0, 0, "starting", now, now) for _ in range(self.world)]
         threading.Thread(target=self._exchange, name="heartbeats", daemon=True).start()
         if self.timeout is not None:
-            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread = threading.Thread(target=self._watch, args=(self.timeout,), name="watchdog", daemon=True)
             self._thread.start()
         return self
 
@@ -130,7 +131,7 @@ class Watchdog:
                 return
             self._exchanged = time.monotonic()
 
-    def _watch(self) -> None:
+    def _watch(self, timeout: float) -> None:
         suspicious_since = None
         while not self._closed.wait(min(_LOOK_S, self._interval)):
             verdict = self._verdict or self._guards_verdict()
@@ -139,7 +140,7 @@ class Watchdog:
                 verdict = self._missing(_MISSED * self._interval)
                 if verdict is None and time.monotonic() > suspicious_since + 3 * _MISSED * self._interval:
                     return  # all ranks are alive, so the original error is raised
-            verdict = verdict or self._missing(self.timeout) or self._stuck()
+            verdict = verdict or self._missing(timeout) or self._stuck(timeout)
             if verdict is not None and not self._closed.is_set():
                 self._finish(verdict)
                 return
@@ -192,19 +193,19 @@ class Watchdog:
         since = now - seen[first].beat_since
         return f"rank {first} has sent no heartbeat for {since:.0f} s (last: {seen[first].label}){more}"
 
-    def _stuck(self) -> str | None:
+    def _stuck(self, timeout: float) -> str | None:
         """The verdict if no rank has made progress for too long; the others wait for the rank furthest behind."""
         now, seen = time.monotonic(), self._seen
         oldest = min([self._exchanged, *(one.beat_since for one in seen)])
         if now - oldest > _MISSED * self._interval:
             return None  # a rank may be gone, which `_missing` will report
-        if any(now - one.progress_since <= self.timeout for one in seen):
+        if any(now - one.progress_since <= timeout for one in seen):
             return None
         behind = min(range(self.world), key=lambda rank: seen[rank].progress)
-        fix = f"if it was slow rather than stuck, raise train.timeout_seconds={self.timeout:g}"
+        fix = f"if it was slow rather than stuck, raise train.timeout_seconds={timeout:g}"
         if all(one.progress == seen[behind].progress for one in seen):
-            return f"no rank has made progress for {self.timeout:g} s (all at {seen[behind].label}); {fix}"
-        what = f"rank {behind} has made no progress for {self.timeout:g} s (at {seen[behind].label})"
+            return f"no rank has made progress for {timeout:g} s (all at {seen[behind].label}); {fix}"
+        what = f"rank {behind} has made no progress for {timeout:g} s (at {seen[behind].label})"
         return f"{what}; the others wait for it; {fix}"
 
     def _finish(self, verdict: str) -> None:
@@ -253,16 +254,16 @@ class Watchdog:
         self._publish(f"rank {self.rank} failed in step {step}, {operation} ({what})")
 
 
-def _open_store(rank: int, timeout: float) -> dist.TCPStore:
+def _open_store(rank: int, timeout: float) -> TCPStore:
     """A separate store for the watchdog; rank 0 serves it on a free port."""
     wait = datetime.timedelta(seconds=max(1.0, timeout))
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
     port: list = [None]
     if rank == 0:
-        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=wait)
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=wait)
         port = [store.port]
     dist.broadcast_object_list(port, src=0)
-    return store if rank == 0 else dist.TCPStore(host, port[0], is_master=False, timeout=wait)
+    return store if rank == 0 else TCPStore(host, port[0], is_master=False, timeout=wait)
 
 
 def _is_lost_connection(error: BaseException) -> bool:

@@ -75,6 +75,17 @@ def test_every_damage_to_every_file(one_rank, settings, trained, tmp_path, capsy
         first_intact(find_checkpoint(config), config)
 
 
+def test_warnings_are_of_the_checkpoint_that_is_resumed(settings, trained, tmp_path):
+    """The newest one has the right sizes, but not the right bytes: the lines before its check must not speak of it."""
+    folder = shutil.copytree(trained, tmp_path / "run")
+    flip(0)(folder / "checkpoints" / "step_00000006" / "__1_0.distcp")
+    output = finish(start({**settings, "train.run_dir": folder, "train.steps": 9, "log.every_steps": 50}))
+    (line,) = [line for line in output.splitlines() if line.startswith("warning: log.every_steps=50")]
+    assert "no metrics between the first step and the last" in line and "__1_0.distcp is damaged" in output
+    places = [line for line in output.splitlines() if "where it resumes" in line]
+    assert places and all("step 3, where it resumes" in line for line in places), output
+
+
 def test_whole_ones_verify_and_are_listed(trained, capsys):
     assert exit_status(run, ["checkpoint", "verify", str(trained)]) == 0
     assert exit_status(run, ["checkpoint", "list", str(trained)]) == 0

@@ -113,8 +113,7 @@ from elas.train.signals import StopRequest
 from elas.train.standing import Standing
 def say(text):
     print(text, flush=True)
-with StopRequest(None, say) as stop:
-    stop.standing = lambda: Standing("a/step_00000040", 40, unsaved=True)
+with StopRequest(None, say, lambda: Standing("a/step_00000040", 40, unsaved=True)):
     say("ready")
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes without a look at signals, as in a collective
 """

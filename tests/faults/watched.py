@@ -12,7 +12,7 @@ def one_stands_still(folder: str, timeout: float) -> list:
 
     ended = []
     config = load_config(None, {"train.run_dir": folder, "train.timeout_seconds": timeout})
-    with Watchdog(config, end=ended.append) as watchdog:
+    with Watchdog(config.train, end=ended.append) as watchdog:
         for step in range(5 - 3 * dist.get_rank()):
             watchdog.mark(step, "forward and backward")
         start = time.monotonic()

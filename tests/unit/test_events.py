@@ -32,7 +32,7 @@ def test_the_warning_of_missing_lines_agrees_with_the_lines(every, start):
 def test_the_time_left_holds_what_is_still_due(settings):
     """Against a count of the events themselves, step by step."""
     config = config_of(**settings)
-    due = events.Due(config)
+    due = events.Due(config.train, config.checkpoint)
     assert due.seconds(0, over=True) == 0.0  # what was never measured counts for nothing
     due.validation_s, due.save_s = 100.0, 1000.0
     for step in range(1, 21):
