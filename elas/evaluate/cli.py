@@ -1,17 +1,22 @@
-"""`elas eval`: loss, perplexity and bits per byte of a checkpoint or a Hugging Face folder."""
+"""`elas eval`: loss, perplexity and bits per byte of a checkpoint or a Hugging Face folder, or its scores in tasks."""
 
+import argparse
+import os
 from pathlib import Path
 
 from elas.command import Parser
 from elas.config import Config, ParallelConfig, split_overrides
 from elas.config.reading import from_flat
 from elas.config.rules import check_ranges
-from elas.console import Console, facts_table
+from elas.console import Console, facts_table, table
 from elas.errors import UserError
 from elas.evaluate.rows import PROTOCOLS
 from elas.files import write_json
 
 EXAMPLE = "elas eval --checkpoint runs/60m --data data/c4-valid"
+_COMMON = ("checkpoint", "batch", "dtype", "tokenizer")
+_OF_TASKS = ("task_dir", "limit", "num_fewshot")
+_OF_TOKENS = ("data", "text", "protocol", "tokens", "seq_length")
 _LAYOUT = ("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.sequence")
 _ABOUT = f"""Several ranks: torchrun --nproc_per_node N -m elas.cli eval …, data parallel, or with any of
   {" ".join(f"--{key} V" for key in _LAYOUT)}
@@ -35,20 +40,53 @@ def main(argv: list[str], rank: int = 0, world: int = 1) -> int:
     settings, rest = split_overrides(argv)
     options = _parser().parse_args(rest)
     parallel = _parallel(settings)
+    run = _tokens if options.tasks is None else _tasks
+    _check_options(options, settings)
+    if options.tasks is not None and not Console("err").is_terminal:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; read when tqdm is imported
     from elas import prepare
 
     prepare()
+    facts = run(options, parallel, rank, world)
+    if rank == 0:
+        write_json(options.json, facts)
+    return 0
+
+
+def _tokens(options: argparse.Namespace, parallel: ParallelConfig, rank: int, world: int) -> dict:
     from elas.evaluate.run import evaluate
     from elas.evaluate.subject import Request
 
-    given = {name: value for name, value in vars(options).items() if name not in ("json", "data", "text")}
+    given = {name: getattr(options, name) for name in (*_COMMON, "protocol", "tokens", "seq_length")}
     request = Request(**given, data=tuple(options.data), text=tuple(options.text), parallel=parallel)
     facts = evaluate(request, Console(), rank, world)
     if rank == 0:
         shown = [(name.replace("_", " "), _shown(value)) for name, value in facts.items() if name != "sources"]
         print(facts_table(shown), flush=True)
-        write_json(options.json, facts)
-    return 0
+    return facts
+
+
+def _tasks(options: argparse.Namespace, _all_data: ParallelConfig, rank: int, world: int) -> dict:
+    from elas.evaluate.tasks import TaskRequest, run_tasks, table_of
+
+    names = tuple(name.strip() for name in options.tasks.split(",") if name.strip())
+    request = TaskRequest(tasks=names, **{name: getattr(options, name) for name in (*_COMMON, *_OF_TASKS)})
+    facts = run_tasks(request, Console(), rank, world)
+    if rank == 0:
+        print(table(*table_of(facts), left=3), flush=True)
+    return facts
+
+
+def _check_options(options: argparse.Namespace, settings: dict) -> None:
+    """Raise `UserError` for an option that has no effect on what was asked for."""
+    of_others = _OF_TASKS if options.tasks is None else _OF_TOKENS
+    for name in of_others:
+        if getattr(options, name) not in (None, []):
+            when = "only with --tasks" if options.tasks is None else "not with --tasks, which have their own data"
+            raise UserError(f"--{name.replace('_', '-')}: {when}; leave one of them out")
+    if options.tasks is not None and settings:
+        key, value = next(iter(settings.items()))
+        raise UserError(f"--{key} {value}: not with --tasks, whose ranks are data parallel; leave it out")
 
 
 def _parallel(settings: dict) -> ParallelConfig:
@@ -78,6 +116,19 @@ def _parser() -> Parser:
     add("--data", nargs="+", default=[], metavar="PREFIX", help=data)
     text = "raw text instead, tokenised here: files, folders or globs as for elas prep tokenize"
     add("--text", nargs="+", default=[], metavar="FILE", help=text)
+    add(
+        "--tasks",
+        metavar="T,T",
+        help="tasks of lm-evaluation-harness instead: hellaswag,arc_easy (pip install 'elas[eval]')",
+    )
+    add(
+        "--task-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder with YAML files of further tasks, found before the harness's",
+    )
+    add("--limit", type=int, metavar="N", help="documents of each task (default: all)")
+    add("--num-fewshot", type=int, metavar="N", help="examples before each question (default: the task's)")
     protocol = (
         "packed: documents one after the other, every token predicted once; papers: one truncated document a sequence "
         "(default: as the run was trained, data.packing; packed for a Hugging Face folder)"
@@ -85,7 +136,10 @@ def _parser() -> Parser:
     add("--protocol", choices=PROTOCOLS, help=protocol)
     tokens = "predict this many: in sequences spread evenly over --data, or the first ones of --text (default: all)"
     add("--tokens", type=int, metavar="N", help=tokens)
-    batch = "sequences a batch, which ppl_n_plus_1 depends on (default: the run's train.micro_batch_size, or 8)"
+    batch = (
+        "sequences a batch, which ppl_n_plus_1 depends on (default: the run's train.micro_batch_size; 8 for a Hugging "
+        "Face folder and for tasks)"
+    )
     add("--batch", type=int, metavar="N", help=batch)
     length = "tokens of a sequence (default: the run's; a Hugging Face folder's longest, at most 2048)"
     add("--seq-length", type=int, metavar="N", help=length)

@@ -25,3 +25,17 @@ def trained(tmp_path_factory):
     settings = {"model.vocab_size": VOCAB, "data.train": str(folder / "train"), "data.valid": str(folder / "valid")}
     run_ranks(2, "evaluated:save", settings, str(folder / "run"), timeout=200)
     return folder
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory):
+    """A folder with a small Llama of transformers, and no tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=VOCAB, max_position_embeddings=40, initializer_range=0.2, **sizes)
+    folder = tmp_path_factory.mktemp("llama")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder

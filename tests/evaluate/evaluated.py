@@ -87,7 +87,7 @@ def state_of(folder: str) -> dict[str, tuple[int, int]]:
 
 
 def save(settings: dict, run_dir: str) -> None:
-    """Train some steps, the last of them sparse, and save."""
+    """Train some steps, the last of them sparse, and save the last two."""
     import sys
 
     sys.path.append(str(Path(__file__).parents[1] / "parity"))
@@ -96,6 +96,21 @@ def save(settings: dict, run_dir: str) -> None:
     from elas.checkpoint.saver import Saver
 
     config, engine, step = _engine(settings, run_dir)
+    saver = Saver(config, engine)
     for number in range(STEPS):
         step(number)
-    Saver(config, engine).save(STEPS, tokens=0, facts={"consumed_samples": 0})
+        if number >= STEPS - 2:
+            saver.save(number + 1, tokens=0, facts={"consumed_samples": 0})
+
+
+def tasks_of(requests: list[dict]) -> list[dict]:
+    """Facts of each run of tasks; empty but on rank 0."""
+    import os
+
+    from elas import prepare
+    from elas.console import Console
+    from elas.evaluate.tasks import TaskRequest, run_tasks
+
+    prepare()
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return [run_tasks(TaskRequest(**request), Console(), rank, world) for request in requests]

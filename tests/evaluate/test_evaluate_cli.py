@@ -58,7 +58,31 @@ def test_text_equals_its_tokens(run, trained, tmp_path):
             assert text[key] == pytest.approx(tokens[key], rel=1e-12), key
 
 
-def test_mistakes_are_one_line(run, trained, tmp_path):
+def test_a_removed_checkpoint_is_replaced_or_said(trained, tmp_path, capsys):
+    """While a run goes on, it removes checkpoints that an evaluation may be about to read."""
+    from elas import parallel
+    from elas.checkpoint.choose import find
+    from elas.checkpoint.identity import written_config
+    from elas.config import ParallelConfig
+    from elas.console import Console
+    from elas.evaluate.models import evaluation_config, open_checkpoint
+
+    folder = shutil.copytree(trained / "run", tmp_path / "run")
+    newest = find(folder)
+    shutil.rmtree(newest.path)
+    config = evaluation_config(written_config(newest), ParallelConfig(), None, 32)
+    layout = parallel.initialize(config.parallel, seed=0)
+    try:
+        _, used = open_checkpoint(folder, newest, config, layout, Console())
+        assert used.step == newest.step - 1
+        assert f"{newest.path} was removed while it was being read" in capsys.readouterr().out
+        with pytest.raises(UserError, match=r"was removed while .*; give a newer one, or the run's folder$"):
+            open_checkpoint(newest.path, newest, config, layout, Console())
+    finally:
+        parallel.shut_down()
+
+
+def test_mistakes_are_one_line(run, trained, llama, tmp_path):
     from support.corpora import write_corpus
 
     model = ("--checkpoint", trained / "run")
@@ -66,7 +90,7 @@ def test_mistakes_are_one_line(run, trained, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "config.json").write_text("{}")
     broken = shutil.copytree(trained / "run", tmp_path / "broken")
-    file = next((broken / "checkpoints").glob("*/__0_0.distcp"))
+    file = max((broken / "checkpoints").glob("*/__0_0.distcp"))
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
@@ -87,6 +111,13 @@ def test_mistakes_are_one_line(run, trained, tmp_path):
         ((*model, "--tokenizer", tmp_path / "gone"), "--tokenizer='"),
         ((*model, "--parallel.tensor", 2), "parallel.tensor=2: tensor × pipeline = 2 × 1 does not divide"),
         ((*model, "--parallel.zero", 2), "--parallel.zero 2: not for elas eval"),
+        (("--checkpoint", llama), "--data=None: a Hugging Face folder names no validation set; give --data"),
+        (("--checkpoint", llama, "--text", trained / "text"), "requires the model's tokenizer ("),
+        (("--checkpoint", llama, "--data", trained / "valid", "--parallel.tensor", 2), "is a Hugging Face folder"),
+        (("--checkpoint", llama, "--data", trained / "valid", "--seq-length", 41), "at most 40 tokens"),
+        ((*model, "--limit", 3), "--limit: only with --tasks"),
+        ((*model, "--tasks", "x", "--text", "a"), "--text: not with --tasks"),
+        ((*model, "--tasks", "x", "--parallel.tensor", 2), "--parallel.tensor 2: not with --tasks"),
         ((*model, "--parallel.tensor", 0), "parallel.tensor=0: out of range"),
     ):
         said = run(*argv)

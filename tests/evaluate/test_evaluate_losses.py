@@ -53,3 +53,15 @@ def test_every_layout_equals_plain_loops(trained, truth):
     for case, found in zip(cases, results[0]):
         agree(found, truth[case["protocol"]])
     assert evaluated.state_of(str(trained)) == before, "evaluation writes nothing"
+
+
+def test_a_foreign_folder_equals_plain_loops(trained, llama):
+    """Two copies of a Llama, of which each computes other batches; the longest sequence is the model's."""
+    from elas.hf.build import open_folder
+
+    model, documents = open_folder(llama), evaluated.documents_of(str(trained / "valid"))
+    case = {"checkpoint": llama, "data": (str(trained / "valid"),), "batch": BATCH}
+    found, also = run_ranks(2, evaluated.evaluate_all, [case], timeout=200)
+    truth = evaluated.by_hand(model, evaluated.packed_rows(documents, 40), BATCH)
+    agree(found[0], truth)
+    assert figures(found[0]) == figures(also[0]) and found[0]["bits_per_byte"] > 0

@@ -11,7 +11,7 @@ import pytest
 
 from elas.data.tokenizer import load_tokenizer
 from elas.errors import UserError
-from elas.export.tokenizer import write_tokenizer
+from elas.hf.tokenizer import write_tokenizer
 
 SYMBOLS = ["\n", "\t", "<|user|>", "<|end of turn|>"]
 OURS = {

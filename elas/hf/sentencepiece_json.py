@@ -12,7 +12,7 @@ and decoder; such a piece has that name in the vocabulary.
 
 from elas.data.tokenizer.sentencepiece_model import SPACE_MARK
 from elas.errors import UserError
-from elas.export.sentencepiece_text import Normalizers, StandIns
+from elas.hf.sentencepiece_text import Normalizers, StandIns
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE, WORD, CHAR = range(1, 5)

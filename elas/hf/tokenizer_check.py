@@ -6,7 +6,7 @@ from pathlib import Path
 
 from elas.data.tokenizer import HFTokenizer, SentencePieceTokenizer, Tokenizer
 from elas.errors import UserError
-from elas.export.sentencepiece_json import UNIGRAM
+from elas.hf.sentencepiece_json import UNIGRAM
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog. It's 3.14, isn't it?",
