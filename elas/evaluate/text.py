@@ -84,7 +84,9 @@ def _encode(corpus: Corpus, tokenizer: Tokenizer, limit: int | None) -> _Held:
 def _batches(corpus: Corpus) -> Iterator[list[Document]]:
     batch, size = [], 0
     for number, document in enumerate(corpus):
-        batch.append(Document(document.text, document.name, metadata={"where": {"file": 0, "begin": 0, "line": number}}))
+        batch.append(
+            Document(document.text, document.name, metadata={"where": {"file": 0, "begin": 0, "line": number}})
+        )
         size += len(document.text)
         if size > _BATCH_CHARS or len(batch) == _BATCH_DOCUMENTS:
             yield batch

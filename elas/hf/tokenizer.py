@@ -18,8 +18,8 @@ from pathlib import Path
 from elas.data.tokenizer import MODEL_NAME, HFTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from elas.data.tokenizer.huggingface import SOURCE_NAME
 from elas.errors import UserError
-from elas.hf.tokenizer_check import compare
 from elas.files import write_json
+from elas.hf.tokenizer_check import compare
 
 CLASS = "PreTrainedTokenizerFast"  # transformers 4 and 5 read it from tokenizer.json alone
 _ROLES = ("bos", "eos", "pad")
