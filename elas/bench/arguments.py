@@ -31,6 +31,19 @@ def choices(option: str, text: str, known: list[str]) -> list[str]:
     return names
 
 
+def counts(option: str, text: str) -> list[int]:
+    """A comma-separated option as different whole numbers above 0.
+
+    Raises:
+        UserError: anything else.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    found = [int(word) for word in words if word.isdecimal() and int(word) > 0]
+    if not found or len(found) < len(words) or len(set(found)) < len(found):
+        raise UserError(f"{option} {text!r}: must be different whole numbers above 0, such as 1,8")
+    return found
+
+
 def dtypes(text: str) -> list[str]:
     """`--dtypes` as a list of names in `elas.model.transformer_config.DTYPES`."""
     return choices("--dtypes", text, list(DTYPES))

@@ -5,6 +5,7 @@ from elas.command import run_command
 COMMANDS = {
     "ffn": ("elas.bench.ffn", "feed-forward layer, forward and backward: full rank, low rank, 2:4"),
     "step": ("elas.bench.step", "whole training step, beside transformers' Llama"),
+    "generate": ("elas.bench.generate", "prefill and decode: full rank, low rank, 2:4, beside transformers' Llama"),
     "comm": ("elas.bench.comm", "bytes that cross the tensor-parallel group in a layer"),
     "checkpoint": ("elas.bench.checkpoint", "saving in place and beside training: what waits, and for how long"),
     "prep": ("elas.bench.prep", "tokenisation beside the bare libraries; memory, and what kills cost"),

@@ -13,7 +13,7 @@ def ratio_table(ratios: list[dict], columns: tuple[str, ...]) -> str:
     lines: dict[str, dict[str, str]] = {}
     for row in ratios:
         what = row["what"].removesuffix("_bytes").replace("_per_s", "/s")
-        case = " ".join(row[key] for key in columns)
+        case = " ".join(str(row[key]) for key in columns)
         lines.setdefault(f"{what}: {row['of']} ÷ {row['to']}", {})[case] = f"{row['ratio']:.2f}"
     cases = list(dict.fromkeys(case for cells in lines.values() for case in cells))
     return table(["ratio", *cases], [[name, *(cells.get(c, "–") for c in cases)] for name, cells in lines.items()])
