@@ -181,6 +181,8 @@ def _report(config: Config, ranks: int, workdir: Path) -> dict:
 
 
 def settings_of(config: Config) -> dict:
-    """The settings that determine the result, by dotted key: all but the paths under `--workdir` and the layout."""
+    """The settings that determine the result, by dotted key: not paths, the layout or exports."""
     flat = flatten(config.to_dict())
-    return {key: value for key, value in flat.items() if key not in OWN and not key.startswith("parallel.")}
+    return {
+        key: value for key, value in flat.items() if key not in OWN and not key.startswith(("parallel.", "export."))
+    }

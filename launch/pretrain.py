@@ -25,6 +25,7 @@ from elas.config.writing import to_yaml
 from elas.console import Console, Heartbeat
 from elas.errors import UserError
 from elas.files import write_json
+from elas.launch.export_at_end import export_at_end
 from elas.launch.guard.leash import end_with_launcher
 from elas.launch.rank_environment import choose_interface, is_first_rank, rank_and_world, srun_environment
 from elas.train.result import finished
@@ -92,7 +93,8 @@ def main(argv: list[str]) -> int:
         ready.lock.release()
         if not result.stopped:
             Console().say(result.done_line(heartbeat.seconds))
-        write_json(ready.json, {**dataclasses.asdict(result), **ready.facts})
+        exported = export_at_end(ready.config, result)
+        write_json(ready.json, {**dataclasses.asdict(result), **ready.facts, **exported})
     return 0
 
 

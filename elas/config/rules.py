@@ -42,6 +42,7 @@ def validate(config: Config, world_size: int | None) -> None:
         _parallel,
         _zero,
         _batches,
+        _export,
         _run_dir,
     ):
         rule(config)
@@ -187,6 +188,12 @@ def _sparsity(config: Config) -> None:
         raise ConfigError(
             "low_rank.rank", config.low_rank.rank, "does not split into groups of 4", "give a multiple of 4"
         )
+
+
+def _export(config: Config) -> None:
+    if config.export.at_end == "dense" and config.low_rank.kind == "cola":
+        why = "low_rank.kind=cola has a non-linearity between the factors, so there is no product"
+        raise ConfigError("export.at_end", "dense", why, "set it to elas or none")
 
 
 def _parallel(config: Config) -> None:

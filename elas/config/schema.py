@@ -233,6 +233,15 @@ class LogConfig:
 
 
 @dataclass(kw_only=True)
+class ExportConfig:
+    """Hugging Face folders of the trained model (`elas export hf`)."""
+
+    at_end: Literal["none", "elas", "dense"] = "none"
+    """Form of the folder that is written to RUN_DIR/exports when training completes: none for no folder; elas keeps
+    factors and 2:4; dense multiplies them out."""
+
+
+@dataclass(kw_only=True)
 class Config:
     """A whole run; see each section."""
 
@@ -246,6 +255,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     shares: ClassVar[Mapping[str, float]] = MappingProxyType({})
     """Shares of train.steps as given, by key (`elas.config.shares`); the fields themselves hold steps."""
 

@@ -39,7 +39,9 @@ def _parser() -> Parser:
     form = "elas: factors and 2:4 kept, with its code; dense: multiplied out, a stock Arcee or Llama (default: elas)"
     parser.add_argument("--form", choices=["elas", "dense"], default="elas", help=form)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the weights (default: train.dtype)")
-    parser.add_argument("--tokenizer", metavar="PATH", help="default: data.tokenizer, or that of the corpus")
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", help="default: data.tokenizer, or the corpus's; none: export without"
+    )
     data = "a corpus to compare the two models on (default: the run's validation or training data)"
     parser.add_argument("--data", metavar="PREFIX", help=data)
     parser.add_argument("--no-compare", dest="compare", action="store_false", help="leave the comparison out")

@@ -11,12 +11,15 @@ from elas.checkpoint.choose import find
 from elas.checkpoint.folder import Checkpoint, require_intact
 from elas.config import Config
 from elas.console import Console, Heartbeat
-from elas.errors import UserError
+from elas.data.tokenizer.found import document_ids, tokenizer_of
+from elas.errors import ConfigError, UserError
 from elas.export.card import model_card
 from elas.export.folder import new_folder
 from elas.export.hf import Export
+from elas.export.tokenizer import write_tokenizer
 
 STRETCHES, TOKENS = 8, 256
+NO_TOKENIZER = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,7 @@ def export_hf(request: Request, console: Console) -> dict:
     with new_folder(request.out) as folder:
         console.say(f"writing {request.out} from {found.path} (step {found.step:,})")
         with Heartbeat(f"writing {request.out}"):
-            export.write(folder, _tokenizer(config, request, folder))
+            export.write(folder, _tokenizer(config, request, folder, console))
         facts = _facts(export, request, folder)
         if request.compare:
             with Heartbeat("comparing the two models"):
@@ -72,9 +75,28 @@ def _export(found: Checkpoint, request: Request) -> Export:
     return Export(found, request.form, dtype, int(request.shard_gb * 1e9))
 
 
-def _tokenizer(config: Config, request: Request, folder: Path) -> dict[str, int | None]:
+def _tokenizer(config: Config, request: Request, folder: Path, console: Console) -> dict[str, int | None]:
     """Write the tokenizer; returns the ids of its special tokens."""
-    return {}
+    bos, eod = document_ids(config)
+    if request.tokenizer == NO_TOKENIZER:
+        console.say("without a tokenizer, as asked: AutoTokenizer finds none in the folder")
+        return {"bos_token_id": bos, "eos_token_id": eod, "pad_token_id": None}
+    longest = config.model.max_position_embeddings or config.model.seq_length
+    written = write_tokenizer(_tokenizer_path(config, request), folder, longest, eod)
+    if written["ties"]:
+        console.say(
+            f"tokenizer: {written['ties']} of {written['texts']} texts have other ids in the folder, of equal score"
+        )
+    return {f"{role}_token_id": written[f"{role}_token_id"] for role in ("bos", "eos", "pad")}
+
+
+def _tokenizer_path(config: Config, request: Request) -> Path:
+    try:
+        return tokenizer_of(config, request.tokenizer)
+    except ConfigError as error:
+        if request.tokenizer is None and error.key == "--tokenizer":
+            raise UserError(f"{error}, or --tokenizer {NO_TOKENIZER} to export without one") from error
+        raise
 
 
 def _facts(export: Export, request: Request, folder: Path) -> dict:

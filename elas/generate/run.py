@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from elas.data.token_files import read_manifest
 from elas.data.tokenizer import Tokenizer
+from elas.data.tokenizer.found import document_ids
 from elas.errors import ConfigError, UserError
 from elas.generate.decode import Continuation, Sampling, Timing, decode
 from elas.generate.live_rows import read_live_rows_only
@@ -110,8 +110,9 @@ class Generator:
             shape.value_cache = "latent"
         self.reads_live_rows = read_live_rows_only(self.model)
         self.context = shape.max_position_embeddings
-        self._eos = _end_ids(shape.eos_token_id, self.tokenizer)
-        self._bos = _first_id(source, self.tokenizer)
+        bos, eod = document_ids(source.config) if source.config is not None else (None, None)
+        self._eos = _end_ids(shape.eos_token_id, eod, self.tokenizer)
+        self._bos = [] if bos is None else [bos]
 
     def ids(self, prompt: str, where: str) -> list[int]:
         """Ids of a prompt; a text begins after the end of the one before, which an empty prompt consists of.
@@ -119,7 +120,11 @@ class Generator:
         Raises:
             UserError: the prompt is as long as the context, so that nothing can follow.
         """
-        ids = [*self._bos, *self.tokenizer.encode(prompt)] or [self.tokenizer.eod]
+        ids = [*self._bos, *self.tokenizer.encode(prompt)] or self._eos[:1]
+        if not ids:
+            raise UserError(
+                f"{where}: is empty, and the tokenizer has no end-of-document id to begin with; give a text"
+            )
         if len(ids) >= self.context:
             raise UserError(
                 f"{where}: has {len(ids):,} tokens, and the model's context is {self.context:,}; give a shorter one"
@@ -213,22 +218,12 @@ def _check_latent(shape) -> None:
         raise ConfigError("--value-cache", "latent", why, "use full")
 
 
-def _end_ids(configured: int | list[int] | None, tokenizer: Tokenizer) -> list[int]:
+def _end_ids(configured: int | list[int] | None, eod: int | None, tokenizer: Tokenizer) -> list[int]:
     if configured is not None:
         return configured if isinstance(configured, list) else [configured]
+    if eod is not None:
+        return [eod]
     try:
         return [tokenizer.eod]
     except UserError:  # a tokenizer without one: a text ends at its length
         return []
-
-
-def _first_id(source: Source, tokenizer: Tokenizer) -> list[int]:
-    """The beginning-of-sequence id, if the training corpus has it before every document."""
-    config = source.config
-    train = config.data.train if config is not None else None
-    prefixes = [train] if isinstance(train, str) else [one for one in train or [] if isinstance(one, str)]
-    for prefix in prefixes:
-        settings = (read_manifest(prefix).get("source") or {}).get("settings") or {}
-        if settings.get("prepend_bos"):
-            return [tokenizer.bos]
-    return []

@@ -1,12 +1,14 @@
 """The transformers model of a checkpoint, in one process and without Megatron-core or DeepSpeed."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from elas.checkpoint.folder import Checkpoint
 from elas.checkpoint.identity import written_config
@@ -107,6 +109,8 @@ def open_folder(folder: Path, dtype: torch.dtype | str = "auto", device: str = "
         UserError: the folder has no model in it, or it cannot be read.
     """
     kind = model_type(folder)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     loads = ElasForCausalLM if kind == "elas" else AutoModelForCausalLM
     try:
         return loads.from_pretrained(folder, dtype=dtype).to(device).eval()

@@ -91,3 +91,10 @@ def _too_large(config: Config, size: int) -> str | None:
     if size <= config.model.vocab_size:
         return None
     return f"has {size} tokens, more than model.vocab_size={config.model.vocab_size}: it is of another vocabulary"
+
+
+def document_ids(config: Config) -> tuple[int | None, int | None]:
+    """The ids before and after every document of the training corpus, by its manifest; None for none or unknown."""
+    manifests = [read_manifest(prefix) for prefix in _corpora(config)]
+    ids = next(((m.get("bos"), m.get("eod")) for m in manifests if "eod" in m), (None, None))
+    return tuple(one if type(one) is int else None for one in ids)
