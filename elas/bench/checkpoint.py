@@ -64,7 +64,9 @@ def _measure(preset: str, repeats: int, folder: str) -> dict:
             times[beside].append((saver.blocked_s, time.perf_counter() - start))
     config.checkpoint.resume = "auto"
     start = time.perf_counter()
-    restore(engine, first_intact(find_checkpoint(config), config))
+    found = find_checkpoint(config)
+    assert found is not None, "the saves above are in its folder"
+    restore(engine, first_intact(found, config))
     load = time.perf_counter() - start
     rows = [
         {"kind": kind, "blocked_s": statistics.median(t[0] for t in times[beside]),

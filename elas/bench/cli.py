@@ -1,8 +1,10 @@
 """`elas bench`: finds the benchmark."""
 
+from collections.abc import Callable
+
 from elas.command import run_command
 
-COMMANDS = {
+COMMANDS: dict[str, tuple[Callable | str, str]] = {
     "ffn": ("elas.bench.ffn", "feed-forward layer, forward and backward: full rank, low rank, 2:4"),
     "step": ("elas.bench.step", "whole training step, beside transformers' Llama"),
     "generate": ("elas.bench.generate", "prefill and decode: full rank, low rank, 2:4, beside transformers' Llama"),

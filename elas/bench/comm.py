@@ -26,6 +26,7 @@ import tempfile
 import warnings
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -125,7 +126,8 @@ def formula(name: str, sequence: bool, config: Config) -> tuple[dict[str, int], 
             "lowrank_gathered": (3 * h + 2 * g + f, 3 * h + f),
             "bottleneck": (2 * r, 4 * r),
         }
-        return tuple({"all_reduce": values} for values in reduced[name])
+        forward, backward = reduced[name]
+        return {"all_reduce": forward}, {"all_reduce": backward}
     return {
         "full": ({"all_gather": 2 * h, "reduce_scatter": 2 * h}, {"all_gather": 4 * h, "reduce_scatter": 2 * h}),
         "lowrank_gathered": (
@@ -138,7 +140,7 @@ def formula(name: str, sequence: bool, config: Config) -> tuple[dict[str, int], 
 
 def _on_ranks(t: int, configs: dict[tuple[str, bool], Config], repeats: int) -> list[dict]:
     """Start t processes, and collect the first one's rows."""
-    from torch.multiprocessing import spawn
+    from torch.multiprocessing.spawn import spawn
 
     progress = LiveLine()
     progress(f"starting {t} ranks")
@@ -240,7 +242,7 @@ def _layer(name: str, config: Config, t: int, rank: int, device: torch.device):
     from elas.model.transformer_config import transformer_config
 
     megatron = transformer_config(config)
-    layer = build_module(layer_spec(ElasSpecProvider(name != "full")), config=megatron, layer_number=1)
+    layer: Any = build_module(layer_spec(ElasSpecProvider(name != "full")), config=megatron, layer_number=1)
     generator = torch.Generator().manual_seed(6)
     whole = {}
     for key, parameter in layer.named_parameters():
@@ -253,7 +255,8 @@ def _layer(name: str, config: Config, t: int, rank: int, device: torch.device):
     set_sparse([layer], False)
     shape = (config.model.seq_length, config.train.micro_batch_size, config.model.hidden_size)
     x = torch.randn(shape, generator=generator).to(device, megatron.params_dtype)
-    angles = RotaryEmbedding(megatron.kv_channels, 1.0, rotary_base=config.model.rotary_base)(config.model.seq_length)
+    head = config.model.hidden_size // config.model.num_attention_heads
+    angles = RotaryEmbedding(head, 1.0, rotary_base=config.model.rotary_base)(config.model.seq_length)
     return layer, x.chunk(t)[rank].contiguous() if config.parallel.sequence else x, angles
 
 

@@ -161,4 +161,5 @@ def forward_backward(
     with backward or nullcontext():
         y.backward(torch.ones_like(y))
     layer.zero_grad(set_to_none=True)
+    assert x.grad is not None
     return y.detach(), x.grad

@@ -13,6 +13,7 @@ formula need only be worked out for those: other tokens' share in a weight gradi
 
 import gc
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -152,12 +153,13 @@ def check(variant: Variant, layer: ElasFFN, x: torch.Tensor) -> float:
     dy[rows] = torch.randn(len(rows), *x.shape[1:], generator=generator).to(x)
     y, _ = layer(x)
     y.backward(dy)
+    assert x.grad is not None
     got = {"y": y.detach()[rows, 0], "dx": x.grad[rows, 0]} | {name: p.grad for name, p in layer.named_parameters()}
     weights = {name: p.detach().double().requires_grad_() for name, p in layer.named_parameters()}
     few = x.detach()[rows, 0].double().requires_grad_()
     true = ffn_variants.formula(variant, weights, few)
     true.backward(dy[rows, 0].double())
-    want = {"y": true.detach(), "dx": few.grad} | {name: w.grad for name, w in weights.items()}
+    want: dict[str, Any] = {"y": true.detach(), "dx": few.grad} | {name: w.grad for name, w in weights.items()}
     elsewhere = x.grad.index_fill(0, rows, 0).count_nonzero()  # a token without gradient has no dx
     _forget(layer, x)
     return float("inf") if elsewhere else max(measure.rms_error(got[name], want[name]) for name in want)
@@ -209,7 +211,7 @@ def ratios(rows: list[dict]) -> list[dict]:
     return found
 
 
-def _value(row: dict | None, what: str) -> float | None:
+def _value(row: dict | None, what: str) -> Any:
     if row is None or row["fwd_ms"] is None:
         return None
     return row["fwd_ms"] + row["bwd_ms"] if what == "time" else row[what]

@@ -12,6 +12,7 @@ through it (ste), all dense under autograd. The other two take the exact gradien
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +22,9 @@ from elas.kernels.relu2_24 import Implementation, Relu24Options, register, regis
 from elas.model.ffn import ElasFFN
 
 TOPK = "topk"
-DENSE = {"sparsity.kind": "none", "sparsity.ffn_memory": "eager"}
-PRUNED = {"sparsity.kind": "2:4", "sparsity.dense_steps": 0, "sparsity.method": "magnitude"}
-SWIGLU = {"model.activation": "swiglu", "sparsity.kind": "none"}
+DENSE: dict[str, object] = {"sparsity.kind": "none", "sparsity.ffn_memory": "eager"}
+PRUNED: dict[str, object] = {"sparsity.kind": "2:4", "sparsity.dense_steps": 0, "sparsity.method": "magnitude"}
+SWIGLU: dict[str, object] = {"model.activation": "swiglu", "sparsity.kind": "none"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ def build(variant: Variant, preset: str, dtype: str) -> ElasFFN:
     config = load_config(preset, values)
     validate(config, 1)
     provider = ElasSpecProvider(config.low_rank.kind != "none")
-    return build_module(layer_spec(provider).submodules.mlp, config=transformer_config(config))
+    submodules: Any = layer_spec(provider).submodules
+    layer: Any = build_module(submodules.mlp, config=transformer_config(config))
+    return layer
 
 
 def gated_width(config) -> int:
@@ -196,6 +199,7 @@ def implementation(variant: Variant, layer: ElasFFN) -> str | None:
         return None
     weight = next(layer.parameters())
     config = layer.config
+    assert config.ffn_hidden_size is not None
     r = config.hidden_size if layer.full_rank else config.low_rank.rank
     widths = registry.Widths(r, config.ffn_hidden_size, r)
     return registry.select(layer.options, weight.device, weight.dtype, config.sparsity.implementation, widths).name

@@ -16,13 +16,17 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
+
+Result = TypeVar("Result")
+_torch_c: Any = torch._C  # the profiler's part of it has no types
 
 _PROFILER_CHATTER = re.compile(r"CPUAllocator\.cpp|SyncActivityProfilerHandler|^(USDT|STAGE|INFO):")
 
 
-def seconds(function: Callable[[], object], device: torch.device) -> tuple[float, object]:
+def seconds(function: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
     """Wall time of a call, and what it returned; on CUDA from an idle device until the device is idle."""
     _synchronise(device)
     start = time.perf_counter()
@@ -160,11 +164,13 @@ class Memory:
             self.peak = max(self.peak, self.kept)
 
     def _allocations(self) -> Iterator:
-        pending = list(self._profiler.kineto_results.experimental_event_tree())
+        results, tags = self._profiler.kineto_results, _torch_c._profiler._EventType
+        assert results is not None, "the profiler has stopped"
+        pending = list(results.experimental_event_tree())
         while pending:
             event = pending.pop()
             pending += event.children
-            if event.tag == torch._C._profiler._EventType.Allocation:
+            if event.tag == tags.Allocation:
                 yield event
 
 
@@ -185,7 +191,7 @@ def _without_profiler_chatter() -> Iterator[None]:
             os.write(2, "".join(kept).encode())
 
 
-def rms_error(got: torch.Tensor, want: torch.Tensor) -> float:
+def rms_error(got: torch.Tensor | None, want: torch.Tensor) -> float:
     """Root mean square of the error over that of the truth, in fp64; infinite for NaN or another shape."""
     if got is None or got.shape != want.shape:
         return float("inf")

@@ -115,13 +115,11 @@ def _throughput(inputs: str, tokenizers: dict[str, Path], workers: int, repeats:
     for tokenizer, variant in jobs:
         facts, truth = rows[tokenizer, variant], rows[tokenizer, "library"]
         ok = facts["tokens"] == truth["tokens"]
-        seconds = statistics.median(times[tokenizer, variant]) if ok else None
-        rate = truth["bytes_in"] / 1e6 / seconds if ok else None
+        seconds = statistics.median(times[tokenizer, variant])
         library = statistics.median(times[tokenizer, "library"])
-        table.append({
-            "tokenizer": tokenizer, "variant": variant, "seconds": seconds, "mb_per_s": rate, "tokens": facts["tokens"],
-            "of_library": library / seconds if ok else None, "ok": ok,
-        })  # fmt: skip
+        speeds = {"seconds": seconds, "mb_per_s": truth["bytes_in"] / 1e6 / seconds, "of_library": library / seconds}
+        row = {"tokenizer": tokenizer, "variant": variant, "tokens": facts["tokens"], "ok": ok}
+        table.append(row | (speeds if ok else dict.fromkeys(speeds)))
     return table
 
 

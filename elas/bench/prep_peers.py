@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 
 def library(inputs: str, tokenizer: str, threads: int) -> dict:
@@ -56,8 +57,9 @@ def datatrove(inputs: str, tokenizer: str, workers: int) -> dict:
         )
         plan.work.mkdir()
         plan.save()
+        no_end: Any = None  # its code takes None, its annotation does not
         step = MegatronDocumentTokenizer(f"{folder}/out", tokenizer_name_or_path=f"{tokenizer}/tokenizer.json",
-                                         eos_token=None, batch_size=1000)  # fmt: skip
+                                         eos_token=no_end, batch_size=1000)  # fmt: skip
         executor = LocalPipelineExecutor([ReadTask(str(plan.work)), step], tasks=len(plan.tasks), workers=workers,
                                          logging_dir=f"{folder}/logs", start_method="fork")  # fmt: skip
         executor.run()

@@ -173,9 +173,9 @@ def ratios(rows: list[dict]) -> list[dict]:
     found = []
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
         for what, of, to in RATIOS:
-            pair = [by_key.get((dtype, name)) for name in (of, to)]
-            if all(row and row["tokens_per_s"] for row in pair) and pair[1][what]:
-                ratio = pair[0][what] / pair[1][what]
+            over, under = by_key.get((dtype, of)), by_key.get((dtype, to))
+            if over and under and over["tokens_per_s"] and under["tokens_per_s"] and under[what]:
+                ratio = over[what] / under[what]
                 found.append({"dtype": dtype, "what": what, "of": of, "to": to, "ratio": ratio})
     return found
 

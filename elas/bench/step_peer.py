@@ -4,6 +4,9 @@ It has the shape and the first weights of the full-rank SwiGLU variant, so both 
 weights and moments are bf16 alone, where ours keep fp32 ones in ZeRO: it moves 8 bytes a parameter less.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from elas.bench.step_models import Batch
@@ -29,23 +32,22 @@ class HfLlama:
         weights = dict(model.named_parameters())
         dtype = DTYPES[config.train.dtype]
         with torch._C.DisableTorchFunction():
-            self.model = LlamaForCausalLM._from_config(
-                LlamaConfig(
-                    vocab_size=shape.vocab_size,
-                    hidden_size=shape.hidden_size,
-                    intermediate_size=ffn_width(config),
-                    num_hidden_layers=shape.num_layers,
-                    num_attention_heads=shape.num_attention_heads,
-                    num_key_value_heads=shape.num_query_groups or shape.num_attention_heads,
-                    max_position_embeddings=shape.max_position_embeddings or shape.seq_length,
-                    rms_norm_eps=shape.norm_eps,
-                    rope_theta=float(shape.rotary_base),
-                    tie_word_embeddings=shape.tie_embeddings,
-                    use_cache=False,
-                ),
-                attn_implementation="sdpa",
-                dtype=dtype,
-            ).to(next(iter(weights.values())).device)
+            fields: dict[str, Any] = {  # rope_theta is taken as a keyword, without a parameter of its own
+                "vocab_size": shape.vocab_size,
+                "hidden_size": shape.hidden_size,
+                "intermediate_size": ffn_width(config),
+                "num_hidden_layers": shape.num_layers,
+                "num_attention_heads": shape.num_attention_heads,
+                "num_key_value_heads": shape.num_query_groups or shape.num_attention_heads,
+                "max_position_embeddings": shape.max_position_embeddings or shape.seq_length,
+                "rms_norm_eps": shape.norm_eps,
+                "rope_theta": float(shape.rotary_base),
+                "tie_word_embeddings": shape.tie_embeddings,
+                "use_cache": False,
+            }
+            model_of: Any = LlamaForCausalLM._from_config
+            self.model = model_of(LlamaConfig(**fields), attn_implementation="sdpa", dtype=dtype)
+            self.model.to(next(iter(weights.values())).device)
             self.model.load_state_dict(to_llama(weights, config), strict=not shape.tie_embeddings)
             self.model.train()
             chosen = config.optimizer
@@ -81,7 +83,7 @@ class HfLlama:
             return float(loss.detach()), float(norm)
 
 
-def to_llama(weights: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
+def to_llama(weights: Mapping[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
     """Megatron's full-rank SwiGLU weights under Llama's names.
 
     Megatron stacks, for each key/value head, its query heads, the key head and the value head; and gate over up.

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from typing import Any
 
 import torch
 from megatron.core import parallel_state as mpu
@@ -45,35 +46,21 @@ def elas_builder(
     Raises:
         UserError: an argument that asks for what the layers do not do.
     """
-    for name, why in ARGUMENTS_REFUSED.items():
-        if getattr(args, name, None):
-            raise ConfigError(f"--{name.replace('_', '-')}", getattr(args, name), why, "leave it out")
-    if args.position_embedding_type not in ("rope", "learned_absolute", "none"):
-        fix = "use rope, learned_absolute or none"
-        raise ConfigError("--position-embedding-type", args.position_embedding_type, "is not supported", fix)
-    if not isinstance(config, ElasTransformerConfig):  # which says all that our arguments would
+    _check_megatron_arguments(args)
+    if not isinstance(config, ElasTransformerConfig):  # one of ours holds what our arguments say
         check_arguments(args)
     _seed_without_cuda(args)
     config = _configuration(args, config)
     try:
+        spec: Any = block_spec(config, vp_stage, pg_collection)  # Megatron's annotation is narrower than what it takes
         model = GPTModel(
             config,
-            block_spec(config, vp_stage, pg_collection),
-            vocab_size=args.padded_vocab_size,
-            max_sequence_length=args.max_position_embeddings,
+            spec,
             pre_process=pre_process,
             post_process=post_process,
-            fp16_lm_cross_entropy=args.fp16_lm_cross_entropy,
-            parallel_output=True,
-            share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
-            position_embedding_type=args.position_embedding_type,
-            rotary_percent=args.rotary_percent,
-            rotary_base=args.rotary_base,
-            rope_scaling=args.use_rope_scaling,
-            rope_scaling_factor=args.rope_scaling_factor,
-            seq_len_interpolation_factor=args.rotary_seq_len_interpolation_factor,
             vp_stage=vp_stage,
             pg_collection=pg_collection,
+            **_model_arguments(args),
         )
     except UserError as error:
         raise _as_first_raised(error) from None
@@ -84,6 +71,37 @@ def elas_builder(
     if args.sparsity_tokens:
         log_sparsity(args)
     return model
+
+
+def _check_megatron_arguments(args: argparse.Namespace) -> None:
+    """Refuse arguments of Megatron-LM outside its `TransformerConfig` that the model would not follow.
+
+    Raises:
+        ConfigError: the first of them, by its flag.
+    """
+    for name, why in ARGUMENTS_REFUSED.items():
+        if getattr(args, name, None):
+            raise ConfigError(f"--{name.replace('_', '-')}", getattr(args, name), why, "leave it out")
+    if args.position_embedding_type not in ("rope", "learned_absolute", "none"):
+        fix = "use rope, learned_absolute or none"
+        raise ConfigError("--position-embedding-type", args.position_embedding_type, "is not supported", fix)
+
+
+def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of Megatron-core's `GPTModel` from those of the command line, as Megatron-LM's `gpt_builder`."""
+    return {
+        "vocab_size": args.padded_vocab_size,
+        "max_sequence_length": args.max_position_embeddings,
+        "fp16_lm_cross_entropy": args.fp16_lm_cross_entropy,
+        "parallel_output": True,
+        "share_embeddings_and_output_weights": not args.untie_embeddings_and_output_weights,
+        "position_embedding_type": args.position_embedding_type,
+        "rotary_percent": args.rotary_percent,
+        "rotary_base": args.rotary_base,
+        "rope_scaling": args.use_rope_scaling,
+        "rope_scaling_factor": args.rope_scaling_factor,
+        "seq_len_interpolation_factor": args.rotary_seq_len_interpolation_factor,
+    }
 
 
 def _as_first_raised(error: UserError) -> UserError:
@@ -115,7 +133,7 @@ def _configuration(args: argparse.Namespace, config: TransformerConfig | None) -
     if config is not None:
         given = {field.name: getattr(config, field.name) for field in dataclasses.fields(TransformerConfig)}
         return ElasTransformerConfig(**given, low_rank=low_rank, sparsity=sparsity, init_std=args.init_method_std)
-    from megatron.training.arguments import core_transformer_config_from_args
+    from megatron.training.arguments import core_transformer_config_from_args  # pyright: ignore[reportMissingImports]
 
     own = {"low_rank": low_rank, "sparsity": sparsity, "init_std": args.init_method_std}
     return core_transformer_config_from_args(argparse.Namespace(**{**vars(args), **own}), ElasTransformerConfig)
@@ -123,7 +141,8 @@ def _configuration(args: argparse.Namespace, config: TransformerConfig | None) -
 
 def _seed_without_cuda(args: argparse.Namespace) -> None:
     """Megatron-LM seeds its random streams only where there is CUDA."""
-    if accelerator.has_cuda() or get_cuda_rng_tracker().is_initialized():
+    tracker: Any = get_cuda_rng_tracker()
+    if accelerator.has_cuda() or tracker.is_initialized():
         return
     if not mpu.model_parallel_is_initialized():
         raise UserError("no process groups: on a CPU call elas.parallel.initialize before Megatron's pretrain")

@@ -19,7 +19,7 @@ def log_sparsity(args: argparse.Namespace) -> None:
     Args:
         args: Megatron's, with `sparsity_tokens`; looks are at iterations that `--log-interval` logs.
     """
-    from megatron.training import training
+    from megatron.training import training  # pyright: ignore[reportMissingImports]  of a Megatron-LM checkout
 
     if getattr(training.train_step, "looks", False):
         return
@@ -38,13 +38,13 @@ def log_sparsity(args: argparse.Namespace) -> None:
             _tell(observe.shares(observe.sum_over_ranks(watched, args.num_layers).sum(0)), iteration)
         return result
 
-    look_and_step.looks = True
+    look_and_step.looks = True  # pyright: ignore[reportAttributeAccessIssue]  a mark on the function
     training.train_step, training.training_log = look_and_step, log_and_tell
 
 
 def _tell(shares: dict[str, float | None], iteration: int) -> None:
     """One line, by the last rank as Megatron's own, and to its TensorBoard."""
-    from megatron.training.global_vars import get_tensorboard_writer
+    from megatron.training.global_vars import get_tensorboard_writer  # pyright: ignore[reportMissingImports]
 
     if dist.get_rank() != dist.get_world_size() - 1 or shares["sparsity"] is None:
         return

@@ -47,6 +47,7 @@ class SparseSwitch(torch.nn.Module):
     """
 
     DENSE_STEPS = "sparsity.dense_steps"  # as users of this class give it
+    sparsity_step: torch.Tensor  # a buffer, where there are dense steps
 
     def __init__(self, sparsity: SparsityConfig, kind: str = "relu2"):
         super().__init__()
@@ -56,7 +57,7 @@ class SparseSwitch(torch.nn.Module):
         self.dense_steps = sparsity.dense_steps if self.can_be_sparse else 0
         self.sparse = self.can_be_sparse and self.dense_steps == 0
         self.knows_step = self.dense_steps == 0
-        self.counter = None
+        self.counter: object | None = None
         self.step = 0  # as the buffer says it, here without waiting for a GPU
         if self.dense_steps:
             self.register_buffer(STEP_KEY, torch.zeros(1, dtype=torch.int64))

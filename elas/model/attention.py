@@ -11,6 +11,7 @@ scattered back), and each of the two chunks of queries attends to what is before
 import contextlib
 import weakref
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +91,7 @@ class SdpaCoreAttention(MegatronModule):
         self.sink = config.softmax_type == "off-by-one"
         windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         self.left = config.window_size[0] if windowed and config.window_size[0] >= 0 else None
-        self.cp_group = None
+        self.cp_group: Any = None  # a ProcessGroup; Megatron's annotations allow a number too
         if config.context_parallel_size > 1:
             self.cp_group = mpu.get_context_parallel_group() if pg_collection is None else pg_collection.cp
 
@@ -168,7 +169,7 @@ class SdpaCoreAttention(MegatronModule):
 
     def _random_stream(self):
         """For dropout, the model-parallel stream: each rank has heads of its own."""
-        tracker = get_cuda_rng_tracker()
+        tracker: Any = get_cuda_rng_tracker()
         if self.dropout and self.training and tracker.is_initialized():
             return tracker.fork()
         return contextlib.nullcontext()

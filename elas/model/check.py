@@ -11,11 +11,19 @@ from elas.errors import ConfigError
 from elas.model.features import REFUSED
 
 ACTIVATIONS = {"relu2": squared_relu, "swiglu": F.silu}
-DEFAULTS = {
-    field.name: field.default_factory() if field.default is dataclasses.MISSING else field.default
-    for field in dataclasses.fields(TransformerConfig)
-    if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-}
+
+
+def _defaults() -> dict[str, object]:
+    found = {}
+    for field in dataclasses.fields(TransformerConfig):
+        if field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+    return found
+
+
+DEFAULTS = _defaults()
 
 
 def check(config: TransformerConfig) -> None:

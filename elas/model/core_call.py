@@ -11,13 +11,14 @@ with its weight; fc2's call happens inside fc1's:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from elas.errors import UserError
 
-Core = Callable[[torch.Tensor, torch.Tensor], object]
+Core = Callable[[torch.Tensor, torch.Tensor], Any]
 """Called with an input and a weight, both of this rank."""
 
 

@@ -36,7 +36,10 @@ class _Counter:
         self.publish()
 
     def layers(self) -> list[SparseSwitch]:
-        return [one for one in switches(ref() for ref in self.models if ref() is not None) if one.dense_steps]
+        return [one for one in switches(self.living()) if one.dense_steps]
+
+    def living(self) -> list[torch.nn.Module]:
+        return [model for ref in self.models if (model := ref()) is not None]
 
     def publish(self) -> None:
         for layer in self.layers():
@@ -81,11 +84,11 @@ def count_steps(models: torch.nn.Module | list[torch.nn.Module], optimizer) -> N
         raise ConfigError("optimizer", type(optimizer).__name__, "is not an optimizer", fix)
     _check_trains(models, optimizer)
     layers = [layer for layer in switches(models) if layer.dense_steps]
-    counters = list({id(one.counter): one.counter for one in layers if one.counter is not None}.values())
+    counters = list({id(one.counter): one.counter for one in layers if isinstance(one.counter, _Counter)}.values())
     counter = counters[0] if counters else _Counter(max((layer.step for layer in layers), default=0))
     for other in counters[1:]:  # of models that were counted apart, and are one now
         counter.total = max(counter.total, other.total)
-        counter.add([ref() for ref in other.models if ref() is not None], list(other.counts))
+        counter.add(other.living(), list(other.counts))
         other.counts.clear()
     counter.add(models, optimizers)
 

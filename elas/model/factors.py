@@ -1,6 +1,7 @@
 """Initial values of factors, drawn from Megatron-core's random streams."""
 
 import contextlib
+from typing import Any
 
 import torch
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
@@ -8,13 +9,18 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from elas.model.transformer_config import ElasTransformerConfig, leave_uninitialised
 
 
-def draw_factor(factor: torch.nn.Parameter, config: ElasTransformerConfig, tp_group) -> None:
+def draw_factor(factor: Any, config: ElasTransformerConfig, tp_group) -> None:
     """Initialise a factor as Megatron's linears do theirs: split ones by the model-parallel random stream.
 
     Normal with the factor's own `init_std`, or by `config.factor_init_method`. (Megatron's `init_method` is meant for
     whole matrices: a product of two factors drawn by it has a deviation of `std²·sqrt(r)`, 50 times too little.)
     Nothing is drawn where `config.perform_initialization` is off, or `config.init_method` is `leave_uninitialised`,
     since then `elas.model.init.initialise` or a checkpoint fills every parameter.
+
+    Args:
+        factor: a `torch.nn.Parameter` with the attribute `init_std` and, if it is split, Megatron's.
+        config: the layer's.
+        tp_group: tensor-parallel group.
     """
     if not config.perform_initialization or config.init_method is leave_uninitialised:
         return
@@ -29,6 +35,6 @@ def draw_factor(factor: torch.nn.Parameter, config: ElasTransformerConfig, tp_gr
         with torch.no_grad():
             factor.copy_(drawn.chunk(tp_group.size(), factor.partition_dim)[tp_group.rank()] if split else drawn)
         return
-    stream = get_cuda_rng_tracker()
+    stream: Any = get_cuda_rng_tracker()
     with stream.fork() if split and (tp_group.size() > 1 or stream.is_initialized()) else contextlib.nullcontext():
         draw(factor)

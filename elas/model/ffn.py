@@ -11,6 +11,8 @@ rank the same core runs on the weights themselves, u = x and v = the partial out
 the core while it is being called (`elas.model.core_call`).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
@@ -39,11 +41,14 @@ class ElasFFN(SparseSwitch):
         tp_group: tensor-parallel group; None takes Megatron's.
     """
 
+    linear_fc1: Any  # a module of `submodules`, as is fc2
+    linear_fc2: Any
     submodules: MLPSubmodules  # these two are set by `ffn_class`
     tp_group = None
 
     def __init__(self, config: ElasTransformerConfig, submodules: MLPSubmodules | None = None, tp_group=None):
         check(config)
+        assert config.ffn_activation is not None and config.ffn_hidden_size is not None  # __post_init__ sets them
         super().__init__(config.sparsity, config.ffn_activation)
         submodules, tp_group = submodules or self.submodules, tp_group or self.tp_group
         self.config = config

@@ -45,10 +45,12 @@ class FullRankColumnParallelLinear(ColumnParallelLinear):
             u = gather_from_sequence_parallel_region(input_, tensor_parallel_output_grad=True, group=self.tp_group)
         else:
             u = copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
+        assert self.weight is not None  # Megatron leaves it out for tied embeddings only
         return core(*with_bias(u, self.weight, self.bias))
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
         """This rank's outputs `[n, f/t]` of some tokens `x [n, h]`, without communication; only within a call."""
+        assert self.weight is not None
         return torch.nn.functional.linear(x, self.weight, self.bias)
 
 

@@ -17,7 +17,8 @@ CoLA (arXiv 2502.10940) puts a non-linearity between the factors: after the full
 reduction in the row form.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,9 @@ from elas.model.transformer_config import ElasTransformerConfig
 class _LowRankLinear(MegatronModule):
     """What both forms share: configuration, tensor-parallel group, making and saving of factors."""
 
+    config: ElasTransformerConfig
+    factor_in: torch.nn.Parameter
+
     def __init__(self, config: ElasTransformerConfig, skip_bias_add: bool, tp_group, is_expert: bool):
         super().__init__(config=config)
         if is_expert:
@@ -50,7 +54,7 @@ class _LowRankLinear(MegatronModule):
         self.rank = config.low_rank.rank
         self.kind = config.low_rank.kind
         self.skip_bias_add = skip_bias_add
-        self.tp_group = get_tensor_model_parallel_group_if_none(tp_group)
+        self.tp_group: Any = get_tensor_model_parallel_group_if_none(tp_group)
         self.tp = self.tp_group.size()
         self.sequence_parallel = config.sequence_parallel
         self.activation: Callable | None = None
@@ -58,7 +62,7 @@ class _LowRankLinear(MegatronModule):
             self.activation = Activation(config.sparsity, config.low_rank.activation)
 
     def _factor(self, rows: int, columns: int, std: float, shard_dim: int | None) -> torch.nn.Parameter:
-        factor = self._parameter(rows, columns, shard_dim=shard_dim)
+        factor: Any = self._parameter(rows, columns, shard_dim=shard_dim)
         factor.init_std = std
         draw_factor(factor, self.config, self.tp_group)
         return factor
@@ -70,7 +74,7 @@ class _LowRankLinear(MegatronModule):
 
     def _parameter(self, *shape: int, shard_dim: int | None) -> torch.nn.Parameter:
         device = "cpu" if self.config.use_cpu_initialization else accelerator.device()
-        parameter = torch.nn.Parameter(torch.empty(*shape, device=device, dtype=self.config.params_dtype))
+        parameter: Any = torch.nn.Parameter(torch.empty(*shape, device=device, dtype=self.config.params_dtype))
         if shard_dim is None:
             parameter.sequence_parallel = self.sequence_parallel
         else:
@@ -79,9 +83,10 @@ class _LowRankLinear(MegatronModule):
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         """Megatron's description of the parameters for distributed checkpoints: which are split, and along what."""
+        parameters: dict[str, Any] = dict(self.named_parameters())
         axes = {
             name: parameter.partition_dim
-            for name, parameter in self.named_parameters()
+            for name, parameter in parameters.items()
             if getattr(parameter, "tensor_model_parallel", False)
         }
         return make_sharded_tensors_for_checkpoint(
@@ -117,6 +122,9 @@ class LowRankColumnParallelLinear(Pairs, _LowRankLinear):
     Raises:
         ValueError: expert or gathered output asked for, or widths that do not add up.
     """
+
+    factor_out: torch.nn.Parameter  # of a single pair
+    bias: torch.nn.Parameter | None  # likewise
 
     def __init__(
         self,
@@ -155,8 +163,9 @@ class LowRankColumnParallelLinear(Pairs, _LowRankLinear):
 
     def _outputs_of(self, place: str | None, output_size: int) -> dict[str, int]:
         if place == "qkv":
-            heads = self.config.kv_channels * self.config.num_attention_heads
-            groups = self.config.kv_channels * self.config.num_query_groups
+            config: Any = self.config  # Megatron's optional sizes are set in its `__post_init__`
+            heads = config.kv_channels * config.num_attention_heads
+            groups = config.kv_channels * config.num_query_groups
             return {"q": heads, "k": groups, "v": groups}
         if place == "fc1" and self.config.gated_linear_unit:
             return {"gate": output_size // 2, "up": output_size // 2}
@@ -198,15 +207,15 @@ class LowRankColumnParallelLinear(Pairs, _LowRankLinear):
         if split:
             return tuple(self.expand(u))  # not a list: torch's backward hooks see tensors and tuples only
         check_plain_call(self.place, self.config)
-        left = self.skip_bias_add and self.biases[0] is not None
-        return self._join(self.expand(u, add_bias=not left)), self._join(self.biases) if left else None
+        biases = [bias for bias in self.biases if bias is not None] if self.skip_bias_add else []
+        return self._join(self.expand(u, add_bias=not biases)), self._join(biases) if biases else None
 
-    def _join(self, parts: list[torch.Tensor]) -> torch.Tensor:
+    def _join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         if list(self.outputs) == ["q", "k", "v"]:
             groups = divide(self.config.num_query_groups, self.tp)
             parts = [part.view(*part.shape[:-1], groups, -1) for part in parts]
-            return torch.cat(parts, dim=-1).flatten(-2)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+            return torch.cat(list(parts), dim=-1).flatten(-2)
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
 
 
 class LowRankRowParallelLinear(_LowRankLinear):
@@ -225,6 +234,8 @@ class LowRankRowParallelLinear(_LowRankLinear):
     Raises:
         ValueError: expert or unsplit input asked for.
     """
+
+    bias: torch.nn.Parameter | None
 
     def __init__(
         self,

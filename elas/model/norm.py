@@ -9,6 +9,8 @@ operations, of which autograd keeps two fp32 tensors as large as x: 8 bytes a va
 There `LeanRMSNorm` keeps what CUDA does.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -71,7 +73,7 @@ class _Norm(torch.nn.Module):
 
     def _parameter(self, config: TransformerConfig, size: int, value: float) -> torch.nn.Parameter:
         device = "cpu" if config.use_cpu_initialization else accelerator.device()
-        parameter = torch.nn.Parameter(torch.full((size,), value, device=device, dtype=config.params_dtype))
+        parameter: Any = torch.nn.Parameter(torch.full((size,), value, device=device, dtype=config.params_dtype))
         parameter.sequence_parallel = config.sequence_parallel
         parameter.init_value = value  # for `elas.model.init`
         return parameter

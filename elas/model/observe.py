@@ -12,6 +12,7 @@ Flips are of the same inputs, so they show the weights moving, not the data; the
 
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -81,20 +82,22 @@ class Observer:
         return mask.sum(), (mask & ~keep_mask(z.relu())).sum()
 
 
-def _whole(z: torch.Tensor) -> torch.Tensor:
+def _whole(z: Any) -> torch.Tensor:
     """A DTensor gathered, so that every rank counts all features; others as they are."""
-    tensor = sys.modules.get("torch.distributed.tensor")  # importing it takes a second
+    tensor: Any = sys.modules.get("torch.distributed.tensor")  # importing it takes a second
     return z if tensor is None or not isinstance(z, tensor.DTensor) else z.full_tensor()
 
 
 def observers(models: Iterable[torch.nn.Module]) -> list[Observer]:
     """Those of every squared ReLU of these chunks, wrapped (by DDP) or not, knowing their layers."""
     found = []
-    for layer in (module for model in models for module in model.modules() if _is_layer(module)):
+    layers: list[Any] = [module for model in models for module in model.modules() if _is_layer(module)]
+    for layer in layers:
         for module in layer.modules():
-            if hasattr(module, "observer"):
-                module.observer.layer = layer.layer_number - 1
-                found.append(module.observer)
+            observer = getattr(module, "observer", None)
+            if isinstance(observer, Observer):
+                observer.layer = layer.layer_number - 1
+                found.append(observer)
     return found
 
 
@@ -139,4 +142,4 @@ def shares(counts: torch.Tensor) -> dict[str, float | None]:
 def by_layer(counts: torch.Tensor) -> dict[str, list[float | None]]:
     """`shares` of every layer, as one list for each, rounded to 5 digits."""
     rows = [shares(row) for row in counts]
-    return {key: [None if row[key] is None else round(row[key], 5) for row in rows] for key in rows[0]}
+    return {key: [None if (x := row[key]) is None else round(x, 5) for row in rows] for key in rows[0]}

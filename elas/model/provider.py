@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -62,21 +63,11 @@ def make_model_provider(config: Config) -> Callable[..., GPTModel]:
         Raises:
             UserError: sizes of the process groups, or Megatron's configuration, describe another model.
         """
-        mine = transformer_config(ours)
-        _check_groups(mine)
-        args = arguments_of_megatron_training()
-        theirs = config
-        if theirs is None and args is not None:
-            from megatron.training.arguments import core_transformer_config_from_args
-
-            theirs = core_transformer_config_from_args(args)
-        if theirs is not None:
-            _check_optimizer(ours)
-            _check_agreement(mine, theirs, [] if args is None else _arguments_that_differ(ours, args))
-            mine = dataclasses.replace(mine, **{name: getattr(theirs, name) for name in ADOPTED})
+        mine = _in_agreement(ours, config)
+        spec: Any = block_spec(mine, vp_stage, pg_collection)  # Megatron's annotation is narrower than what it takes
         model = GPTModel(
             mine,
-            block_spec(mine, vp_stage, pg_collection),
+            spec,
             vocab_size=ours.model.vocab_size,
             max_sequence_length=ours.model.max_position_embeddings or ours.model.seq_length,
             pre_process=pre_process,
@@ -91,6 +82,26 @@ def make_model_provider(config: Config) -> Callable[..., GPTModel]:
         return model
 
     return model_provider
+
+
+def _in_agreement(ours: Config, theirs: TransformerConfig | None) -> ElasTransformerConfig:
+    """Our model's configuration, with what Megatron's, if there is one, says about how layers run.
+
+    Raises:
+        UserError: sizes of the process groups, or Megatron's configuration or arguments, describe another model.
+    """
+    mine = transformer_config(ours)
+    _check_groups(mine)
+    args = arguments_of_megatron_training()
+    if theirs is None and args is not None:
+        from megatron.training.arguments import core_transformer_config_from_args  # pyright: ignore[reportMissingImports]
+
+        theirs = core_transformer_config_from_args(args)
+    if theirs is None:
+        return mine
+    _check_optimizer(ours)
+    _check_agreement(mine, theirs, [] if args is None else _arguments_that_differ(ours, args))
+    return dataclasses.replace(mine, **{name: getattr(theirs, name) for name in ADOPTED})
 
 
 def arguments_of_megatron_training():
@@ -166,7 +177,7 @@ def build_chunks(config: Config) -> list[GPTModel]:
     return chunks
 
 
-def count_parameters(chunks: Sequence[torch.nn.Module]) -> int:
+def count_parameters(chunks: Sequence[Any]) -> int:
     """Parameters of the whole model, each counted once whatever the layout; every rank calls it.
 
     A rank counts its tensor-parallel shards. What all tensor-parallel ranks hold alike is counted by the first of them,
@@ -187,5 +198,7 @@ def count_parameters(chunks: Sequence[torch.nn.Module]) -> int:
 def tied_copy(chunk: GPTModel) -> torch.nn.Parameter | None:
     """The last pipeline stage's copy of a tied embedding, where this chunk holds it."""
     if chunk.share_embeddings_and_output_weights and chunk.post_process and not chunk.pre_process:
-        return chunk.shared_embedding_or_output_weight()
+        weight = chunk.shared_embedding_or_output_weight()
+        assert isinstance(weight, torch.nn.Parameter)
+        return weight
     return None

@@ -1,11 +1,12 @@
 """Parameters by their names in the whole model, and which part of the whole tensor a tensor-parallel rank holds."""
 
 import re
+from typing import Any
 
 import torch
 
 
-def global_names(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+def global_names(model: Any) -> dict[str, torch.nn.Parameter]:
     """Parameters of one pipeline stage's chunk by their name in the whole model.
 
     Args:
@@ -26,7 +27,7 @@ def global_names(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return named
 
 
-def full_shape(parameter: torch.nn.Parameter, tp: int) -> tuple[int, ...]:
+def full_shape(parameter: Any, tp: int) -> tuple[int, ...]:
     """Shape of the whole tensor that `parameter` is a tensor-parallel shard of."""
     shape = list(parameter.shape)
     if getattr(parameter, "tensor_model_parallel", False):
@@ -34,7 +35,7 @@ def full_shape(parameter: torch.nn.Parameter, tp: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def shard(full: torch.Tensor, parameter: torch.nn.Parameter, tp: int, tp_rank: int) -> torch.Tensor:
+def shard(full: torch.Tensor, parameter: Any, tp: int, tp_rank: int) -> torch.Tensor:
     """The part of `full` that belongs to this tensor-parallel rank.
 
     A `partition_stride` of 2 (Megatron's gate and up in one weight) means that each half is split by itself.

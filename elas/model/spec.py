@@ -1,5 +1,7 @@
 """The seam to Megatron-core: a backend that provides low-rank, 2:4-sparse modules, and the layer specs made of it."""
 
+from typing import Any
+
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import BackendSpecProvider
 from megatron.core.transformer.attention import SelfAttentionSubmodules
@@ -78,7 +80,8 @@ def layer_spec(provider: BackendSpecProvider, config: ElasTransformerConfig | No
         tp_group: tensor-parallel group of the FFN; None takes Megatron's global one. (Megatron hands groups on to
             attention and to its own MLP only.)
     """
-    rms_norm, qk_norm = True, None
+    rms_norm = True
+    qk_norm: Any = None  # Megatron takes None as well as a class
     if config is not None:
         check(config)
         rms_norm = config.normalization == "RMSNorm"
@@ -86,6 +89,7 @@ def layer_spec(provider: BackendSpecProvider, config: ElasTransformerConfig | No
             qk_norm = L2Norm
         elif config.qk_layernorm:
             qk_norm = provider.layer_norm(rms_norm, for_qk=True)
+    add: Any = get_bias_dropout_add  # annotated as a module or spec there
     linears = MLPSubmodules(linear_fc1=provider.column_parallel_linear(), linear_fc2=provider.row_parallel_linear())
     attention = SelfAttentionSubmodules(
         linear_qkv=provider.column_parallel_linear(),
@@ -101,11 +105,11 @@ def layer_spec(provider: BackendSpecProvider, config: ElasTransformerConfig | No
             self_attention=ModuleSpec(
                 module=ElasSelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
             ),
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=add,
             pre_cross_attn_layernorm=IdentityOp,
             pre_mlp_layernorm=provider.layer_norm(rms_norm),
             mlp=ffn_class(linears, tp_group),
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=add,
         ),
     )
 
@@ -129,6 +133,5 @@ def block_spec(
     pp_rank = None if pg_collection is None else pg_collection.pp.rank()
     number = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=pp_rank)
     layers = [layer_spec(provider, config, tp_group)] * number
-    return TransformerBlockSubmodules(
-        layer_specs=layers, layer_norm=provider.layer_norm(config.normalization == "RMSNorm")
-    )
+    norm: Any = provider.layer_norm(config.normalization == "RMSNorm")  # annotated as a module or spec there
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)

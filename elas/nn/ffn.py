@@ -9,6 +9,8 @@ The modules are `linear_fc1` and `linear_fc2`, with the parameters of `elas.mode
 is called once a forward pass and lends its weight to the core meanwhile, so FSDP2, adapters and hooks on them work.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +28,8 @@ class _FFN(SparseSwitch):
     """What both have: the core between two linears, or a gate before the second."""
 
     DENSE_STEPS = "dense_steps"
+    linear_fc1: "LowRankLinear | _Linear"
+    linear_fc2: "LowRankLinear | _Linear"
 
     def __init__(
         self,
@@ -110,7 +114,7 @@ class LowRankFFN(_FFN):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(ffn_hidden_size, activation, options, dense_steps, implementation, bias, dtype)
-        more = dict(bias=bias, init=init, activation=between, device=device, dtype=dtype)
+        more: dict[str, Any] = dict(bias=bias, init=init, activation=between, device=device, dtype=dtype)
         outputs = {"gate": ffn_hidden_size, "up": ffn_hidden_size} if self.gated else ffn_hidden_size
         self.linear_fc1 = LowRankLinear(check_size("hidden_size", hidden_size), outputs, rank, **more)
         self.linear_fc2 = LowRankLinear(ffn_hidden_size, hidden_size, rank, **more)
@@ -138,7 +142,8 @@ class _GatedLinear(_Linear):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gate and up, `[..., f]` each."""
-        return super().forward(x).chunk(2, dim=-1)
+        gate, up = super().forward(x).chunk(2, dim=-1)
+        return gate, up
 
 
 class SparseFFN(_FFN):
@@ -159,7 +164,7 @@ class SparseFFN(_FFN):
     ):
         super().__init__(ffn_hidden_size, activation, options, dense_steps, implementation, bias, dtype)
         check_size("hidden_size", hidden_size)
-        more = dict(bias=bias, device=device, dtype=dtype)
+        more: dict[str, Any] = dict(bias=bias, device=device, dtype=dtype)
         if self.gated:
             self.linear_fc1 = _GatedLinear(hidden_size, 2 * ffn_hidden_size, **more)
         else:

@@ -8,6 +8,7 @@ Parameters have the names and shapes that `elas.model.low_rank` gives them on on
 
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,10 @@ INITS = ("lowrank", "cola")
 ACTIVATIONS = (None, "silu", "relu2")
 
 
-def whole(u: Tensor) -> Tensor:
+def whole(u: Any) -> Tensor:
     """A DTensor's partial sums added up, and so its gradient's: here, where they are r wide. Others as they are."""
-    if (tensor := sys.modules.get("torch.distributed.tensor")) is None or not isinstance(u, tensor.DTensor):
+    tensor: Any = sys.modules.get("torch.distributed.tensor")  # importing it takes a second
+    if tensor is None or not isinstance(u, tensor.DTensor):
         return u
     return u.redistribute(u.device_mesh, [one if one.is_shard() else tensor.Replicate() for one in u.placements])
 
@@ -60,6 +62,10 @@ class LowRankLinear(Pairs, torch.nn.Module):
         ConfigError: arguments that do not fit, one line.
     """
 
+    factor_in: torch.nn.Parameter
+    factor_out: torch.nn.Parameter  # of a single pair
+    bias: torch.nn.Parameter | None  # likewise
+
     def __init__(
         self,
         in_features: int,
@@ -85,7 +91,7 @@ class LowRankLinear(Pairs, torch.nn.Module):
         check_parameters(bias, dtype, activation)
         self.init, self.energy_kept = init, None
         self.activation = self._activation(activation, options, dense_steps)
-        factory = dict(device=device, dtype=dtype)
+        factory: dict[str, Any] = dict(device=device, dtype=dtype)
         self.factor_in = torch.nn.Parameter(torch.empty(len(self.outputs) * rank, in_features, **factory))
         for name, size in self.outputs.items():
             factor = torch.nn.Parameter(torch.empty(size, rank, **factory))
@@ -147,7 +153,7 @@ class LowRankLinear(Pairs, torch.nn.Module):
         if check_size("rank", rank) > most:
             raise ConfigError("rank", rank, f"the weight has rank {most} at most", f"give {most} or less")
         weight = linear.weight  # of a frozen linear: frozen factors
-        factory = {"device": weight.device, "dtype": weight.dtype}
+        factory: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         has_bias = linear.bias is not None
         one = cls(linear.in_features, linear.out_features, rank, **{"bias": has_bias, **factory, **more})
         one.train(linear.training)
@@ -177,16 +183,16 @@ class LowRankLinear(Pairs, torch.nn.Module):
         if self.activation is not None:
             raise ConfigError("activation", self.activation, "no single matrix computes this", "keep the factors")
         factor = self.factor_in
-        bias = self.biases[0] is not None
-        linear = torch.nn.utils.skip_init(
-            torch.nn.Linear, self.in_features, self.out_features, bias, device=factor.device, dtype=factor.dtype
+        biases: list[Tensor] = [one for one in self.biases if one is not None]
+        linear: Any = torch.nn.utils.skip_init(
+            torch.nn.Linear, self.in_features, self.out_features, bool(biases), device=factor.device, dtype=factor.dtype
         )
         pairs = zip(self.output_factors, factor.split(self.rank))
         linear.weight.copy_(torch.cat([out @ into for out, into in pairs]))
         linear.weight.requires_grad_(any(p.requires_grad for p in (factor, *self.output_factors)))
-        if bias:
-            linear.bias.copy_(torch.cat(self.biases))
-            linear.bias.requires_grad_(any(one.requires_grad for one in self.biases))
+        if biases:
+            linear.bias.copy_(torch.cat(biases))
+            linear.bias.requires_grad_(any(one.requires_grad for one in biases))
         return linear.train(self.training)
 
     def bottleneck(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from elas.errors import ConfigError, UserError
+from elas.model.activation import SparseSwitch
 from elas.model.observe import by_layer, shares
 from elas.nn.settings import check_count
 
@@ -35,7 +36,8 @@ def observe(model: torch.nn.Module, tokens: int = 1024) -> Iterator[dict]:
     check_count("tokens", tokens, "give a number of tokens, such as 1024")
     if not isinstance(model, torch.nn.Module):
         raise ConfigError("model", type(model).__name__, "is not a model", "give a torch.nn.Module")
-    watched = [module.observer for module in model.modules() if getattr(module, "is_relu2", False)]
+    relu2 = [one for one in model.modules() if isinstance(one, SparseSwitch) and one.is_relu2]
+    watched = [one.observer for one in relu2]
     if not watched:
         fix = 'observe one with LowRankFFN or SparseFFN of activation="relu2", or leave it out'
         raise ConfigError("model", type(model).__name__, "has no squared ReLU of elas.nn to look at", fix)
@@ -50,4 +52,5 @@ def observe(model: torch.nn.Module, tokens: int = 1024) -> Iterator[dict]:
     counts = [one.counts.cpu() for one in watched if one.counts is not None]
     if not counts:
         raise UserError("observe saw no squared ReLU: run the model's forward pass inside the block")
-    seen |= {**shares(sum(counts)), "layers": by_layer(torch.stack(counts))}
+    layers = torch.stack(counts)
+    seen |= {**shares(layers.sum(0)), "layers": by_layer(layers)}

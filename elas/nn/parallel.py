@@ -9,6 +9,8 @@ Input and output are plain tensors, the same on every rank. d_ff is split; with 
 vectors only: one all-reduce of v forwards and one of du backwards (`elas.model.low_rank` does the same).
 """
 
+from typing import Any
+
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
@@ -50,7 +52,9 @@ class TensorParallelFFN(ParallelStyle):
             raise ConfigError("ffn_hidden_size", size, why, f"give a multiple of {unit * ranks}")
         for name, linear in (("linear_fc1", module.linear_fc1), ("linear_fc2", module.linear_fc2)):
             distribute_module(linear, device_mesh, _placed(name))
-        return distribute_module(module, device_mesh, None, _whole_in, _whole_out)
+        whole_in: Any = _whole_in  # torch's annotations forget what these return
+        whole_out: Any = _whole_out
+        return distribute_module(module, device_mesh, None, whole_in, whole_out)
 
 
 def _placed(name: str):

@@ -21,7 +21,7 @@ from torch import Tensor
 from elas.kernels.relu2_24 import registry
 from elas.kernels.relu2_24.autocast import autocast_off
 from elas.kernels.relu2_24.options import Relu24Options
-from elas.kernels.relu2_24.passes import Operands
+from elas.kernels.relu2_24.passes import Operands, Passes
 from elas.kernels.relu2_24.reference import NO_SECOND, no_forward_mode
 
 # A number comes first after the tensors: DTensor's cache of shardings, as `register_sharding` sets it up, tells calls
@@ -52,6 +52,13 @@ def kept_of(keep: int, options: Relu24Options) -> int:
     return 1 if not options.sparse or options.gradient == "ste" or options.ffn_memory == "eager" else 2
 
 
+def _passes(u: Tensor, m_up: Tensor, n_down: Tensor, how: Sequence) -> Passes:
+    """Of the implementation that runs here."""
+    one = registry.select(options_of(how), u.device, u.dtype, how[-1], registry.Widths.of(m_up, n_down))
+    assert one.passes is not None, f"{one.name} has no passes, and {one.ffn_memory} memory requires them"
+    return one.passes
+
+
 def _two(tensors: tuple[Tensor, ...], like: Tensor) -> list[Tensor]:
     """Up to two kept tensors, and empty ones in place of the missing."""
     return [*tensors, *(like.new_empty(0) for _ in range(2 - len(tensors)))]
@@ -65,9 +72,9 @@ def _two(tensors: tuple[Tensor, ...], like: Tensor) -> list[Tensor]:
 def core(u, m_up, n_down, keep, *how):
     """`v [n, r_out]` from `u [n, r_in]`, and what the backward pass takes back."""
     options = options_of(how)
-    one = registry.select(options, u.device, u.dtype, how[-1], registry.Widths.of(m_up, n_down))
+    passes = _passes(u, m_up, n_down, how)
     with autocast_off(u.device):
-        v, kept = one.passes.forward(Operands(u, m_up, n_down), options, bool(keep))
+        v, kept = passes.forward(Operands(u, m_up, n_down), options, bool(keep))
     return (v, *_two(kept, u))
 
 
@@ -92,10 +99,10 @@ def _(u, m_up, n_down, keep, *how):
 def core_backward(u, m_up, n_down, kept0, kept1, dv, needs, *how):
     """`du`, `dm_up`, `dn_down`, empty where their bit in `needs` (1, 2, 4) is not set."""
     options = options_of(how)
-    one = registry.select(options, u.device, u.dtype, how[-1], registry.Widths.of(m_up, n_down))
+    passes = _passes(u, m_up, n_down, how)
     kept = (kept0, kept1)[: kept_of(KEEP, options)]
     with autocast_off(u.device):
-        grads = one.passes.backward(Operands(u, m_up, n_down), kept, dv, options, needed(needs))
+        grads = passes.backward(Operands(u, m_up, n_down), kept, dv, options, needed(needs))
     return tuple(u.new_empty(0) if grad is None else grad for grad in grads)
 
 
@@ -149,7 +156,7 @@ def _batch_as_tokens(batch: int, tensors: tuple, dims: tuple) -> list[Tensor]:
     ]
 
 
-def _one_by_one(batch: int, operator, tensors: tuple, dims: tuple, how: tuple) -> tuple[list[Tensor], tuple]:
+def _one_by_one(batch: int, operator, tensors: tuple, dims: tuple, how: tuple) -> tuple[tuple[Tensor, ...], tuple]:
     results = [
         operator(*(x if dim is None else x.select(dim, one) for x, dim in zip(tensors, dims)), *how)
         for one in range(batch)

@@ -27,7 +27,8 @@ def split_last(x: Tensor, size: int) -> Tensor:
 
 def lanes(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Views of the four features of every group: `x [..., f]` as four `[..., g]`, strided by 4."""
-    return split_last(x, 4).unbind(-1)
+    a, b, c, d = split_last(x, 4).unbind(-1)
+    return a, b, c, d
 
 
 def join(parts: list[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from elas.kernels.relu2_24.autocast import autocast_off
 from elas.kernels.relu2_24.options import Relu24Options
@@ -83,7 +84,7 @@ class _Core(torch.autograd.Function):
     def backward(ctx, dv: Tensor) -> tuple[Tensor | None, ...]:
         u, m_up, n_down, *kept = ctx.saved_tensors
         needs = tuple(ctx.needs_input_grad[:3])
-        if torch._C._functorch.is_legacy_batchedtensor(dv):  # of `is_grads_batched`: only the operator takes it
+        if is_legacy_batchedtensor(dv):  # of `is_grads_batched`: only the operator takes it
             from elas.kernels.relu2_24 import compiled  # which imports this file
 
             kept += [u.new_empty(0) for _ in range(2 - len(kept))]

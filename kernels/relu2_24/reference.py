@@ -12,6 +12,7 @@ mask), ste 1.0 (ρ), masked soft threshold 3.0 (ρ, ρ − t, two masks); the pr
 
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ NO_FORWARD_MODE = (
 )
 
 
-def no_forward_mode(*_) -> None:
+def no_forward_mode(ctx: Any, *_: Any) -> Any:
     """The `jvp` of autograd functions, in place of torch's, whose error tells an author to write one."""
     raise NotImplementedError(NO_FORWARD_MODE)
 

@@ -30,6 +30,9 @@ registry.register(
         "split", "eager", SplitBackward(), _everywhere, priority=registry.PLAIN, supports=_backward_is("split")
     )
 )
-for _memory, _passes in (("fused", TorchFused()), ("compressed", TorchCompressed())):
-    _plain = registry.Implementation.of_passes("torch", _memory, _passes, _everywhere, priority=registry.PLAIN)
-    registry.register(_plain)
+registry.register(
+    registry.Implementation.of_passes("torch", "fused", TorchFused(), _everywhere, priority=registry.PLAIN)
+)
+registry.register(
+    registry.Implementation.of_passes("torch", "compressed", TorchCompressed(), _everywhere, priority=registry.PLAIN)
+)

@@ -15,7 +15,7 @@ FLOPs help little: they rank below `triton`, which runs wherever they do, so onl
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from elas.kernels.relu2_24.passes import Kept, Operands
 from elas.kernels.relu2_24.registry import Implementation, Widths, register
 from elas.kernels.relu2_24.triton import fused
 from elas.kernels.relu2_24.triton.compressed import NOTHING, PACKED, RHO, TritonCompressed, prune_and_pack
+
+_torch: Any = torch  # its 2:4 products have private names, which its stubs leave out
 
 Library = Literal["cusparselt", "cutlass"]
 
@@ -94,9 +96,9 @@ def down_product(library: Library, s: Tensor, packed: Kept, n_down: Tensor) -> T
     """`s [n, f] · n_downᵀ` `[n, r_out]` by a library; `packed` is `(values, codes)` of s for CUTLASS."""
     check_tokens(library, s.shape[0])
     if library == "cusparselt":
-        return torch._cslt_sparse_mm(torch._cslt_compress(s.contiguous()), n_down.T)
-    values, meta = to_cutlass(*packed)
-    return torch._sparse_semi_structured_mm(values, meta, n_down.T)
+        return _torch._cslt_sparse_mm(_torch._cslt_compress(s.contiguous()), n_down.T)
+    values, codes = packed
+    return _torch._sparse_semi_structured_mm(*to_cutlass(values, codes), n_down.T)
 
 
 def obstacle(library: Library, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -122,7 +124,7 @@ class LibraryCompressed(TritonCompressed):
     """`Passes` of compressed memory whose down product is a library's; the backward pass is TritonCompressed's."""
 
     def __init__(self, library: Library):
-        self.library = library
+        self.library: Library = library
 
     def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
         """`v [n, r_out]` and what `plain.compressed.compress` keeps."""
@@ -137,15 +139,19 @@ class LibraryCompressed(TritonCompressed):
         return v, packed if masked else prune_and_pack(z, options, RHO)[1]
 
 
-for _library, _priority in (("cusparselt", 6), ("cutlass", 5)):
+def _register(library: Library, priority: int) -> None:
     register(
         Implementation.of_passes(
-            _library,
+            library,
             "compressed",
-            LibraryCompressed(_library),
-            partial(obstacle, _library),
-            priority=_priority,
+            LibraryCompressed(library),
+            partial(obstacle, library),
+            priority=priority,
             supports=unsupported,
-            fits=lambda widths, device, dtype, library=_library: misfit(library, widths),
+            fits=lambda widths, device, dtype: misfit(library, widths),
         )
     )
+
+
+_register("cusparselt", 6)
+_register("cutlass", 5)

@@ -141,9 +141,9 @@ class CpuPasses:
         if not (u.numel() and m_up.numel() and n_down.numel()):
             return self.plain.backward(operands, kept, dv, options, needs)
         grads = operators().backward(u, m_up, n_down, list(kept), dv, mode_of(options), options.scale, *needs)
-        return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+        du, dm_up, dn_down = (grad if need else None for grad, need in zip(grads, needs, strict=True))
+        return du, dm_up, dn_down
 
 
-for _memory, _plain in (("fused", TorchFused()), ("compressed", TorchCompressed())):
-    _passes = CpuPasses(_memory == "compressed", _plain)
-    register(Implementation.of_passes("cpu", _memory, _passes, available, priority=10))
+register(Implementation.of_passes("cpu", "fused", CpuPasses(False, TorchFused()), available, priority=10))
+register(Implementation.of_passes("cpu", "compressed", CpuPasses(True, TorchCompressed()), available, priority=10))

@@ -98,10 +98,10 @@ class TorchFused:
                 s, dz = step(z_part, ds_part, options)
             else:
                 s = reference.prune(z_part.relu_(), options)
-            if needs_n:
+            if dn_down is not None:
                 dn_down.add(drows.T, s)
-            if needs_m:
+            if dm_up is not None:
                 dm_up.add(dz.T, rows)
-            if needs_u:
+            if du is not None:
                 torch.mm(dz, m_up, out=du[start : start + c])
-        return du, dm_up.result() if needs_m else None, dn_down.result() if needs_n else None
+        return du, None if dm_up is None else dm_up.result(), None if dn_down is None else dn_down.result()

@@ -5,6 +5,8 @@ What is kept for the backward pass is what plain/compressed.py keeps.
 Shapes: `f` features, `g = f / 4` groups, `n` tokens, `r_in`, `r_out` widths of the two ends of the core; ρ = relu(z).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -19,6 +21,13 @@ TILE = (4, 512)
 NOTHING, RHO, PACKED = 0, 1, 2
 
 
+def _kernels() -> Any:
+    """The module of the kernels, untyped: Triton has no types for a launch."""
+    from elas.kernels.relu2_24.triton import compressed_kernels
+
+    return compressed_kernels
+
+
 def _grid(n: int, f: int) -> tuple[int, int]:
     return -(-n // TILE[0]), -(-f // TILE[1])
 
@@ -31,8 +40,6 @@ def _empty_codes(n: int, f: int, options: Relu24Options, like: Tensor) -> Tensor
 
 def prune_and_pack(z: Tensor, options: Relu24Options, keep: int) -> tuple[Tensor, Kept]:
     """s of `z [n, f]`; and nothing, `(ρ,)`, or `(values, codes)` for `keep` NOTHING, RHO, PACKED."""
-    from elas.kernels.relu2_24.triton import compressed_kernels
-
     z = z.contiguous()
     (n, f), s = z.shape, z.new_empty(z.shape)
     kept: Kept = ()
@@ -43,7 +50,7 @@ def prune_and_pack(z: Tensor, options: Relu24Options, keep: int) -> tuple[Tensor
     values, codes = kept[0] if kept else s, kept[-1] if kept else s  # a kernel takes a pointer it does not follow
     if z.numel():
         with on(z):
-            compressed_kernels.prune_and_pack_kernel[_grid(n, f)](
+            _kernels().prune_and_pack_kernel[_grid(n, f)](
                 z, s, values, codes, n, f, codes.shape[1], scale_of(options), method_of(options), keep, *TILE
             )
     return s, kept
@@ -53,8 +60,6 @@ def restore(
     kept: Kept, ds: Tensor | None, options: Relu24Options, needs_s: bool = True
 ) -> tuple[Tensor | None, Tensor | None]:
     """s if it is needed, and dz where `ds [n, f]` is given, from `(values [n, f/2], codes)`."""
-    from elas.kernels.relu2_24.triton import compressed_kernels
-
     values, codes = kept
     n, f = values.shape[0], 2 * values.shape[1]
     s = values.new_empty(n, f) if needs_s else None
@@ -62,7 +67,7 @@ def restore(
     ds = values if ds is None else ds.contiguous()
     if values.numel():
         with on(values):
-            compressed_kernels.restore_kernel[_grid(n, f)](
+            _kernels().restore_kernel[_grid(n, f)](
                 values,
                 codes,
                 ds,
@@ -82,12 +87,10 @@ def restore(
 
 def slope(rho: Tensor, ds: Tensor, options: Relu24Options) -> Tensor:
     """dz `[n, f]` through relu² alone: of the dense activation, and of ste."""
-    from elas.kernels.relu2_24.triton import compressed_kernels
-
     ds, dz = ds.contiguous(), torch.empty_like(rho)
     if rho.numel():
         with on(rho):
-            compressed_kernels.slope_kernel[_grid(*rho.shape)](rho, ds, dz, *rho.shape, scale_of(options), *TILE)
+            _kernels().slope_kernel[_grid(*rho.shape)](rho, ds, dz, *rho.shape, scale_of(options), *TILE)
     return dz
 
 
@@ -111,11 +114,9 @@ class TritonCompressed:
             dz = None if ds is None else slope(kept[0], ds, options)
         else:
             s, dz = restore(kept, ds, options, needs_n)
-        return (
-            dz @ m_up if needs_u else None,
-            dz.T @ u if needs_m else None,
-            dv.T @ s if needs_n else None,
-        )
+        du = None if dz is None or not needs_u else dz @ m_up
+        dm_up = None if dz is None or not needs_m else dz.T @ u
+        return du, dm_up, None if s is None else dv.T @ s
 
 
 register(Implementation.of_passes("triton", "compressed", TritonCompressed(), obstacle, priority=PRIORITY))

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib.util
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +84,13 @@ def precision_of(dtype: torch.dtype) -> str:
     return "ieee"
 
 
+def _kernels() -> Any:
+    """The module of the kernels, untyped: Triton has no types for a launch."""
+    from elas.kernels.relu2_24.triton import fused_kernels
+
+    return fused_kernels
+
+
 def _in_rows(x: Tensor) -> Tensor:
     """x, copied if its rows are not contiguous."""
     return x if x.stride(-1) == 1 else x.contiguous()
@@ -106,8 +114,6 @@ class TritonFused:
         u, m_up, n_down = operands
         if min(u.shape[1], n_down.shape[0]) == 0:
             return self.plain.forward(operands, options, keep)
-        from elas.kernels.relu2_24.triton import fused_kernels
-
         u, m, n = _in_rows(u), _in_rows(m_up), n_down.T.contiguous()
         v = u.new_empty(u.shape[0], n_down.shape[0])
         if v.shape[0]:
@@ -115,7 +121,7 @@ class TritonFused:
             grid = (-(-v.shape[0] // tile.tokens), -(-v.shape[1] // constants["BO"]))
             strides = (u.stride(0), m.stride(0), n.stride(0), v.stride(0))
             with on(u):
-                fused_kernels.forward_kernel[grid](
+                _kernels().forward_kernel[grid](
                     u, m, n, v, u.shape[0], m.shape[0], *strides, scale_of(options), **constants
                 )
         return v, ()
@@ -130,8 +136,6 @@ class TritonFused:
         return du, *self._weights(u, m, n, dv, options, needs[1:])
 
     def _du(self, u: Tensor, m: Tensor, n: Tensor, dv: Tensor, options: Relu24Options) -> Tensor:
-        from elas.kernels.relu2_24.triton import fused_kernels
-
         du = u.new_empty(u.shape)
         if du.shape[0]:
             tile, constants = self._settings("du", u, n, options)
@@ -139,7 +143,7 @@ class TritonFused:
             strides = tuple(x.stride(0) for x in (u, m, n, dv, du))
             ste = options.gradient == "ste"
             with on(u):
-                fused_kernels.du_kernel[grid](
+                _kernels().du_kernel[grid](
                     u, m, n, dv, du, u.shape[0], m.shape[0], *strides, scale_of(options), STE=ste, **constants
                 )
         return du
@@ -150,8 +154,6 @@ class TritonFused:
         """dm_up, dn_down: `f` and tokens shared out among programs, shares added in fp32."""
         if not any(needs):
             return None, None
-        from elas.kernels.relu2_24.triton import fused_kernels
-
         (tokens, r_in), (f, r_out) = u.shape, n.shape
         tile, constants = self._settings("weights", u, n, options)
         tiles = -(-f // tile.features)
@@ -163,7 +165,7 @@ class TritonFused:
         more = {"STE": options.gradient == "ste", "NEEDS_M": needs[0], "NEEDS_N": needs[1], **constants}
         if f:
             with on(u):
-                fused_kernels.weights_kernel[(tiles, shares, chunks)](
+                _kernels().weights_kernel[(tiles, shares, chunks)](
                     u, m, n, dv, dm, dn, tokens, f, share, *strides, scale_of(options), **more
                 )
         return (
@@ -179,7 +181,7 @@ class TritonFused:
         most = max(1, (2**31 - 1) // stride // tile.tokens)
         return min(-(-steps // min(shares, steps)), most) * tile.tokens
 
-    def _settings(self, kernel: Kernel, u: Tensor, n: Tensor, options: Relu24Options) -> tuple[Tile, dict[str, object]]:
+    def _settings(self, kernel: Kernel, u: Tensor, n: Tensor, options: Relu24Options) -> tuple[Tile, dict[str, Any]]:
         """The tile of a kernel for `u [n, r_in]` and `n [f, r_out]`, and the constants it is compiled for."""
         r, soft = max(u.shape[1], n.shape[1]), method_of(options) == 2
         tile = self.tile or choose(_chip(u.device), kernel, u.dtype, r, soft)
@@ -187,7 +189,7 @@ class TritonFused:
         return tile, constants(tile, u.shape[1], n.shape[1], precision_of(u.dtype), method_of(options))
 
 
-def constants(tile: Tile, r_in: int, r_out: int, precision: str, method: int) -> dict[str, object]:
+def constants(tile: Tile, r_in: int, r_out: int, precision: str, method: int) -> dict[str, Any]:
     """Compile-time arguments of a fused kernel, `num_warps` and `num_stages` with them."""
     return {
         "R_IN": r_in,
