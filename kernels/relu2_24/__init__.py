@@ -2,15 +2,15 @@
 
 The interface:
 
-- ops.py: the public calls, which check their inputs and choose an implementation.
+- ops.py: the public functions; they check their inputs and choose an implementation.
 - options.py: `Relu24Options`: what is pruned, how gradients pass, what the backward pass keeps.
-- registry.py: which implementation of `ffn_core` runs; registrations.py: those it knows from the start.
-- passes.py: what an implementation of `ffn_core` is (a forward and a backward pass), and the autograd around it.
+- registry.py: chooses the implementation of `ffn_core`; registrations.py: registers those of this package.
+- passes.py: the protocol of an implementation of `ffn_core` (a forward and a backward pass), and autograd around it.
 - compiled.py: `ffn_core` under torch.compile and torch.func; sharding.py: with DTensors; autocast.py: under autocast.
 
 The implementations:
 
-- reference.py: plain autograd, which defines the result; pack.py: 2:4 masks, and kept values packed with positions.
+- reference.py: plain autograd, which defines the result; pack.py: 2:4 masks, and packing of the kept values.
 - plain/: PyTorch's own operations; cpu/: C++; triton/: Triton; semi_structured.py: cuSPARSELt and CUTLASS.
 """
 

@@ -1,6 +1,6 @@
-"""What autocast means here: the dtype it asks for, and doing without it inside.
+"""The dtype that autocast requests, and turning it off inside the operation.
 
-`torch.amp.custom_fwd` does the same for one device and one dtype that are known when a function is written.
+`torch.amp.custom_fwd` requires device and dtype when a function is defined; here they are those of the call.
 """
 
 import contextlib
@@ -16,22 +16,22 @@ def _enabled(device: torch.device) -> bool:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype autocast asks for on this device; None where it is off.
+    """The dtype that autocast requests on this device; None if it is off.
 
     Raises:
-        UserError: it is fp16.
+        UserError: autocast in float16.
     """
     if not _enabled(device):
         return None
     dtype = torch.get_autocast_dtype(device.type)
     if dtype == torch.float16:
         raise UserError(
-            "ffn_core does not take autocast in float16: relu² overflows above 256; use autocast in bfloat16 "
+            "ffn_core does not support autocast in float16: relu² overflows above 256; use autocast in bfloat16 "
             "(Hugging Face: bf16=True), or autocast(enabled=False) around the layer"
         )
     return dtype
 
 
 def autocast_off(device: torch.device) -> contextlib.AbstractContextManager:
-    """Within it, products have the dtype of their operands, whatever autocast says outside."""
+    """A context in which products have the dtype of their operands, also inside an autocast region."""
     return torch.autocast(device.type, enabled=False) if _enabled(device) else contextlib.nullcontext()

@@ -1,13 +1,13 @@
-"""`ffn_core` as one operator, `elas::relu2_24_core` and its backward, for whatever looks into a call.
+"""`ffn_core` as one operator, `elas::relu2_24_core`, and its backward, for torch.compile, `torch.func` and DTensor.
 
-- torch.compile and torch.export pass through it whole;
-- `torch.func` (`grad`, `vmap`, `jacrev`, …) and batched gradients: the batch becomes tokens where the factors are the
-  same for all of it; otherwise, as for gradients of the factors for each sample, the batch is gone through one by one;
-- DTensor: which shards fit together is in sharding.py.
+- torch.compile and torch.export treat it as one node of the graph.
+- `torch.func` (`grad`, `vmap`, `jacrev`, …) and batched gradients: the batch dimension joins the tokens if all samples
+  share the factors; otherwise, as for per-sample gradients of the factors, the samples are computed one after another.
+- DTensor: sharding.py has the rules.
 
 The implementation is chosen when the operator runs, not when it is traced, so tracing neither builds an extension nor
-logs. What is kept has the shapes that `Passes` (passes.py) promise for the memory mode, whichever implementation runs.
-Eager mode does not come here otherwise: an operator written in Python costs some 20 µs more a call than an autograd
+logs. The kept tensors have the shapes that `Passes` (passes.py) defines for the memory mode, for every implementation.
+Plain eager calls do not use the operator: one written in Python costs about 20 µs more per call than an autograd
 function.
 """
 
@@ -24,15 +24,15 @@ from elas.kernels.relu2_24.options import Relu24Options
 from elas.kernels.relu2_24.passes import Operands, Passes
 from elas.kernels.relu2_24.reference import NO_SECOND, no_forward_mode
 
-# A number comes first after the tensors: DTensor's cache of shardings, as `register_sharding` sets it up, tells calls
-# apart by the arguments from the first int on, and would take one call's result for another's otherwise.
+# The first argument after the tensors must be an int: the sharding cache that `register_sharding` sets up compares
+# calls by their arguments from the first int on, and without one would return the result of another call.
 KEEP, NOT_KEEP = 1, 0
 
 
 _SCHEMA_TYPES = {bool: "bool", str: "str", float: "float"}
 _HOW = ", ".join(f"{_SCHEMA_TYPES[type(field.default)]} {field.name}" for field in fields(Relu24Options))
 _REST = f"{_HOW}, str implementation) -> (Tensor, Tensor, Tensor)"
-"""How the operators' schemas end: the options in the order of their fields, the implementation, three results."""
+"""The end of the operators' schemas: the options in the order of their fields, the implementation, three results."""
 
 
 def how_of(options: Relu24Options, implementation: str) -> tuple:
@@ -41,26 +41,26 @@ def how_of(options: Relu24Options, implementation: str) -> tuple:
 
 
 def options_of(how: Sequence) -> Relu24Options:
-    """The options among the operators' last arguments."""
+    """The options, from the operators' last arguments."""
     return Relu24Options(*how[:-1])
 
 
 def kept_of(keep: int, options: Relu24Options) -> int:
-    """How many of the two tensors are kept; the others are empty, since an operator's outputs are a fixed number."""
+    """How many of the two kept tensors are used; an operator has a fixed number of outputs, so the others are empty."""
     if not keep or options.ffn_memory == "fused":
         return 0
     return 1 if not options.sparse or options.gradient == "ste" or options.ffn_memory == "eager" else 2
 
 
 def _passes(u: Tensor, m_up: Tensor, n_down: Tensor, how: Sequence) -> Passes:
-    """Of the implementation that runs here."""
+    """The passes of the implementation that runs here."""
     one = registry.select(options_of(how), u.device, u.dtype, how[-1], registry.Widths.of(m_up, n_down))
     assert one.passes is not None, f"{one.name} has no passes, and {one.ffn_memory} memory requires them"
     return one.passes
 
 
 def _two(tensors: tuple[Tensor, ...], like: Tensor) -> list[Tensor]:
-    """Up to two kept tensors, and empty ones in place of the missing."""
+    """The kept tensors, filled up to two with empty ones."""
     return [*tensors, *(like.new_empty(0) for _ in range(2 - len(tensors)))]
 
 
@@ -70,7 +70,7 @@ def _two(tensors: tuple[Tensor, ...], like: Tensor) -> list[Tensor]:
     schema=f"(Tensor u, Tensor m_up, Tensor n_down, SymInt keep, {_REST}",
 )
 def core(u, m_up, n_down, keep, *how):
-    """`v [n, r_out]` from `u [n, r_in]`, and what the backward pass takes back."""
+    """`v [n, r_out]` from `u [n, r_in]`, and the two kept tensors."""
     options = options_of(how)
     passes = _passes(u, m_up, n_down, how)
     with autocast_off(u.device):
@@ -117,12 +117,12 @@ def needed(needs: int) -> tuple[bool, bool, bool]:
 
 
 def backward_through(tensors: tuple[Tensor, ...], dv: Tensor, needs: tuple[bool, ...], how: tuple):
-    """The gradients by the operator, None where they are not needed.
+    """The gradients, computed by the operator; None where they are not needed.
 
     Args:
-        tensors: u `[n, r_in]`, m_up, n_down and the two kept ones.
+        tensors: u `[n, r_in]`, m_up, n_down and the two kept tensors.
         dv: `[n, r_out]`.
-        needs: for u, m_up and n_down.
+        needs: whether u, m_up and n_down require a gradient.
         how: from `how_of`.
     """
     bits = sum(2**number for number, need in enumerate(needs) if need)
@@ -150,7 +150,7 @@ core_backward.register_autograd(_refuse)
 
 
 def _batch_as_tokens(batch: int, tensors: tuple, dims: tuple) -> list[Tensor]:
-    """Tensors `[n, …]` with the batch before the tokens, `[batch·n, …]`; what has no batch is the same for all."""
+    """Tensors `[n, …]` as `[batch·n, …]`; one without a batch dimension is repeated for every sample."""
     return [
         (x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1) for x, dim in zip(tensors, dims)
     ]
@@ -188,9 +188,9 @@ def _(info, in_dims, u, m_up, n_down, kept0, kept1, dv, *how):
 
 
 class _Operator(torch.autograd.Function):
-    """An operator, for `torch.func`'s gradients: what `register_autograd` makes is not for them."""
+    """An operator for gradients of `torch.func`, which do not support what `register_autograd` makes."""
 
-    generate_vmap_rule = True  # by the operator's own
+    generate_vmap_rule = True  # from the operator's own rule
     jvp = staticmethod(no_forward_mode)
 
 
@@ -229,16 +229,16 @@ class _BackwardUnderFunc(_Operator):
 def ffn_core(
     u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, implementation: str, under_func: bool = False
 ) -> Tensor:
-    """`ops.ffn_core` by the operator: everything but the plain reference, inputs already checked.
+    """`ops.ffn_core` through the operator, for everything but the plain reference; inputs are already checked.
 
     Args:
         u: `[..., r_in]`.
         m_up: `[f, r_in]`.
         n_down: `[r_out, f]`.
-        options: as there.
-        implementation: as there.
-        under_func: this is within a transform of `torch.func`. What the backward pass needs is kept then, since no
-            tensor says whether a gradient is wanted.
+        options: as in `ops.ffn_core`.
+        implementation: as in `ops.ffn_core`.
+        under_func: whether this runs inside a transform of `torch.func`. Then the tensors for the backward pass are
+            always kept, since `requires_grad` does not show whether a gradient is wanted.
     """
     wanted = torch.is_grad_enabled() and (u.requires_grad or m_up.requires_grad or n_down.requires_grad)
     rows = u.reshape(math.prod(u.shape[:-1]), u.shape[-1])  # `numel()` would fix a traced number of tokens

@@ -1,9 +1,9 @@
-"""The public calls: check the inputs once, choose an implementation, run it.
+"""The public functions: check the inputs, choose an implementation, run it.
 
-Autocast: as with torch's own `linear`, operands are cast to autocast's dtype (fp64 ones are not) and the result has it;
-what happens inside is ours to say, so autocast is off there, in the backward pass too (`passes.py`).
+Autocast: as in torch's `linear`, operands are cast to autocast's dtype (fp64 ones are not), which is the dtype of the
+result. Inside, and in the backward pass (passes.py), autocast is off: implementations control their own dtypes.
 
-Shapes: `f` features, `r_in`, `r_out` widths of the two ends of the core.
+Shapes: `f` features, `r_in` and `r_out` input and output width of the core.
 """
 
 import torch
@@ -19,21 +19,21 @@ from elas.kernels.relu2_24.sharding import is_sharded
 
 
 def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
-    """`s = prune(relu(z)²)` element by element over groups of four consecutive features.
+    """`s = prune(relu(z)²)`, pruned in groups of four consecutive features.
 
     Args:
-        z: `[..., f]`, fp64, fp32 or bf16, any strides; f % 4 == 0 when `options.sparse`. Not modified.
-        options: `ffn_memory` says what is kept for the backward pass; the activation alone has no products to fuse
-            with, so `fused` keeps what `compressed` does.
+        z: `[..., f]`, fp64, fp32 or bf16, any strides; f % 4 == 0 if `options.sparse`. Not modified.
+        options: `ffn_memory` decides what is kept for the backward pass. The activation alone has no products to fuse
+            with, so `fused` keeps the same as `compressed`.
 
     Returns:
         s: shape and dtype of z, the same values whatever `ffn_memory`.
 
     Raises:
-        UserError: fp16 or another dtype that is not taken.
-        ConfigError: f does not divide by 4, or the split backward is asked for, which needs the products.
+        UserError: an unsupported dtype, such as fp16.
+        ConfigError: f is not a multiple of 4, or `options.backward` is split, which requires the products.
 
-    Source: arXiv 2605.03667; gradients as `Relu24Options` defines them.
+    Source: arXiv 2605.03667; `Relu24Options` defines the gradients.
     """
     if options.backward == "split":
         why = "the activation alone has no weight gradients"
@@ -44,7 +44,7 @@ def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
 
 
 def ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, implementation: str = "auto") -> Tensor:
-    """`v = prune(relu²(u m_upᵀ)) n_downᵀ`, the FFN between its two inner widths.
+    """`v = prune(relu²(u m_upᵀ)) n_downᵀ`, the core of the FFN.
 
     Args:
         u: `[..., r_in]`, fp64, fp32 or bf16, any strides, any number of tokens.
@@ -55,11 +55,11 @@ def ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, im
 
     Returns:
         v: `[..., r_out]` in the dtype of u, under autocast in autocast's. Under tensor parallelism f is this rank's
-        share and v a partial sum.
+        share, and v this rank's term of a sum over ranks.
 
     Raises:
-        UserError: shapes or dtypes that do not fit; fp16, also of autocast.
-        ConfigError: f does not divide by 4, or the memory mode or implementation is not available.
+        UserError: shapes or dtypes that do not match; fp16, also by autocast.
+        ConfigError: f is not a multiple of 4, or the memory mode or implementation is not available for this call.
     """
     dtype = autocast_dtype(u.device)
     if dtype is None:
@@ -75,7 +75,7 @@ def _ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, i
     if tracing or under_func or is_sharded(u, m_up, n_down):
         if options.ffn_memory != "eager" or options.backward == "split":
             if tracing and under_func:
-                # Eager there; with fullgraph this is an error. Dynamo shows literals only.
+                # Falls back to eager; an error with fullgraph. Dynamo shows the message only if it is a literal.
                 torch._dynamo.graph_break(
                     msg="torch.func transforms of ffn_core under torch.compile need ffn_memory eager, gradient masked"
                 )

@@ -1,6 +1,6 @@
-"""Options of the 2:4 squared ReLU, and the checks every implementation shares.
+"""Options of the 2:4 squared ReLU, and the checks that all implementations share.
 
-Shapes: `f` features (the last dimension of z), `r_in`, `r_out` widths of the two ends of the core.
+Shapes: `f` features (the last dimension of z), `r_in` and `r_out` input and output width of the core.
 """
 
 import math
@@ -19,20 +19,20 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Relu24Options:
-    """What is pruned, how the gradient passes, and what is kept for the backward pass.
+    """Pruning, its gradient, and what is kept for the backward pass.
 
     With ρ = relu(z), K the two largest of a group of four consecutive features and t its third largest:
 
     Args:
-        sparse: prune; False gives plain `ρ²` (the dense warm-up) and ignores method, gradient and scale.
-        method: `magnitude` gives `ρ²` on K; `soft_threshold` gives `scale · (ρ − t)²` on K; both 0 elsewhere.
-        gradient: `masked` is the exact gradient of the pruned function; `ste` goes straight through the pruning,
+        sparse: whether to prune; False gives plain `ρ²` (the dense warm-up) and ignores method, gradient and scale.
+        method: `magnitude` gives `ρ²` on K; `soft_threshold` gives `scale · (ρ − t)²` on K; both give 0 elsewhere.
+        gradient: `masked` is the exact gradient of the pruned function; `ste` is the straight-through estimator,
             `dz = 2ρ·ds` everywhere (`2ρ·scale·ds` for `soft_threshold`).
-        scale: β of `soft_threshold`, finite and above 0; `magnitude` does not look at it.
-        ffn_memory: `eager` leaves saving to autograd; `compressed` keeps the two kept values of four and their
-            positions; `fused` keeps nothing f wide and computes z twice (alone, without products: as compressed).
-        backward: `dense` weight gradients see all of s and dz; `split` prunes both along tokens as well (split.py;
-            `ffn_core` with eager memory, magnitude and masked).
+        scale: β of `soft_threshold`, finite and above 0; ignored by `magnitude`.
+        ffn_memory: `eager` saves what autograd saves; `compressed` keeps the two kept values of four and their
+            positions; `fused` keeps nothing f wide and computes z twice (for `relu2_24` alone: as compressed).
+        backward: `dense` computes weight gradients from all of s and dz; `split` prunes both along tokens as well
+            (plain/split.py; requires `ffn_core` with eager memory, magnitude and masked).
 
     Raises:
         ConfigError: a value outside these, or options that do not go together.
@@ -65,30 +65,30 @@ class Relu24Options:
 
 
 def check_activation(dtype: torch.dtype, features: int, options: Relu24Options) -> None:
-    """Refuse what no implementation takes.
+    """Check what every implementation requires of the activation z.
 
     Args:
-        dtype: of the activation z.
-        features: `f`, the size of its last dimension on this rank.
-        options: a group of four must be whole when `options.sparse`.
+        dtype: of z.
+        features: f, the size of its last dimension on this rank.
+        options: with `sparse`, f must be a multiple of 4.
 
     Raises:
-        UserError: for a dtype other than fp64, fp32 and bf16.
-        ConfigError: when `f` does not divide by 4 and `options.sparse`.
+        UserError: a dtype other than fp64, fp32 and bf16.
+        ConfigError: f is not a multiple of 4.
     """
     if dtype == torch.float16:
-        raise UserError("relu2_24 does not take float16: relu² overflows above 256; use bfloat16 or float32")
+        raise UserError("relu2_24 does not support float16: relu² overflows above 256; use bfloat16 or float32")
     if dtype not in DTYPES:
-        raise UserError(f"relu2_24 does not take {dtype}; use bfloat16, float32 or float64")
+        raise UserError(f"relu2_24 does not support {dtype}; use bfloat16, float32 or float64")
     if options.sparse and features % 4:
         raise ConfigError("features", features, "does not split into groups of 4", "give a multiple of 4 on each rank")
 
 
 def check_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options) -> None:
-    """Refuse factors that do not fit: `u [..., r_in]`, `m_up [f, r_in]`, `n_down [r_out, f]`, one dtype for the three.
+    """Check the operands: `u [..., r_in]`, `m_up [f, r_in]`, `n_down [r_out, f]`, all of one dtype.
 
     Raises:
-        UserError: shapes or dtypes that do not fit, or a dtype `check_activation` refuses.
+        UserError: shapes or dtypes that do not match, or a dtype that `check_activation` refuses.
         ConfigError: see `check_activation`.
     """
     shapes = f"u {list(u.shape)}, m_up {list(m_up.shape)}, n_down {list(n_down.shape)}"

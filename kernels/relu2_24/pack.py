@@ -1,15 +1,15 @@
-"""Groups of four: which two are kept, and the two kept values with their positions in half the space.
+"""Groups of four: choosing the two that are kept, and packing their values with their positions.
 
-Shapes: `f` features, `g = f / 4` groups; a *lane* is one of the four features of every group, `[..., g]`.
+Shapes: `f` features, `g = f / 4` groups; a *lane* holds one of the four features of every group, `[..., g]`.
 
 Order within a group: by value, descending; NaN of either sign ranks as +inf; ties go to the lower index. The order is
-total, so "kept" (the first two), "third" and "fourth" are single positions, the same in every implementation.
+total, so the kept two, the third and the fourth are unique positions, the same in every implementation.
 
 A position is 2 bits. The two kept ones of a group, ascending, are a nibble `p0 | p1 << 2`; two groups share a byte, the
-even group in the low nibble. Rows (tokens) start on byte boundaries, so that rows can be worked on alone. With bf16
+even group in the low nibble. Rows (tokens) start on byte boundaries, so rows can be processed independently. With bf16
 values that is (2·16 + 4) / (4·16) = 9/16 of the dense activation.
 
-Six pairwise compares and majorities rather than topk: a sort per group costs 1.7–2× as much (CPU, [4096 × 5504]).
+Six pairwise comparisons and majorities replace topk, whose sort per group takes 1.7–2× as long (CPU, [4096 × 5504]).
 """
 
 import torch
@@ -19,8 +19,8 @@ from torch import Tensor
 def split_last(x: Tensor, size: int) -> Tensor:
     """View of `x [..., n·size]` as `[..., n, size]`.
 
-    `Tensor.unflatten` is Python inside, which torch.compile does not trace under a torch-function mode such as the one
-    that stands in for CUDA (`elas.accelerator`).
+    Not `Tensor.unflatten`: it is implemented in Python, which torch.compile does not trace under a torch-function mode
+    such as the one that replaces CUDA (`elas.accelerator`).
     """
     return x.view(*x.shape[:-1], x.shape[-1] // size, size)
 
@@ -37,8 +37,8 @@ def join(parts: list[Tensor]) -> Tensor:
 
 
 def _wins(x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """For every lane, whether it comes before each of the three others: four triples of bool `[..., g]`."""
-    x = x.detach()  # an order has no derivative, and keeps nothing for one
+    """For every lane, whether it ranks before each of the three others: four triples of bool `[..., g]`."""
+    x = x.detach()  # an order has no derivative; autograd would save tensors for it
     a, b, c, d = lanes(torch.where(x.isnan(), torch.inf, x))
     ab, ac, ad, bc, bd, cd = a >= b, a >= c, a >= d, b >= c, b >= d, c >= d
     return [(ab, ac, ad), (~ab, bc, bd), (~ac, ~bc, cd), (~ad, ~bd, ~cd)]
@@ -47,7 +47,7 @@ def _wins(x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
 def keep_mask(x: Tensor) -> Tensor:
     """True at the two largest of every four: bool `[..., f]` for `x [..., f]`, f % 4 == 0, any floating dtype.
 
-    A kept feature comes before at least two of the three others.
+    A kept feature ranks before at least two of the three others.
     """
     return join([(p & q) | (r & (p | q)) for p, q, r in _wins(x)])
 
@@ -55,7 +55,7 @@ def keep_mask(x: Tensor) -> Tensor:
 def keep_and_third(x: Tensor) -> tuple[Tensor, Tensor]:
     """`keep_mask(x)`, and True at the third largest of every four: two bool `[..., f]`.
 
-    The third comes before exactly one of the three others.
+    The third ranks before exactly one of the three others.
     """
     wins = _wins(x)
     keep = join([(p & q) | (r & (p | q)) for p, q, r in wins])

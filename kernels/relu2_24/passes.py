@@ -1,10 +1,10 @@
-"""`ffn_core` as one autograd function around two plain passes, so that an implementation writes no autograd.
+"""`ffn_core` as one autograd function around the two passes of an implementation, which contains no autograd itself.
 
-Shapes: `f` features, `n` tokens, `r_in`, `r_out` widths of the two ends of the core.
+Shapes: `f` features, `n` tokens, `r_in` and `r_out` input and output width of the core.
 
-An implementation of `fused` or `compressed` memory is a `Passes`: a forward that also gives what to keep, and a
-backward that takes it back. Both see tokens as rows and run without a graph. Here they get leading shapes, saving,
-skipping of gradients that are not needed, and the refusal of second derivatives.
+An implementation of `fused` or `compressed` memory is a `Passes`: a forward pass that also returns the tensors to keep,
+and a backward pass that receives them. Both see tokens as rows and run without a graph. This file adds leading
+dimensions, saving, skipping of unneeded gradients, and the error for second derivatives.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ from elas.kernels.relu2_24.reference import first_derivative_only, no_forward_mo
 Kept = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 Needs = tuple[bool, bool, bool]
-"""Which of the operands' gradients are wanted."""
+"""Which of the operands require a gradient."""
 
 
 class Operands(NamedTuple):
-    """What the core multiplies.
+    """The operands of the core.
 
     Attributes:
         u: `[n, r_in]`.
@@ -41,36 +41,36 @@ class Operands(NamedTuple):
 class Passes(Protocol):
     """The two passes of one implementation; operands have one dtype and device, any strides, any number of tokens.
 
-    What is kept has a layout of its `ffn_memory`, the same in every implementation: nothing for `fused`,
-    `plain.compressed.compress`'s tensors, `[n, …]`, for `compressed`, ρ `[n, f]` for `eager` (the split backward).
+    The layout of the kept tensors depends on `ffn_memory` alone: none for `fused`; for `compressed` those of
+    `plain.compressed.compress`, `[n, …]`; for `eager` (the split backward) ρ `[n, f]`.
     """
 
     def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
-        """New `v [n, r_out]`, and what to keep if `keep`."""
+        """A new `v [n, r_out]`, and the tensors to keep, if `keep`."""
         ...
 
     def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
-        """`dv [n, r_out]` → new du, dm_up, dn_down, None where `needs` is False; at least one is needed."""
+        """`dv [n, r_out]` → new du, dm_up, dn_down, None where `needs` is False; at least one is True."""
         ...
 
 
 def transformed() -> bool:
-    """Whether this runs under a transform of `torch.func`, where no tensor says whether a gradient of it is wanted.
+    """Whether this runs inside a transform of `torch.func`, where `requires_grad` does not show what is wanted.
 
-    torch has no public name for this; its own `autograd.Function.apply` asks the same.
+    torch has no public name for this; its own `autograd.Function.apply` calls the same function.
     """
     return torch._C._are_functorch_transforms_active()
 
 
 def _rows(x: Tensor) -> Tensor:
-    """`[..., r]` as `[n, r]`, also where there are no tokens or no features to infer n from."""
+    """`[..., r]` as `[n, r]`; `reshape(-1, r)` fails on tensors without elements."""
     return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
 class _Core(torch.autograd.Function):
-    """The two passes of an implementation, keeping u, the factors and what the forward pass says."""
+    """The two passes of an implementation; saves u, the factors and the kept tensors."""
 
-    jvp = staticmethod(no_forward_mode)  # Dynamo traces no function with a jvp; it sees the operator of compiled.py
+    jvp = staticmethod(no_forward_mode)  # Dynamo does not trace a function with a jvp; it uses compiled.py
 
     @staticmethod
     def forward(ctx, u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options, passes: Passes) -> Tensor:
@@ -84,8 +84,8 @@ class _Core(torch.autograd.Function):
     def backward(ctx, dv: Tensor) -> tuple[Tensor | None, ...]:
         u, m_up, n_down, *kept = ctx.saved_tensors
         needs = tuple(ctx.needs_input_grad[:3])
-        if is_legacy_batchedtensor(dv):  # of `is_grads_batched`: only the operator takes it
-            from elas.kernels.relu2_24 import compiled  # which imports this file
+        if is_legacy_batchedtensor(dv):  # from `is_grads_batched`; only the operator supports it
+            from elas.kernels.relu2_24 import compiled  # it imports this file
 
             kept += [u.new_empty(0) for _ in range(2 - len(kept))]
             how = compiled.how_of(ctx.options, "auto")
@@ -102,7 +102,7 @@ def differentiable(passes: Passes) -> Callable[[Tensor, Tensor, Tensor, Relu24Op
 
     def core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options) -> Tensor:
         wanted = u.requires_grad or m_up.requires_grad or n_down.requires_grad
-        # Within `forward_ad.dual_level` the function refuses; without it tangents would be lost in silence.
+        # Inside `forward_ad.dual_level` use the function too: it raises, where the passes would drop tangents silently.
         if (torch.is_grad_enabled() and wanted) or torch.autograd.forward_ad._current_level >= 0:
             return _Core.apply(u, m_up, n_down, options, passes)
         operands = Operands(_rows(u.detach()), m_up.detach(), n_down.detach())

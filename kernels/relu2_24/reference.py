@@ -1,13 +1,13 @@
-"""The operation in plain autograd, which is the truth the other implementations are tested against.
+"""The operation in plain autograd: it defines the result that other implementations are tested against.
 
-Shapes: `f` features, `g = f / 4` groups, `r_in`, `r_out` widths of the two ends of the core; ρ = relu(z).
+Shapes: `f` features, `g = f / 4` groups, `r_in` and `r_out` input and output width of the core; ρ = relu(z).
 
-Pruning ranks ρ, not ρ²: the mask is the same where ρ² keeps them apart, and squaring in bf16 makes ties. Not-a-number
-is never hidden: relu keeps it, and it ranks as +inf, so a group with a NaN keeps a NaN (or, before it, two infinities).
-Only the gradient at a dropped NaN or infinity (the third in its group) is the implementation's: here 0 · NaN.
+Pruning ranks ρ, not ρ²: squaring in bf16 makes ties, and otherwise the masks are the same. NaN is never hidden: relu
+keeps it and it ranks as +inf, so a group with a NaN keeps a NaN (or two infinities that precede it). The gradient at a
+dropped NaN or infinity (the third of its group) is not defined by this file; here it is 0 · NaN.
 
-Saved for the backward pass, × one bf16 activation, z not counted: dense 1.0 (ρ), masked magnitude 1.5 (ρ and a bool
-mask), ste 1.0 (ρ), masked soft threshold 3.0 (ρ, ρ − t, two masks); the product with n_down keeps s, another 1.0.
+Saved for the backward pass, in units of one bf16 activation and without z: dense 1.0 (ρ), masked magnitude 1.5 (ρ and a
+bool mask), ste 1.0 (ρ), masked soft threshold 3.0 (ρ, ρ − t, two masks); the product with n_down saves s, another 1.0.
 """
 
 from collections.abc import Callable
@@ -32,15 +32,15 @@ NO_FORWARD_MODE = (
 
 
 def no_forward_mode(ctx: Any, *_: Any) -> Any:
-    """The `jvp` of autograd functions, in place of torch's, whose error tells an author to write one."""
+    """The `jvp` of autograd functions; the error of torch's own asks the author of the function to write one."""
     raise NotImplementedError(NO_FORWARD_MODE)
 
 
 def first_derivative_only(backward: Callable) -> Callable:
-    """Decorate the backward of an autograd function: asked for a graph of itself, it raises.
+    """Decorate the backward of an autograd function: it raises if it is to be differentiated itself.
 
-    PyTorch's `once_differentiable` raises only where the incoming gradient has a graph; after `loss.sum()` it has
-    none, and a second derivative would silently lack what comes through the saved activation.
+    PyTorch's `once_differentiable` raises only if the incoming gradient has a graph. After `loss.sum()` it has none,
+    and a second derivative would silently miss the terms from the saved activation.
     """
 
     @wraps(backward)
@@ -53,7 +53,7 @@ def first_derivative_only(backward: Callable) -> Callable:
 
 
 class _NoSecond(torch.autograd.Function):
-    """`dz`, whose derivative raises: it depends on z through `anchor`, whatever else it depends on."""
+    """`dz`, whose derivative raises; `anchor` makes it depend on z."""
 
     generate_vmap_rule = True
 
@@ -71,17 +71,17 @@ class _NoSecond(torch.autograd.Function):
 
 
 def anchor_of(z: Tensor) -> Tensor:
-    """An empty tensor with the graph of z, so that what a backward pass gives can depend on z without keeping it."""
+    """An empty tensor with the graph of z: the result of a backward pass can depend on z without keeping z."""
     return z[..., :0].clone()
 
 
 def no_second(dz: Tensor, anchor: Tensor) -> Tensor:
-    """`dz`, unless it is differentiated again: `torch.func` builds a graph of every backward pass, used or not."""
+    """`dz`, which raises if it is differentiated; `torch.func` builds a graph of every backward pass, used or not."""
     return _NoSecond.apply(dz, anchor) if torch.is_grad_enabled() else dz
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Value of `s`, gradient to `a` as if s were a; `anchor` is a's."""
+    """The value of `s` with the gradient of `a`; `anchor` is from `anchor_of(a)`."""
 
     generate_vmap_rule = True
 
@@ -99,7 +99,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class _StraightThroughUntraced(_StraightThrough):
-    jvp = staticmethod(no_forward_mode)  # a class of its own: Dynamo does not trace functions with a jvp
+    jvp = staticmethod(no_forward_mode)  # a separate class, since Dynamo does not trace functions with a jvp
 
 
 def prune_magnitude(rho: Tensor, keep: Tensor) -> Tensor:
@@ -110,17 +110,17 @@ def prune_magnitude(rho: Tensor, keep: Tensor) -> Tensor:
 def prune_soft_threshold(rho: Tensor, keep: Tensor, third: Tensor, scale: float) -> Tensor:
     """`scale · (ρ − t)²` where kept, else 0: `[..., f]` in the dtype of `rho [..., f]`; two bool masks `[..., f]`.
 
-    t is ρ at the third. Derivative: `d_i = 2·scale·(ρ_i − t)` at the kept, `−Σ d_i` at the third; of equal values the
-    one with the higher index counts as the smaller (the order of pack.py), which fixes the third among ties.
+    t is ρ at the third. Derivative: `d_i = 2·scale·(ρ_i − t)` at the kept two, `−Σ d_i` at the third. Of equal values
+    the one with the higher index ranks lower (pack.py), which makes the third unique.
     """
     t = split_last(torch.where(third, rho, 0), 4).sum(-1, keepdim=True)
     excess = (split_last(rho, 4) - t).flatten(-2)
-    # Masked before squaring, so that what is dropped cannot reach the gradient as 0 · inf.
+    # Mask before squaring: otherwise a dropped infinity gives a gradient of 0 · inf = NaN.
     return scale * torch.where(keep, excess, 0).square()
 
 
 def prune(rho: Tensor, options: Relu24Options) -> Tensor:
-    """s of `rho [..., f]` by `options.method`; plain `ρ²` when not `options.sparse`. Differentiable as written."""
+    """s of `rho [..., f]` by `options.method`; plain `ρ²` if not `options.sparse`. Differentiable by autograd."""
     if not options.sparse:
         return rho.square()
     if options.method == "magnitude":
@@ -129,11 +129,11 @@ def prune(rho: Tensor, options: Relu24Options) -> Tensor:
 
 
 def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
-    """`s = prune(relu(z)²)`, differentiable once (ste) or as often as PyTorch likes (masked).
+    """`s = prune(relu(z)²)`, differentiable once (ste) or any number of times (masked).
 
     Args:
-        z: `[..., f]`, fp64, fp32 or bf16, f % 4 == 0 when `options.sparse`.
-        options: everything but `ffn_memory` is looked at.
+        z: `[..., f]`, fp64, fp32 or bf16, f % 4 == 0 if `options.sparse`.
+        options: `ffn_memory` is ignored.
 
     Returns:
         s: shape and dtype of z.
@@ -155,7 +155,7 @@ def ffn_core(u: Tensor, m_up: Tensor, n_down: Tensor, options: Relu24Options) ->
 
 @torch.no_grad()
 def activation_stats(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """How sparse `relu(z)²` is before any pruning, and what 2:4 would cost.
+    """Count zeros of `relu(z)²` before pruning, and the non-zeros that 2:4 would drop.
 
     Args:
         z: `[..., f]`, any floating dtype; a last group of fewer than four features counts as a group.

@@ -1,4 +1,4 @@
-"""The implementations that the registry knows from the start; those of other packages register themselves on import."""
+"""Registers the implementations of this package; those of other packages register themselves on import."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from elas.kernels.relu2_24.triton import compressed, fused  # noqa: F401
 
 
 def _everywhere(device: torch.device, dtype: torch.dtype) -> None:
-    """Plain PyTorch runs on every device, in every dtype that passed the check."""
+    """Plain PyTorch runs on every device and in every dtype that `check_activation` allows."""
 
 
 def _backward_is(kind: str) -> Callable[[Relu24Options], str | None]:

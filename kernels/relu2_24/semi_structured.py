@@ -1,17 +1,17 @@
-"""The down product of compressed memory by the libraries' 2:4 products: cuSPARSELt, and CUTLASS as PyTorch builds it.
+"""The down product of compressed memory by a library's 2:4 product: cuSPARSELt, or CUTLASS as built into PyTorch.
 
-Shapes: `f` features, `g = f / 4` groups, `n` tokens, `r_in`, `r_out` widths of the two ends of the core.
+Shapes: `f` features, `g = f / 4` groups, `n` tokens, `r_in` and `r_out` input and output width of the core.
 
-Both take the sparse operand first, so tokens are the rows of s and `v = s · n_downᵀ`.
+In both the sparse operand comes first, so tokens are the rows of s and `v = s · n_downᵀ`.
 
-- CUTLASS takes the kept values `[n, f/2]` as pack.py has them, and 16-bit words of four groups each. A word is two of
-  our bytes, low byte first: the encoding is the same. Only the order of the words is its own, made for the loads of
-  `mma.sp`; `word_places` gives it (cutlass/util/host_reorder.h, `reorder_meta`). Chips of compute capability 8.x.
-- cuSPARSELt's compressed form is its own business and may differ by chip: it is handed the pruned s, in full, and
-  compresses it itself. Compute capability 8.0 and newer.
+- CUTLASS takes the kept values `[n, f/2]` in the layout of pack.py, and metadata in 16-bit words of four groups. A word
+  is two bytes of pack.py's codes, low byte first. Only the order of the words differs, for the loads of `mma.sp`;
+  `word_places` computes it (cutlass/util/host_reorder.h, `reorder_meta`). Compute capability 8.x only.
+- cuSPARSELt's compressed format is opaque and may differ by chip: it receives the whole pruned s and compresses it
+  itself. Compute capability 8.0 and later.
 
-bf16 alone: for fp32 both mean 1:2. Untimed, and at r = 256 the product is bound by reading the activation, where fewer
-FLOPs help little: they rank below `triton`, which runs wherever they do, so only their names choose them.
+Only bf16: for fp32 both libraries implement 1:2. Not timed. At r = 256 the product is bound by reading the activation,
+so fewer FLOPs help little: both rank below `triton`, which runs wherever they do, so `auto` never chooses them.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ _torch: Any = torch  # its 2:4 products have private names, which its stubs leav
 Library = Literal["cusparselt", "cutlass"]
 
 MULTIPLES: dict[Library, tuple[int, int, int]] = {"cusparselt": (16, 16, 8), "cutlass": (32, 64, 8)}
-"""What tokens, features and r_out must divide by."""
+"""Tokens, features and r_out must be multiples of these."""
 
 
 def misfit(library: Library, widths: Widths) -> str | None:
@@ -59,10 +59,10 @@ def check_tokens(library: Library, tokens: int) -> None:
 
 
 def word_places(n: int, words: int, device: torch.device) -> Tensor:
-    """Where CUTLASS keeps each 16-bit word of `[n, words]`, row by row: int64 `[n · words]` into the flat result.
+    """Index in CUTLASS's order of each 16-bit word of `[n, words]`, row by row: int64 `[n · words]`.
 
-    Rows go in blocks of 32 of which every eighth lie together; the 2 × 2 words of two such rows are transposed; pairs
-    of columns are stored column-major.
+    Rows are ordered in blocks of 32 in which every eighth row is adjacent; the 2 × 2 words of two such rows are
+    transposed; pairs of columns are stored column-major.
     """
     row = torch.arange(n, device=device)[:, None]
     column = torch.arange(words, device=device)[None, :]
@@ -121,13 +121,13 @@ def unsupported(options: Relu24Options) -> str | None:
 
 
 class LibraryCompressed(TritonCompressed):
-    """`Passes` of compressed memory whose down product is a library's; the backward pass is TritonCompressed's."""
+    """`Passes` of compressed memory with a library's down product; the backward pass is that of TritonCompressed."""
 
     def __init__(self, library: Library):
         self.library: Library = library
 
     def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
-        """`v [n, r_out]` and what `plain.compressed.compress` keeps."""
+        """`v [n, r_out]`, and the tensors that `plain.compressed.compress` keeps."""
         u, m_up, n_down = operands
         z = torch.nn.functional.linear(u, m_up)
         masked = options.gradient == "masked"

@@ -1,9 +1,9 @@
-"""Which shards of DTensors fit together in the core: tokens, or features (tensor parallelism), of all operands alike.
+"""Shardings that DTensor may use for the core: all operands split by tokens, or by features (tensor parallelism).
 
     tokens      u, v, du, dv, kept: rows                                    dm_up, dn_down: partial sums
     features    m_up, dm_up: rows; n_down, dn_down, kept: columns           v, du: partial sums
 
-Anything else is gathered by DTensor first. Features are cut so that every rank has whole groups of four.
+DTensor gathers any other sharding first. Every rank must have whole groups of four features.
 """
 
 import functools
@@ -17,8 +17,8 @@ from elas.kernels.relu2_24.compiled import KEEP, kept_of, needed, options_of
 
 
 def is_sharded(*tensors: Tensor) -> bool:
-    """Whether one of them is a DTensor; then the core's operators know about shards from here on."""
-    module = sys.modules.get("torch.distributed.tensor")  # importing it takes a second, and no DTensor exists before
+    """Whether one of them is a DTensor; if so, registers the shardings of the core's operators."""
+    module = sys.modules.get("torch.distributed.tensor")  # importing takes a second; before it no DTensor exists
     if module is None or not any(isinstance(x, module.DTensor) for x in tensors):
         return False
     register()
@@ -27,7 +27,7 @@ def is_sharded(*tensors: Tensor) -> bool:
 
 @functools.cache
 def register() -> None:
-    """Say to DTensor how the core's operators may be sharded. (Who compiles a model of DTensors calls it before.)"""
+    """Register the shardings of the core's operators with DTensor; call it before compiling a model of DTensors."""
     from torch.distributed.tensor import Partial, Replicate, Shard
     from torch.distributed.tensor.experimental import register_sharding
 
@@ -68,10 +68,10 @@ def register() -> None:
 
 
 def _check_groups(m_up, sparse: bool, packed: bool) -> None:
-    """Refuse shards of features that cut a group of four (or a byte, which holds the positions of two groups).
+    """Refuse shards of features that split a group of four, or a byte, which holds the positions of two groups.
 
     Raises:
-        ConfigError: they do.
+        ConfigError: f is not a multiple of the groups or bytes of all shards.
     """
     ranks = 1
     for size, placement in zip(m_up.mesh.shape, m_up.placements, strict=True):

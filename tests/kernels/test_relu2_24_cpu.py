@@ -224,7 +224,7 @@ def test_it_is_chosen_in_fp32_and_bf16_and_names_what_it_refuses():
         options = Relu24Options(ffn_memory=memory)
         assert [registry.select(options, CPU, dtype).name for dtype in DTYPES] == ["cpu", "cpu"]
         assert registry.select(options, CPU, torch.float64).name == "torch"
-        with pytest.raises(UserError, match="takes float32 and bfloat16"):
+        with pytest.raises(UserError, match="supports float32 and bfloat16"):
             registry.select(options, CPU, torch.float64, "cpu")
 
 

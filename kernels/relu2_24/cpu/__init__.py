@@ -1,17 +1,18 @@
 """`ffn_core` on CPU in C++: fused and compressed memory, fp32 and bf16, in tiles of tokens × features.
 
-A tile's z is a small matrix product; relu², mask, square and gradient pass over it once, in AVX-512, AVX2 or plain
-C++, chosen at run time; what it gives goes into the next products while it is in cache. Nothing f wide is written but
-what `compressed` keeps. Each thread works on tiles of its own, so there are two places a pass where threads wait.
+z of a tile is a small matrix product. Relu², mask, square and gradient are computed in one pass over it, in AVX-512,
+AVX2 or plain C++, chosen at run time, and the result is multiplied while it is in cache. Only the kept tensors of
+`compressed` are written f wide. Each thread works on its own tiles, so threads wait for each other twice in a pass.
 
-- tile.h: what is done to a tile; rows.h: how, over `simd_*.h`; avx512.cpp, avx2.cpp, scalar.cpp: compiled for each.
-- products_f32.cpp: the passes around fp32 products (ATen). bf16 on machines without bf16 matrix instructions too.
+- tile.h: interface of the passes over a tile; rows.h: their code over `simd_*.h`; avx512.cpp, avx2.cpp, scalar.cpp:
+  compiled for each instruction set.
+- products_f32.cpp: the passes around fp32 products (ATen), also for bf16 on machines without bf16 matrix instructions.
 - products_bf16.cpp: the passes around bf16 products (oneDNN's brgemm) with fp32 sums.
 - live_rows.cpp: the product of a few tokens, for generating text (../live_rows.py).
 - core.cpp: the operators.
 
-Built once by the machine's C++ compiler into `elas.extensions.extensions_dir()`, half a minute; without a compiler
-`auto` chooses plain PyTorch, with a warning (registry.py).
+The machine's C++ compiler builds it once into `elas.extensions.extensions_dir()`, in about half a minute. Without a
+compiler `auto` chooses plain PyTorch, with a warning (registry.py).
 """
 
 import functools
@@ -33,7 +34,7 @@ from elas.kernels.relu2_24.registry import Implementation, register
 
 logger = logging.getLogger("elas.kernels")
 
-FLAGS = ["-O3", "-fopenmp", "-Wno-maybe-uninitialized"]  # at::parallel_for is a header that wants OpenMP
+FLAGS = ["-O3", "-fopenmp", "-Wno-maybe-uninitialized"]  # the header of at::parallel_for requires OpenMP
 WHAT = "the CPU kernel of the sparse FFN"
 
 
@@ -42,7 +43,7 @@ def _sources() -> list[Path]:
 
 
 def _name() -> str:
-    """Another name for other sources, so that an old build is never taken for them."""
+    """A name that contains a digest of sources and flags, so that a build of other sources is never loaded."""
     digest = hashlib.sha256(repr(FLAGS).encode())
     for source in _sources():
         digest.update(source.read_bytes())
@@ -50,13 +51,13 @@ def _name() -> str:
 
 
 def prebuild() -> float:
-    """Build the extension if it is not there yet; a message is printed only when something is built.
+    """Build the extension unless it exists; prints a message only if it builds.
 
     Returns:
-        Seconds spent building; 0 when it was there.
+        Seconds spent building; 0 if it existed.
 
     Raises:
-        UserError: no compiler, a failed build, or another process that builds for too long.
+        UserError: no compiler, a failed build, or another process's build did not end in time.
     """
     name = _name()
 
@@ -75,7 +76,7 @@ def prebuild() -> float:
 
 @functools.cache
 def operators():
-    """`torch.ops.elas_relu2_24_cpu`, built if need be.
+    """`torch.ops.elas_relu2_24_cpu`; builds the extension if necessary.
 
     Raises:
         UserError: see `prebuild`.
@@ -90,7 +91,7 @@ def operators():
 
 @functools.cache
 def build_obstacle() -> str | None:
-    """Why the operators cannot be built or loaded on this machine, or None; found out once a process."""
+    """Why the operators cannot be built or loaded on this machine, or None; cached in the process."""
     try:
         operators()
     except (UserError, OSError) as error:
@@ -101,9 +102,9 @@ def build_obstacle() -> str | None:
 def available(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the extension does not run there; None if it does, and then it is built."""
     if device.type != "cpu":
-        return "runs on CPU"
+        return "it runs on CPUs"
     if dtype not in (torch.float32, torch.bfloat16):
-        return "takes float32 and bfloat16"
+        return "it supports float32 and bfloat16"
     return build_obstacle()
 
 
@@ -118,8 +119,8 @@ class CpuPasses:
     """`Passes` in C++.
 
     Args:
-        keeps: `compressed` memory; else `fused`.
-        plain: serves operands without a single value.
+        keeps: True for `compressed` memory, False for `fused`.
+        plain: computes operands without elements.
     """
 
     def __init__(self, keeps: bool, plain: Passes):
@@ -130,7 +131,7 @@ class CpuPasses:
         u, m_up, n_down = operands
         if not (u.numel() and m_up.numel() and n_down.numel()):
             return self.plain.forward(operands, options, keep)
-        if not keep and u.shape[0] < 32:  # generating text: nothing to save, and all threads share one product
+        if not keep and u.shape[0] < 32:  # text generation: nothing to save, and one product by all threads is faster
             return reference.ffn_core(u, m_up, n_down, options), ()
         v, *kept = operators().forward(u, m_up, n_down, mode_of(options), options.scale, keep and self.keeps)
         return v, tuple(kept)

@@ -1,20 +1,21 @@
-"""The operation keeping as little as gives its gradient: two kept values of four and their positions.
+"""The operation with the least memory that its exact gradient requires: two kept values of four, and positions.
 
-Shapes: `f` features, `g = f / 4` groups, `n` tokens, `r_in`, `r_out` widths of the two ends of the core; ρ = relu(z).
+Shapes: `f` features, `g = f / 4` groups, `n` tokens, `r_in` and `r_out` widths of u and v; ρ = relu(z).
 
-Kept for the backward pass, × one bf16 activation:
+Kept for the backward pass, in units of one bf16 activation:
 
 | pruning and gradient    | kept                                                      | bytes  |
 |-------------------------|-----------------------------------------------------------|--------|
 | magnitude, masked       | the kept values of s, a nibble a group                    | 0.5625 |
 | soft threshold, masked  | the kept values of s, a byte a group (it names the third) | 0.625  |
-| ste, either             | ρ; s is pruned from it again                              | 1.0    |
-| none (dense)            | ρ; s is squared from it again                             | 1.0    |
+| ste, either             | ρ, from which s is computed again                         | 1.0    |
+| none (dense)            | ρ, from which s is computed again                         | 1.0    |
 
-`ρ·m = sqrt(s)`: the root of a rounded square, rounded, is the number itself while the square neither over- nor
-underflows (bf16 and fp32: 1e-19 < z < 1.8e19), so the gradient is the reference's to the last bit as long as the root
-is rounded to the dtype of z *before* it is multiplied. Below that range s, and with it the gradient, is 0 or nearly so.
-For the soft threshold that holds with scale 1; otherwise the root of `s / scale` is off by a rounding or two.
+The gradient uses `ρ·mask = sqrt(s)`. The rounded root of a rounded square is the number itself as long as the square
+neither overflows nor underflows (bf16 and fp32: 1e-19 < z < 1.8e19), so the gradient equals the reference's to the last
+bit, provided that the root is rounded to the dtype of z *before* it is multiplied. Below that range s and the gradient
+are 0 or close to it. For the soft threshold this holds with scale 1; otherwise the root of `s / scale` is off by one or
+two roundings.
 """
 
 import torch
@@ -32,7 +33,7 @@ def _keeps_rho(options: Relu24Options) -> bool:
 
 
 def compress(z: Tensor, options: Relu24Options) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """s of `z [..., f]`, and the tensors to keep for `restore` and `gradient`: `(ρ,)` or `(values, codes)`.
+    """s of `z [..., f]`, and the tensors to keep: `(ρ,)` or `(values, codes)`.
 
     `values [..., f/2]` in the dtype of z, `codes` uint8 `[..., ceil(g/2)]` (magnitude) or `[..., g]` (soft threshold).
     """
@@ -47,13 +48,13 @@ def compress(z: Tensor, options: Relu24Options) -> tuple[Tensor, tuple[Tensor, .
     keep, third = pack.keep_and_third(rho)
     s = reference.prune_soft_threshold(rho, keep, third, options.scale)
     positions = pack.kept_positions(keep)
-    # Not `> 0`: a NaN third passes its gradient on, as relu's derivative does.
+    # Not `> 0`: a NaN at the third passes its gradient on, as in relu's derivative.
     positive = torch.stack(pack.lanes(third & (rho != 0))).any(0)
     return s, (pack.take(s, *positions), pack.encode_third(*positions, pack.one_position(third), positive))
 
 
 def restore(kept: tuple[Tensor, ...], options: Relu24Options) -> Tensor:
-    """s `[..., f]`, to the last bit, from what `compress` gave to keep."""
+    """s `[..., f]`, bit-identical, from the tensors that `compress` returned to keep."""
     if _keeps_rho(options):
         return reference.prune(kept[0], options)
     values, codes = kept
@@ -63,7 +64,7 @@ def restore(kept: tuple[Tensor, ...], options: Relu24Options) -> Tensor:
 
 
 def gradient(kept: tuple[Tensor, ...], s: Tensor | None, ds: Tensor, options: Relu24Options) -> Tensor:
-    """dz `[..., f]` from what `compress` gave to keep, s as `restore` gives it (or None), and `ds [..., f]`."""
+    """dz `[..., f]` from the kept tensors of `compress`, s from `restore` (or None), and `ds [..., f]`."""
     if options.sparse and options.method == "soft_threshold":
         ds = options.scale * ds
     if _keeps_rho(options):
@@ -80,27 +81,27 @@ def gradient(kept: tuple[Tensor, ...], s: Tensor | None, ds: Tensor, options: Re
 
 
 def times_root(ds: Tensor, root: Tensor) -> Tensor:
-    """`2·root·ds`, and 0 where the root is 0 even if ds is infinite, as relu's derivative has it."""
+    """`2·root·ds`; 0 where the root is 0, even if ds is infinite, as in relu's derivative."""
     return torch.where(root == 0, 0, ds * (2 * root))
 
 
 class CompressedRelu24(torch.autograd.Function):
-    """`relu2_24` alone, keeping what `compress` gives."""
+    """`relu2_24` alone; keeps the tensors of `compress`."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(z: Tensor, anchor: Tensor, options: Relu24Options) -> tuple[Tensor, ...]:
-        """`z [..., f]` → `s [..., f]` and what is kept."""
+        """`z [..., f]` → `s [..., f]`, and the kept tensors."""
         s, kept = compress(z, options)
         return s, *kept
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        """Save what is kept, and nothing f wide in fp."""
+        """Save the kept tensors; z and s are not saved."""
         _, anchor, ctx.options = inputs
         ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)  # or zeros of the size of what is kept would be made for it
+        ctx.set_materialize_grads(False)  # else autograd allocates zeros as gradients of the kept tensors
         ctx.save_for_backward(anchor, *output[1:])
 
     @staticmethod
@@ -115,14 +116,14 @@ class CompressedRelu24(torch.autograd.Function):
 
 
 class _CompressedUntraced(CompressedRelu24):
-    jvp = staticmethod(reference.no_forward_mode)  # a class of its own: Dynamo does not trace functions with a jvp
+    jvp = staticmethod(reference.no_forward_mode)  # a separate class, since Dynamo does not trace functions with a jvp
 
 
 class TorchCompressed:
-    """`Passes` of compressed memory: what `compress` gives serves both products of the backward pass."""
+    """`Passes` of compressed memory; keeps the tensors of `compress`."""
 
     def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
-        """`v [n, r_out]` and what `compress` keeps."""
+        """`v [n, r_out]`, and the tensors that `compress` keeps."""
         u, m_up, n_down = operands
         if not keep:
             return reference.ffn_core(u, m_up, n_down, options), ()  # the same values without packing
@@ -130,7 +131,7 @@ class TorchCompressed:
         return linear(s, n_down), kept
 
     def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
-        """du, dm_up, dn_down from the kept form."""
+        """du, dm_up, dn_down from the kept tensors."""
         u, m_up, n_down = operands
         needs_u, needs_m, needs_n = needs
         du = dm_up = dn_down = s = None
@@ -145,7 +146,7 @@ class TorchCompressed:
 
 
 def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
-    """`reference.relu2_24`, same values, keeping the compressed form; differentiable once."""
+    """The values of `reference.relu2_24`, with the compressed form kept; differentiable once."""
     if not (transformed() or (torch.is_grad_enabled() and z.requires_grad)):
         return reference.relu2_24(z, options)  # nothing to keep: the same values without packing
     run = CompressedRelu24 if torch.compiler.is_compiling() else _CompressedUntraced

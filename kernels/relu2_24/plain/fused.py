@@ -1,12 +1,12 @@
-"""`ffn_core` in chunks of tokens that never write f values a token to memory: plain PyTorch, on every device.
+"""`ffn_core` in chunks of tokens, so that no tensor `[n, f]` is allocated: plain PyTorch, on every device.
 
-Shapes: `f` features, `n` tokens, `c` tokens of a chunk, `r_in`, `r_out` widths of the two ends; ρ = relu(z).
+Shapes: `f` features, `n` tokens, `c` tokens of a chunk, `r_in` and `r_out` widths of u and v; ρ = relu(z).
 
     forward    z = u m_upᵀ [c, f]   s = prune(ρ²)   v = s n_downᵀ
     backward   z and s again        dn_down += dvᵀ s   ds = dv n_down   dz   dm_up += dzᵀ u   du = dz m_up
 
-One product of seven is done twice, and nothing but u is kept. It pays where large fresh tensors are dear: on CPU every
-page of one faults on first touch. Weight gradients are summed over chunks in fp32 at least.
+One product of seven is computed twice, and only u is kept. It is fast where large new tensors are expensive: on a CPU
+each of their pages faults on first touch. Weight gradients are summed over chunks in fp32 or wider.
 """
 
 import torch
@@ -18,7 +18,7 @@ from elas.kernels.relu2_24.passes import Gradients, Kept, Needs, Operands
 from elas.kernels.relu2_24.plain.compressed import times_root
 
 CHUNK_VALUES = {"cpu": 2**19, "cuda": 2**25}
-"""Values of z in a chunk: on CPU a few of them fit the caches, on a GPU one still fills it."""
+"""Values of z in a chunk: on a CPU a few chunks fit in the caches, on a GPU one chunk occupies the whole device."""
 
 
 def chunk_tokens(features: int, device: torch.device) -> int:
@@ -27,7 +27,7 @@ def chunk_tokens(features: int, device: torch.device) -> int:
 
 
 def step(z: Tensor, ds: Tensor, options: Relu24Options) -> tuple[Tensor, Tensor]:
-    """s and dz from `z, ds [..., f]`: the operation and its gradient at once, without autograd."""
+    """s and dz from `z, ds [..., f]`: the activation and its gradient, without autograd."""
     rho = z.relu()
     if not options.sparse:
         return rho.square(), times_root(ds, rho)
@@ -47,7 +47,7 @@ def step(z: Tensor, ds: Tensor, options: Relu24Options) -> tuple[Tensor, Tensor]
 
 
 class _Sum:
-    """A sum of products in fp32 (fp64 for fp64), given back in the dtype of its operands."""
+    """A sum of products in fp32 (fp64 for fp64 operands); `result` has the dtype of the operands."""
 
     def __init__(self, rows: int, columns: int, like: Tensor):
         self.dtype = like.dtype
@@ -64,10 +64,10 @@ class _Sum:
 
 
 class TorchFused:
-    """`Passes` of fused memory; see the head of this file."""
+    """`Passes` of fused memory, in chunks of tokens."""
 
     def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
-        """`v [n, r_out]`, and nothing to keep."""
+        """`v [n, r_out]`; keeps nothing."""
         u, m_up, n_down = operands
         n, f = u.shape[0], m_up.shape[0]
         c = chunk_tokens(f, u.device)
@@ -80,7 +80,7 @@ class TorchFused:
         return v, ()
 
     def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
-        """du, dm_up, dn_down from a second look at every chunk."""
+        """du, dm_up, dn_down; computes z of every chunk again."""
         u, m_up, n_down = operands
         needs_u, needs_m, needs_n = needs
         n, f = u.shape[0], m_up.shape[0]

@@ -1,22 +1,22 @@
 """The feature-wise backward recipe: weight gradients from an activation that is 2:4 along tokens too.
 
-Shapes: `f` features, `n` tokens, `r_in`, `r_out` widths of the two ends of the core; ρ = relu(z).
+Shapes: `f` features, `n` tokens, `r_in` and `r_out` widths of u and v; ρ = relu(z).
 
-Sparse tensor cores prune along the dimension a product sums over. The forward product and du sum over features, so the
-token-wise 2:4 of s (and of dz, which is 0 where s is) serves them. Both weight gradients sum over tokens and need 2:4
-along those. The recipe of Haziza et al. (arXiv 2503.16672), for each call of the backward pass:
+Sparse tensor cores require 2:4 along the dimension that a product sums over. The forward product and du sum over
+features, which the 2:4 pruning of each token serves (dz is 0 where s is). Both weight gradients sum over tokens and
+require 2:4 along tokens. Haziza et al. (arXiv 2503.16672) compute, in every backward pass:
 
-1. Tokens are taken in a fixed random order, since neighbouring ones fire the same features, and cut into groups of
+1. Tokens are put in a fixed random order, since adjacent tokens activate the same features, and split into groups of
    four.
-2. The 95 % of features with the fewest non-zeros are pruned along tokens on top of the token-wise mask: of a group's
-   four values of ρ the two largest stay, and that mask serves s and dz. The densest 5 % stay as they are, for a dense
-   product.
+2. The 95 % of features with the fewest non-zeros are pruned along tokens in addition to the mask along features: the
+   two largest of a group's four values of ρ are kept, in s and in dz. The densest 5 % are not pruned further, for a
+   dense product.
 3. `dn_down = dvᵀ s̃`, `dm_up = d̃zᵀ u`; du is exact.
 
-This emulates it with masks and dense products, in any dtype, so that its effect on training can be studied anywhere; it
-is slower than the exact backward. Which features count as dense, and who shares a group, is decided among this rank's
-features and a micro-batch's tokens: unlike everything else here, results depend on the layout. Permuting before the
-groups are formed is the same as permuting before the FFN and undoing it after.
+This file emulates the recipe with masks and dense products in any dtype, to study its effect on training on any
+machine; it is slower than the exact backward pass. Results depend on the layout, unlike those of the other
+implementations: dense features are chosen among this rank's features, and groups among a micro-batch's tokens.
+Permuting tokens where groups are formed is equivalent to permuting them before the FFN and back after it.
 """
 
 from functools import lru_cache
@@ -31,30 +31,30 @@ from elas.kernels.relu2_24.passes import Gradients, Kept, Needs, Operands
 from elas.kernels.relu2_24.plain.compressed import times_root
 
 SPARSE_SHARE = 0.95
-"""Share of the features that is pruned along tokens."""
+"""Share of the features that are pruned along tokens."""
 PERMUTATION_SEED = 2503_16672
 
 
 @lru_cache(maxsize=8)
 def token_order(tokens: int, device: torch.device) -> Tensor:
-    """The fixed random order of `tokens` tokens: int64 `[tokens]`, the same in every process."""
+    """A fixed random permutation: int64 `[tokens]`, the same in every process."""
     generator = torch.Generator().manual_seed(PERMUTATION_SEED)
     return torch.randperm(tokens, generator=generator).to(device)
 
 
 def dense_features(root: Tensor) -> Tensor:
-    """Which features of `root [n, f]` are among the densest 5 %, rounded up: bool `[f]`; of equals the lower index."""
+    """Whether each feature of `root [n, f]` is among the densest 5 %, rounded up: bool `[f]`; ties: the lower index."""
     features = root.shape[1]
     chosen = torch.argsort((root != 0).sum(0), descending=True, stable=True)[: features - int(SPARSE_SHARE * features)]
     return torch.zeros(features, dtype=torch.bool, device=root.device).index_fill_(0, chosen, True)
 
 
 def token_mask(root: Tensor) -> Tensor:
-    """What the weight gradients see: bool `[n, f]`, 2:4 along the permuted tokens, or everything of a dense feature.
+    """The mask of the weight gradients: bool `[n, f]`, 2:4 along permuted tokens, all True for a dense feature.
 
     Args:
-        root: ρ where the token-wise mask keeps it, else 0: `[n, f]`. A last group of fewer than four tokens is filled
-            up with zeros; ties go to the token that comes first in the random order.
+        root: ρ where the mask along features keeps it, else 0: `[n, f]`. A last group of fewer than four tokens is
+            padded with zeros; ties go to the token that is first in the random order.
     """
     tokens = root.shape[0]
     order = token_order(tokens, root.device)
@@ -65,7 +65,7 @@ def token_mask(root: Tensor) -> Tensor:
 
 
 class SplitBackward:
-    """`Passes` that keep ρ and prune it again for each use; magnitude and the masked gradient only."""
+    """`Passes` that keep ρ and prune it again in the backward pass; magnitude and the masked gradient only."""
 
     def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
         """`v [n, r_out]`, exact; keeps ρ."""
@@ -74,7 +74,7 @@ class SplitBackward:
         return linear(reference.prune(rho, options), n_down), (rho,) if keep else ()
 
     def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
-        """du exactly; dm_up and dn_down from what `token_mask` leaves (while not `options.sparse`, exactly too)."""
+        """Exact du; dm_up and dn_down under `token_mask` (exact without `options.sparse`)."""
         u, m_up, n_down = operands
         needs_u, needs_m, needs_n = needs
         (rho,) = kept

@@ -1,1 +1,1 @@
-"""The core in Triton: passes (`compressed`, `fused`) beside their kernels (`*_kernels`); `groups` of four, `tiles`."""
+"""The core in Triton: `compressed` and `fused` passes, their `*_kernels`, `groups` of four in registers, `tiles`."""

@@ -1,8 +1,8 @@
-"""`Passes` of compressed memory around the Triton kernels; Triton is imported at first use.
+"""`Passes` of compressed memory with Triton kernels; Triton is imported at first use.
 
-What is kept for the backward pass is what plain/compressed.py keeps.
+The kept tensors are those of plain/compressed.py.
 
-Shapes: `f` features, `g = f / 4` groups, `n` tokens, `r_in`, `r_out` widths of the two ends of the core; ρ = relu(z).
+Shapes: `f` features, `g = f / 4` groups, `n` tokens, `r_in` and `r_out` widths of u and v; ρ = relu(z).
 """
 
 from typing import Any
@@ -17,12 +17,12 @@ from elas.kernels.relu2_24.registry import Implementation, register
 from elas.kernels.relu2_24.triton.fused import PRIORITY, method_of, obstacle, on, scale_of
 
 TILE = (4, 512)
-"""Tokens and features of a program's tile: 16 features for each of its 128 threads, 256 bits of bf16."""
+"""Tokens and features of a program's tile: 16 values for each of its 128 threads, 256 bits of bf16."""
 NOTHING, RHO, PACKED = 0, 1, 2
 
 
 def _kernels() -> Any:
-    """The module of the kernels, untyped: Triton has no types for a launch."""
+    """The module of the kernels, as Any: Triton has no types for a launch."""
     from elas.kernels.relu2_24.triton import compressed_kernels
 
     return compressed_kernels
@@ -33,13 +33,13 @@ def _grid(n: int, f: int) -> tuple[int, int]:
 
 
 def _empty_codes(n: int, f: int, options: Relu24Options, like: Tensor) -> Tensor:
-    """uint8 `[n, ceil(g/2)]`, for the soft threshold `[n, g]`."""
+    """uint8 `[n, ceil(g/2)]`; for the soft threshold `[n, g]`."""
     columns = f // 4 if options.method == "soft_threshold" else -(-f // 8)
     return like.new_empty(n, columns, dtype=torch.uint8)
 
 
 def prune_and_pack(z: Tensor, options: Relu24Options, keep: int) -> tuple[Tensor, Kept]:
-    """s of `z [n, f]`; and nothing, `(ρ,)`, or `(values, codes)` for `keep` NOTHING, RHO, PACKED."""
+    """s of `z [n, f]`, and `()`, `(ρ,)` or `(values, codes)` for `keep` NOTHING, RHO or PACKED."""
     z = z.contiguous()
     (n, f), s = z.shape, z.new_empty(z.shape)
     kept: Kept = ()
@@ -47,7 +47,7 @@ def prune_and_pack(z: Tensor, options: Relu24Options, keep: int) -> tuple[Tensor
         kept = (z.new_empty(n, f),)
     elif keep == PACKED:
         kept = z.new_empty(n, f // 2), _empty_codes(n, f, options, z)
-    values, codes = kept[0] if kept else s, kept[-1] if kept else s  # a kernel takes a pointer it does not follow
+    values, codes = kept[0] if kept else s, kept[-1] if kept else s  # unused pointers must be valid
     if z.numel():
         with on(z):
             _kernels().prune_and_pack_kernel[_grid(n, f)](
@@ -59,7 +59,7 @@ def prune_and_pack(z: Tensor, options: Relu24Options, keep: int) -> tuple[Tensor
 def restore(
     kept: Kept, ds: Tensor | None, options: Relu24Options, needs_s: bool = True
 ) -> tuple[Tensor | None, Tensor | None]:
-    """s if it is needed, and dz where `ds [n, f]` is given, from `(values [n, f/2], codes)`."""
+    """s if `needs_s`, and dz if `ds [n, f]` is given, from `(values [n, f/2], codes)`."""
     values, codes = kept
     n, f = values.shape[0], 2 * values.shape[1]
     s = values.new_empty(n, f) if needs_s else None
@@ -86,7 +86,7 @@ def restore(
 
 
 def slope(rho: Tensor, ds: Tensor, options: Relu24Options) -> Tensor:
-    """dz `[n, f]` through relu² alone: of the dense activation, and of ste."""
+    """dz `[n, f]` of relu² without pruning: for the dense activation, and for ste."""
     ds, dz = ds.contiguous(), torch.empty_like(rho)
     if rho.numel():
         with on(rho):
@@ -95,17 +95,17 @@ def slope(rho: Tensor, ds: Tensor, options: Relu24Options) -> Tensor:
 
 
 class TritonCompressed:
-    """`Passes` of compressed memory: products by PyTorch, one Triton pass over f values a token between them."""
+    """`Passes` of compressed memory: products by PyTorch, and one Triton pass over `[n, f]` between them."""
 
     def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
-        """`v [n, r_out]` and what `plain.compressed.compress` keeps."""
+        """`v [n, r_out]`, and the tensors that `plain.compressed.compress` keeps."""
         u, m_up, n_down = operands
         masked = options.sparse and options.gradient == "masked"
         s, kept = prune_and_pack(linear(u, m_up), options, NOTHING if not keep else PACKED if masked else RHO)
         return linear(s, n_down), kept
 
     def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
-        """du, dm_up, dn_down from the kept form."""
+        """du, dm_up, dn_down from the kept tensors."""
         u, m_up, n_down = operands
         needs_u, needs_m, needs_n = needs
         ds = dv @ n_down if needs_u or needs_m else None

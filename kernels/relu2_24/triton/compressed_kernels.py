@@ -1,15 +1,16 @@
-"""Squared ReLU, 2:4 pruning and packing in one pass over memory each way: Triton kernels of compressed memory.
+"""Triton kernels of compressed memory: squared ReLU, 2:4 pruning and packing in one pass over memory, and back.
 
 Shapes: `f` features, `g = f / 4` groups, `n` tokens; ρ = relu(z).
 
-    prune_and_pack_kernel   z → s, and what is kept: values and codes in pack.py's layout, or ρ, or nothing
-    restore_kernel   values, codes → s, and dz from ds; either may be left out
+    prune_and_pack_kernel   z → s, and values and codes in pack.py's layout, or ρ, or nothing more
+    restore_kernel          values, codes → s, and dz from ds; either may be omitted
+    slope_kernel            ρ, ds → dz without pruning
 
-Tiles lie in memory as they are, so values are read and written in 128-bit words; codes are bytes of two groups (of a
-group, for the soft threshold).
+Tiles keep the order of memory, so values are read and written in 128-bit words. A byte of codes holds two groups (one
+for the soft threshold).
 
-Everything is rounded to the dtype of z where plain/compressed.py rounds it, so results are PyTorch's to the last bit,
-except that a compiler may fuse a product and a sum of the fp32 soft threshold.
+Values are rounded to the dtype of z where plain/compressed.py rounds them, so results equal PyTorch's to the last bit,
+except that the compiler may fuse a product and a sum of the fp32 soft threshold.
 """
 
 import triton
@@ -24,7 +25,7 @@ PACKED = tl.constexpr(2)
 
 @triton.jit
 def _as(x, pointer):
-    """fp32 with the values of the dtype behind the pointer."""
+    """Rounded to the dtype of the pointer, as fp32."""
     return x.to(pointer.dtype.element_ty).to(tl.float32)
 
 
@@ -42,14 +43,14 @@ def _at(position, a, b, c, d):
 
 @triton.jit
 def _sum_at(mask, a, b, c, d):
-    """The one lane where mask is set, as the sum of four: what is added is 0."""
+    """The lane where mask is set; the other three add 0."""
     low = tl.where(mask[0], a, 0.0) + tl.where(mask[1], b, 0.0)
     return low + (tl.where(mask[2], c, 0.0) + tl.where(mask[3], d, 0.0))
 
 
 @triton.jit
 def _square(excess, scale, pointer, METHOD: tl.constexpr):
-    """s, rounded after each product."""
+    """s, rounded after each multiplication."""
     s = _as(excess * excess, pointer)
     if METHOD == SOFT_THRESHOLD:
         s = _as(scale * s, pointer)
@@ -58,7 +59,7 @@ def _square(excess, scale, pointer, METHOD: tl.constexpr):
 
 @triton.jit
 def _where(n, f, BM: tl.constexpr, B: tl.constexpr, columns):
-    """Offsets `[BM, B]` in a matrix of `columns`, and which are inside: a token of n, and before column f."""
+    """Offsets `[BM, B]` in a matrix of `columns`, and whether each is inside n rows and f columns."""
     rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     at = tl.program_id(1) * B + tl.arange(0, B)
     return rows[:, None] * columns + at[None, :], (rows < n)[:, None] & (at < f)[None, :]
@@ -66,7 +67,7 @@ def _where(n, f, BM: tl.constexpr, B: tl.constexpr, columns):
 
 @triton.jit
 def _put_codes(codes, nibbles, n, groups, code_columns, METHOD: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr):
-    """A byte a group, or two groups a byte; the group past the last of a row is 0."""
+    """Store a byte for each group, or for two groups; the missing second group of a row's last byte is 0."""
     if METHOD == SOFT_THRESHOLD:
         offsets, inside = _where(n, groups, BM, BF // 4, code_columns)
         tl.store(codes + offsets, nibbles.to(tl.uint8), mask=inside)
@@ -83,7 +84,7 @@ def prune_and_pack_kernel(
     z, s, values, codes, n, f, code_columns, scale,
     METHOD: tl.constexpr, KEEP: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles of n, tiles of f): `z [n, f]` → `s [n, f]`; by KEEP also ρ `[n, f]` at values, or values, codes."""
+    """Grid (tiles of n, tiles of f): `z [n, f]` → `s [n, f]`; KEEP adds ρ `[n, f]` (in values), or values and codes."""
     offsets, inside = _where(n, f, BM, BF, f)
     rho = relu(tl.load(z + offsets, mask=inside, other=0.0).to(tl.float32))
     if KEEP == RHO:
@@ -117,7 +118,7 @@ def prune_and_pack_kernel(
 
 @triton.jit
 def _slope(ds, s, scale, pointer, METHOD: tl.constexpr):
-    """`2·root·ds` of a kept value s, each factor rounded first; 0 where s is."""
+    """`2·root·ds` of a kept value s, with each factor rounded first; 0 where s is 0."""
     if METHOD == SOFT_THRESHOLD:
         s = tl.div_rn(s, scale)
         ds = _as(scale * ds, pointer)
@@ -132,7 +133,7 @@ def _spread(first, second, low, high, POSITION: tl.constexpr):
 
 @triton.jit
 def _codes(codes, n, groups, code_columns, METHOD: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr):
-    """int32 code of every group, `[BM, BF/4]`."""
+    """Load the code of every group: int32 `[BM, BF/4]`."""
     if METHOD == SOFT_THRESHOLD:
         offsets, inside = _where(n, groups, BM, BF // 4, code_columns)
         code = tl.load(codes + offsets, mask=inside, other=0).to(tl.int32)
@@ -173,7 +174,7 @@ def restore_kernel(
 
 @triton.jit
 def slope_kernel(rho, ds, dz, n, f, scale, BM: tl.constexpr, BF: tl.constexpr):
-    """Grid (tiles of n, tiles of f): `dz = 2·ρ·scale·ds` of ρ and `ds [n, f]`."""
+    """Grid (tiles of n, tiles of f): `dz = 2·ρ·scale·ds`, `[n, f]`."""
     offsets, inside = _where(n, f, BM, BF, f)
     root = tl.load(rho + offsets, mask=inside, other=0.0).to(tl.float32)
     slope = _as(scale * tl.load(ds + offsets, mask=inside, other=0.0).to(tl.float32), ds)

@@ -1,6 +1,6 @@
-"""`Passes` of fused memory around the Triton kernels: layouts, grids, sums of shares. Triton is imported at first use.
+"""`Passes` of fused memory with Triton kernels: layouts, grids, sums of shares. Triton is imported at first use.
 
-Shapes: `f` features, `n` tokens, `r_in`, `r_out` widths of the two ends of the core.
+Shapes: `f` features, `n` tokens, `r_in` and `r_out` widths of u and v.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from elas.kernels.relu2_24.registry import Implementation, Widths, register
 from elas.kernels.relu2_24.triton.tiles import Kernel, Tile, chip, choose
 
 PRIORITY = 20
-"""Above every other implementation, on the devices where it runs."""
+"""Higher than every other implementation."""
 
 PROGRAMS_PER_PROCESSOR = 2
-"""Programs of `weights_kernel` there should be for each processor of the chip, by splitting the tokens."""
+"""Tokens are split so that `weights_kernel` has this many programs for each processor of the chip."""
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -35,7 +35,7 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if chip(capability) is None:
         return "it has tiles for compute capability 8.x, 9.x and 12.x, not {}.{}".format(*capability)
     if dtype == torch.float64:
-        return "its kernels do not take float64"
+        return "its kernels do not support float64"
     if precision_of(dtype) == "ieee" and dtype == torch.float32:
         return "in fp32 it multiplies in TF32, which torch.set_float32_matmul_precision('high') allows"
     return None
@@ -61,38 +61,38 @@ def _chip(device: torch.device) -> str:
 
 
 def on(x: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device: make it the one of x."""
+    """A context in which the device of x is current; Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def method_of(options: Relu24Options) -> int:
-    """The number the kernels know the method by (triton/groups.py)."""
+    """The method as the kernels' constant (triton/groups.py)."""
     if not options.sparse:
         return 0
     return 1 if options.method == "magnitude" else 2
 
 
 def scale_of(options: Relu24Options) -> float:
-    """β as a factor of s: 1 where the method has none."""
+    """β, the factor of s; 1 for methods without one."""
     return float(options.scale) if method_of(options) == 2 else 1.0
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """How fp32 is multiplied: as `torch.set_float32_matmul_precision` says for every product of PyTorch."""
+    """`input_precision` of fp32 products, as `torch.set_float32_matmul_precision` sets it for PyTorch."""
     if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return "tf32"
     return "ieee"
 
 
 def _kernels() -> Any:
-    """The module of the kernels, untyped: Triton has no types for a launch."""
+    """The module of the kernels, as Any: Triton has no types for a launch."""
     from elas.kernels.relu2_24.triton import fused_kernels
 
     return fused_kernels
 
 
 def _in_rows(x: Tensor) -> Tensor:
-    """x, copied if its rows are not contiguous."""
+    """x, copied if its rows are not contiguous in memory."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -110,7 +110,7 @@ class TritonFused:
         self.plain = TorchFused()
 
     def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
-        """`v [n, r_out]`, and nothing to keep."""
+        """`v [n, r_out]`; keeps nothing."""
         u, m_up, n_down = operands
         if min(u.shape[1], n_down.shape[0]) == 0:
             return self.plain.forward(operands, options, keep)
@@ -127,7 +127,7 @@ class TritonFused:
         return v, ()
 
     def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
-        """du, dm_up, dn_down: one kernel over tokens, one over features."""
+        """du, dm_up, dn_down, by one kernel over tokens and one over features."""
         u, m_up, n_down = operands
         if min(u.shape[1], n_down.shape[0]) == 0:
             return self.plain.backward(operands, kept, dv, options, needs)
@@ -151,7 +151,7 @@ class TritonFused:
     def _weights(
         self, u: Tensor, m: Tensor, n: Tensor, dv: Tensor, options: Relu24Options, needs: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """dm_up, dn_down: `f` and tokens shared out among programs, shares added in fp32."""
+        """dm_up, dn_down: programs split f and tokens; the shares of tokens are added in fp32."""
         if not any(needs):
             return None, None
         (tokens, r_in), (f, r_out) = u.shape, n.shape
@@ -174,7 +174,7 @@ class TritonFused:
         )
 
     def _share(self, tokens: int, tiles: int, tile: Tile, device: torch.device, stride: int) -> int:
-        """Tokens a program of `weights_kernel` sums, a multiple of its tile; offsets within them fit 31 bits."""
+        """Tokens that a program of `weights_kernel` sums, a multiple of its tile; their offsets fit in 31 bits."""
         processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
         shares = max(1, PROGRAMS_PER_PROCESSOR * processors // max(tiles, 1))
         steps = max(1, -(-tokens // tile.tokens))
@@ -190,7 +190,7 @@ class TritonFused:
 
 
 def constants(tile: Tile, r_in: int, r_out: int, precision: str, method: int) -> dict[str, Any]:
-    """Compile-time arguments of a fused kernel, `num_warps` and `num_stages` with them."""
+    """Compile-time arguments of a fused kernel, with `num_warps` and `num_stages`."""
     return {
         "R_IN": r_in,
         "R_OUT": r_out,

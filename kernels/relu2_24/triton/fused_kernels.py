@@ -1,20 +1,20 @@
-"""The core `v = prune(relu²(u m_upᵀ)) n_downᵀ` in Triton, forward and backward: no f values a token reach memory.
+"""The core `v = prune(relu²(u m_upᵀ)) n_downᵀ` in Triton, forward and backward: nothing f wide is written to memory.
 
-Shapes: `f` features, `n` tokens, `r_in`, `r_out` widths of the two ends of the core.
+Shapes: `f` features, `n` tokens, `r_in` and `r_out` widths of u and v.
 
-Attention without a softmax: u is Q, m_up is K, n_down is V, each token's row of z lives for one tile only.
+It has the structure of attention without a softmax: u is Q, m_up is K, n_down is V, z the scores.
 
     forward_kernel  a tile of tokens, over tiles of f:  z   s   v += s n_downᵀ                    2 products
     du_kernel       a tile of tokens, over tiles of f:  z   ds = dv n_down   dz   du += dz m_up   3
     weights_kernel  a tile of f, over tiles of tokens:  z   ds   dm_up += dzᵀ u   dn_down += dvᵀ s  4
 
-Nine products where six would do, for reading and writing nothing f wide. Two backward kernels, so that every sum stays
-in the registers of one program: no atomics, the same bits every run. `weights_kernel` may share the tokens out among
-programs, whose partial sums are added outside, where f has fewer tiles than the chip has room for.
+These are nine products instead of six, so that nothing f wide is read or written. The backward pass has two kernels, so
+that every sum stays in the registers of one program: no atomics, the same bits in every run. If f has fewer tiles than
+the chip has room for, several programs of `weights_kernel` split the tokens, and their partial sums are added outside.
 
-Inner widths are taken in chunks (BI of r_in, BO of r_out) and padded with zeros in the last; an outer width wider than
-a chunk is another dimension of the grid, which computes z again. n_down comes transposed, `[f, r_out]`, so that its
-rows can be gathered like m_up's (triton/groups.py).
+Widths that a product sums over are processed in chunks (BI of r_in, BO of r_out), the last padded with zeros. A width
+of the output that is wider than a chunk becomes another dimension of the grid, whose programs compute z again. n_down
+is passed transposed, `[f, r_out]`, so that its rows can be gathered like m_up's (triton/groups.py).
 """
 
 import triton
@@ -25,7 +25,7 @@ from elas.kernels.relu2_24.triton.groups import feature_of, pruned, pruned_with_
 
 @triton.jit
 def _tile(pointer, rows, end, stride, first, R: tl.constexpr, B: tl.constexpr):
-    """Rows `rows`, columns `first` to `first + B` of a matrix of R columns; 0 from row `end` and column R on."""
+    """Rows `rows`, columns `first` to `first + B` of a matrix of R columns; 0 beyond row `end` and column R."""
     columns = first + tl.arange(0, B)
     inside = (rows < end)[:, None]
     if R % B != 0:
@@ -35,7 +35,7 @@ def _tile(pointer, rows, end, stride, first, R: tl.constexpr, B: tl.constexpr):
 
 @triton.jit
 def _put(pointer, rows, end, stride, first, R: tl.constexpr, x):
-    """Inverse of `_tile`."""
+    """Store x where `_tile` would load."""
     columns = first + tl.arange(0, x.shape[1])
     inside = (rows < end)[:, None] & (columns < R)[None, :]
     tl.store(pointer + rows[:, None] * stride + columns[None, :], x.to(pointer.dtype.element_ty), mask=inside)
@@ -54,7 +54,7 @@ def _product(x, rows, x_end, x_stride, w, features, w_end, w_stride, R: tl.const
 
 @triton.jit
 def _rho(u, rows, u_end, u_stride, m, features, m_end, m_stride, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr):
-    """ρ of a tile, fp32 with the values of the operands' dtype: what ranks is what the reference ranks."""
+    """ρ of a tile in fp32, rounded to the operands' dtype so that it ranks as in the reference."""
     z = _product(u, rows, u_end, u_stride, m, features, m_end, m_stride, R, B, P)
     return relu(z.to(u.dtype.element_ty).to(tl.float32))
 
@@ -126,7 +126,7 @@ def du_kernel(
     """Grid (tiles of n, chunks of r_in): the forward's operands and `dv [n, r_out]` → `du [n, r_in]`."""
     token = tl.program_id(0).to(tl.int64) * BM
     first = 0
-    if R_IN > BI:  # otherwise a constant, so that the tile of m is seen to be the one that z has loaded
+    if R_IN > BI:  # a constant otherwise, so the compiler reuses the tile of m that z has loaded
         first = tl.program_id(1) * BI
     u += token * u_stride
     dv += token * dv_stride
@@ -185,7 +185,7 @@ def weights_kernel(
 ):
     """Grid (tiles of f, shares of n, chunks of both r): → `dm [shares, f, r_in]`, `dn [shares, f, r_out]`, fp32.
 
-    `share` tokens, a multiple of BM, are summed by one program.
+    One program sums `share` tokens, a multiple of BM.
     """
     at = tl.program_id(0) * BF + feature_of(BF, GAP)
     token = tl.program_id(1).to(tl.int64) * share
@@ -195,7 +195,7 @@ def weights_kernel(
     u += token * u_stride
     dv += token * dv_stride
     left = tl.minimum(tokens - token.to(tl.int32), share)
-    # Features first in fp32: wgmma does not take a transposed fp32 tile, and fewer than 64 rows leave it to mma.
+    # In fp32 features come first: wgmma does not support a transposed fp32 tile; tiles of under 64 rows use mma.
     FIRST: tl.constexpr = u.dtype.element_ty == tl.float32
     m_sums = tl.zeros((BF, BI) if FIRST else (BI, BF), tl.float32)
     n_sums = tl.zeros((BF, BO) if FIRST else (BO, BF), tl.float32)

@@ -1,12 +1,12 @@
-"""Groups of four in the registers of a Triton program: order, pruning and gradient of a tile.
+"""Groups of four in the registers of a Triton program: ranking, pruning and gradient of a tile.
 
-Shapes: `m` tokens and `b` features of a tile; a *lane* is one of the four features of every group; ρ = relu(z).
+Shapes: `m` tokens and `b` features of a tile; a *lane* holds one of the four features of every group; ρ = relu(z).
 
-The accumulator of a tensor-core product gives a thread columns 2t, 2t+1 of every eight, so four neighbouring columns
-lie in two threads. Weights are therefore loaded with their rows in the order of `feature_of`: lanes 0 and 1 of a group
-are neighbours in the tile, lanes 2 and 3 lie GAP columns further on. With a GAP that counts registers of one thread,
-which the tile's layout decides (triton/tiles.py), `lanes` and `unlanes` move nothing between threads, and gathering
-rows costs a load nothing. Tiles straight from memory keep its order (`neighbours`), for whole 128-bit accesses.
+In the accumulator of a tensor-core product a thread holds columns 2t and 2t+1 of every eight, so four adjacent columns
+are split over two threads. Weights are therefore loaded with their rows in the order of `feature_of`: lanes 0 and 1 of
+a group are adjacent in the tile, lanes 2 and 3 are GAP columns further. If GAP matches the tile's layout
+(triton/tiles.py), a group is in one thread: `lanes` and `unlanes` move nothing between threads. Gathering rows does not
+slow the load. Tiles loaded from `[n, f]` in memory keep its order (`neighbours`), for 128-bit accesses.
 """
 
 import triton
@@ -19,7 +19,7 @@ SOFT_THRESHOLD = tl.constexpr(2)
 
 @triton.jit
 def feature_of(B: tl.constexpr, GAP: tl.constexpr):
-    """Feature, from the first of the tile, in each of its B columns, B a multiple of 2 · GAP: int32 `[B]`."""
+    """Index within the tile of the feature in each of its B columns, a multiple of 2 · GAP: int32 `[B]`."""
     c = tl.arange(0, B)
     return c // (2 * GAP) * (2 * GAP) + c % GAP // 2 * 4 + c // GAP % 2 * 2 + c % 2
 
@@ -58,7 +58,7 @@ def neighbours(x):
 
 @triton.jit
 def relu(z):
-    """ρ; not-a-number of either sign passes, which `tl.maximum` would make 0."""
+    """ρ; keeps NaN of either sign, which `tl.maximum` would turn into 0."""
     return tl.where(z <= 0, 0.0, z)
 
 
@@ -69,7 +69,7 @@ def _ranked(x):
 
 @triton.jit
 def order(a, b, c, d):
-    """Which lanes are kept, and which is third: two tuples of four int1, by the order of pack.py."""
+    """Masks of the two kept lanes and of the third, in the order of pack.py: two tuples of four int1."""
     a, b, c, d = _ranked(a), _ranked(b), _ranked(c), _ranked(d)
     keep_a, third_a = _wins(a >= b, a >= c, a >= d)
     keep_b, third_b = _wins(b > a, b >= c, b >= d)
@@ -80,14 +80,14 @@ def order(a, b, c, d):
 
 @triton.jit
 def _wins(p, q, r):
-    """Two or three of the compares were won; exactly one was."""
+    """Whether two or three of the comparisons are True; whether exactly one is."""
     most = (p & q) | (r & (p | q))
     return most, (p | q | r) ^ most
 
 
 @triton.jit
 def roots(a, b, c, d, METHOD: tl.constexpr):
-    """What is squared to s, a tuple of four: ρ − t (magnitude: t = 0) at the two kept, 0 elsewhere; and the thirds."""
+    """The four lanes that are squared: ρ − t (magnitude: t = 0) at the kept two, else 0; and masks of the third."""
     keep, third = order(a, b, c, d)
     t = 0.0
     if METHOD == SOFT_THRESHOLD:
@@ -104,7 +104,7 @@ def roots(a, b, c, d, METHOD: tl.constexpr):
 
 @triton.jit
 def times_root(ds, root, scale):
-    """`2·scale·root·ds`, and 0 where the root is 0 even if ds is infinite."""
+    """`2·scale·root·ds`; 0 where the root is 0, even if ds is infinite."""
     return tl.where(root == 0, 0.0, scale * ds * (2 * root))
 
 

@@ -1,18 +1,18 @@
 """Tile sizes of the fused Triton kernels, by chip, dtype and rank; no import of Triton.
 
-Shapes: `r` the wider of `r_in`, `r_out`, the widths of the two ends of the core.
+Shapes: `r` the wider of `r_in` and `r_out`, the widths of u and v.
 
-Found by compiling ahead of time some 150 times: large tiles that spill no register and fit the shared memory of a
-block, which tests/kernels/test_relu2_24_triton_aot.py holds them to, with Triton 3.7.1 (3.9.0 wants more registers and
-spills in some of sm_90). None was timed: a GPU that can time them may find better ones.
+The tiles are the largest of about 150 compiled ahead of time that spill no register and fit in the shared memory of a
+block; tests/kernels/test_relu2_24_triton_aot.py checks both with Triton 3.7.1 (3.9.0 requires more registers and spills
+in some of sm_90). They are not timed: measurements on a GPU may find better ones.
 
-The accumulators set the size. A program holds its output in fp32, a tile × rank: 64 × 256 values are 64 registers of
-each of 256 threads, and `weights_kernel` holds two. GAP says which register of a thread holds the second pair of a
-group (triton/groups.py): 8 columns on where wgmma gives warps rows, half a tile where mma gives warps columns (and
-of several columns a thread has none beside it: there values do move between threads, through shared memory).
+The accumulators limit the size. A program holds its output in fp32, tile × rank: 64 × 256 values take 64 registers of
+each of 256 threads, and `weights_kernel` holds two such outputs. GAP is the distance in columns to the second pair of a
+group (triton/groups.py): 8 where wgmma assigns rows to warps, half a tile where mma assigns columns to warps (where a
+thread does not hold both, values move between threads through shared memory).
 
-Ranks beyond the tables have no tile: a program would hold a part of its output and compute z once for every part.
-fp32 is for TF32 products; exact ones are no tensor-core products and spill in every tile.
+Ranks beyond the tables have no tile: a program would hold a part of its output and compute z again for every part. The
+fp32 tables are for TF32 products; exact fp32 products do not use tensor cores and spill in every tile.
 """
 
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ import torch
 Kernel = Literal["forward", "du", "weights"]
 
 SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_8x": 101_376}
-"""Shared memory a block may take; sm_8x are the smaller chips, sm_86 to sm_89 and sm_12x."""
+"""Shared memory that a block may use; sm_8x are the smaller chips, sm_86 to sm_89 and sm_12x."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Tokens and features of a tile, gap of a group's pairs, and warps and pipeline stages of a program.
+    """Tokens and features of a tile, gap between a group's pairs, and warps and pipeline stages of a program.
 
-    `chunk` is the number of inner columns taken at once, a power of two from 16; None takes the rank whole.
+    `chunk` is the number of columns that a product processes at once, a power of two of at least 16; None: all.
     """
 
     tokens: int
@@ -41,7 +41,7 @@ class Tile:
     chunk: int | None = None
 
     def columns(self, r: int) -> int:
-        """Inner columns taken at once of r: a power of two, at least the 16 of the smallest product."""
+        """Columns of r that are processed at once: a power of two of at least 16, the smallest product."""
         whole = max(16, 1 << (r - 1).bit_length())
         return whole if self.chunk is None else min(whole, self.chunk)
 
@@ -69,7 +69,7 @@ _BF16_SOFT: dict[str, dict[Kernel, dict[int, Tile]]] = {
     "sm_80": {"weights": {256: Tile(64, 16, 8, 8, 1)}},
     "sm_8x": {},
 }
-"""Instead of those above for the soft threshold, which needs more registers."""
+"""Replace those above for the soft threshold, which requires more registers."""
 
 _FP32: dict[str, dict[Kernel, dict[int, Tile]]] = {
     "sm_90": {
@@ -91,10 +91,10 @@ _FP32: dict[str, dict[Kernel, dict[int, Tile]]] = {
 
 
 def chip(capability: tuple[int, int]) -> str | None:
-    """The row of the tables for a compute capability; None where there is none.
+    """The row of the tables for a compute capability; None if there is none.
 
-    Below 8.0 there are no bf16 products. On 10.x and 11.x sums lie in a memory of their own, products take more shared
-    memory, and the tiles of sm_90 do not fit.
+    Below 8.0 there are no bf16 products. On 10.x and 11.x accumulators are in a separate memory, products use more
+    shared memory, and the tiles of sm_90 do not fit.
     """
     if capability[0] == 9:
         return "sm_90"
@@ -104,13 +104,13 @@ def chip(capability: tuple[int, int]) -> str | None:
 
 
 def choose(chip: str, kernel: Kernel, dtype: torch.dtype, r: int, soft: bool = False) -> Tile | None:
-    """The tile for a rank up to one of the table's; None beyond the last, and for a dtype it does not know.
+    """The tile of the smallest rank in the table that is at least r; None if there is none, or none for the dtype.
 
     Args:
-        chip: as `chip` gives it.
+        chip: from `chip`.
         kernel: which of the three.
         dtype: of the operands.
-        r: the wider of the two inner widths.
+        r: the wider of r_in and r_out.
         soft: whether the method is the soft threshold.
     """
     tables = {torch.bfloat16: _BF16, torch.float32: _FP32}
