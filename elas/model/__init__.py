@@ -1,4 +1,4 @@
-"""The model: low-rank linears, the 2:4 FFN, and their provision to Megatron-core.
+"""The model: low-rank linears and the 2:4 FFN as layers of Megatron-core.
 
-Importing it changes nothing in the process. Without CUDA call `elas.prepare()` before building anything.
+Importing has no side effects. Without CUDA, call `elas.prepare()` before building a model.
 """

@@ -3,9 +3,9 @@
 Legend: s sequence on this rank, b batch, np query heads on this rank, ng key/value heads on this rank, hn head
 dimension, c context-parallel ranks.
 
-Under context parallelism Megatron cuts the sequence into 2c chunks and gives rank i the chunks i and 2c−1−i, so that
-all have the same work under a causal mask. Keys and values of all ranks are gathered (their gradients are summed and
-scattered back), and each of the two chunks of queries attends to what is before it. Whatever `cp_comm_type` says.
+Under context parallelism Megatron splits the sequence into 2c chunks and gives rank i the chunks i and 2c−1−i, which
+balances the work under a causal mask. Keys and values of all ranks are gathered (their gradients are reduce-scattered),
+and each of the two chunks of queries attends to the keys before it. `cp_comm_type` is ignored; the values are the same.
 """
 
 import contextlib
@@ -32,14 +32,14 @@ from elas.model.low_rank import LowRankColumnParallelLinear
 def allowed(
     first_query: int, queries: int, keys: int, left: int | None, sink: bool, device: torch.device
 ) -> torch.Tensor:
-    """Which keys each query may see: bool `[queries, keys]`, one column more in front with `sink`.
+    """The mask of keys that each query attends to: bool `[queries, keys]`, with `sink` one more column in front.
 
     Args:
         first_query: position of the first query; keys are at 0, 1, ….
-        queries: how many queries.
-        keys: how many keys.
-        left: how far back a query sees (a sliding window); None for all the way.
-        sink: a key in front that every query sees.
+        queries: number of queries.
+        keys: number of keys.
+        left: sliding window: how many positions back a query attends; None for no limit.
+        sink: whether there is a key in front that every query attends to.
         device: of the mask.
     """
     q = torch.arange(first_query, first_query + queries, device=device)[:, None]
@@ -51,9 +51,8 @@ def allowed(
 class SdpaCoreAttention(MegatronModule):
     """Causal attention by `torch.nn.functional.scaled_dot_product_attention` (flash on CPU and GPU).
 
-    Takes the arguments of Megatron-core's core-attention protocol. Sliding windows, off-by-one softmax and context
-    parallelism need a mask of queries × keys, one for all heads; with attention dropout torch itself makes s × s scores
-    on a CPU.
+    Implements Megatron-core's core-attention protocol. Sliding windows, off-by-one softmax and context parallelism
+    require a mask of queries × keys, shared by all heads; with attention dropout torch computes s × s scores on a CPU.
 
     Args:
         config: `attention_dropout`, `window_size`, `softmax_type`.
@@ -62,13 +61,13 @@ class SdpaCoreAttention(MegatronModule):
         attention_type: self.
         softmax_scale: None for 1/√hn.
         pg_collection: its `cp` is the context-parallel group; None takes Megatron's.
-        cp_comm_type: not looked at, see above.
+        cp_comm_type: ignored.
 
     Raises:
-        UserError: anything but causal self-attention.
+        UserError: not causal self-attention.
     """
 
-    _causal: weakref.ref | None = None  # the mask that was last found to be causal; layers share it
+    _causal: weakref.ref | None = None  # the last mask that was found to be causal, for all layers
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class SdpaCoreAttention(MegatronModule):
         if attn_mask_type is not AttnMaskType.causal or attention_type != "self":
             raise UserError(
                 f"SdpaCoreAttention is causal self-attention; got {attn_mask_type} {attention_type}: "
-                "use Megatron's own layers for others"
+                "use Megatron's own layers for other kinds"
             )
         self.softmax_scale = softmax_scale
         self.dropout = config.attention_dropout
@@ -112,23 +111,23 @@ class SdpaCoreAttention(MegatronModule):
             query: see above.
             key: see above.
             value: see above.
-            attention_mask: None, or Megatron's causal mask, which says nothing new.
-            attn_mask_type: Megatron's; only causal.
-            attention_bias: refused.
-            packed_seq_params: refused.
+            attention_mask: None, or Megatron's causal mask, which is checked and not used.
+            attn_mask_type: Megatron's; causal.
+            attention_bias: not supported.
+            packed_seq_params: not supported.
 
         Raises:
-            UserError: a mask that is not the causal one, a bias, or packed sequences.
+            UserError: a mask that is not causal, a bias, or packed sequences.
         """
         if attention_bias is not None or packed_seq_params is not None:
-            raise UserError("attention takes no bias and no packed sequences (cu_seqlens): leave both out")
+            raise UserError("attention supports neither a bias nor packed sequences (cu_seqlens): leave both out")
         chunks = self._query_chunks(query.shape[0], key.shape[0])
         if attention_mask is not None:
             self._check_mask(
                 attention_mask, chunks, key.shape[0] * (1 if self.cp_group is None else self.cp_group.size())
             )
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, *self._all_keys(key, value)))
-        if k.shape[1] != q.shape[1]:  # on CPU, SDPA's own grouping falls back to the s × s form
+        if k.shape[1] != q.shape[1]:  # on a CPU, SDPA's own grouping computes s × s scores
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         with self._random_stream():
             outs = [self._attend(part, k, v, first) for part, (first, _) in zip(q.chunk(len(chunks), 2), chunks)]
@@ -136,7 +135,7 @@ class SdpaCoreAttention(MegatronModule):
         return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: int) -> torch.Tensor:
-        """Queries `[b, np, n, hn]` from position `first` on, over those of all keys that are not after them."""
+        """Attention of queries `[b, np, n, hn]`, the first at position `first`, to the keys that are not after them."""
         n, dropout = q.shape[2], self.dropout if self.training else 0.0
         if self.left is None and not self.sink and (first == 0 or n == 1):
             k, v = k[:, :, : first + n], v[:, :, : first + n]
@@ -144,12 +143,12 @@ class SdpaCoreAttention(MegatronModule):
         keys = first + n
         mask = allowed(first, n, keys, self.left, self.sink, q.device)
         k, v = k[:, :, :keys], v[:, :, :keys]
-        if self.sink:  # a key and a value of zeros: adds exp(0) to the denominator, and nothing else
+        if self.sink:  # a key and a value of zeros, which add exp(0) to the denominator alone
             k, v = (F.pad(x, (0, 0, 1, 0)) for x in (k, v))
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.softmax_scale)
 
     def _query_chunks(self, queries: int, keys: int) -> list[tuple[int, int]]:
-        """First position and length of each chunk of queries; fewer than keys, they are the last ones."""
+        """First position and length of each chunk of queries; fewer queries than keys are the last positions."""
         if self.cp_group is None:
             return [(keys - queries, queries)]
         c, i, half = self.cp_group.size(), self.cp_group.rank(), queries // 2
@@ -168,14 +167,14 @@ class SdpaCoreAttention(MegatronModule):
         return ordered[:, 0], ordered[:, 1]
 
     def _random_stream(self):
-        """For dropout, the model-parallel stream: each rank has heads of its own."""
+        """The model-parallel random stream, for dropout, since each rank has its own heads."""
         tracker: Any = get_cuda_rng_tracker()
         if self.dropout and self.training and tracker.is_initialized():
             return tracker.fork()
         return contextlib.nullcontext()
 
     def _check_mask(self, mask: torch.Tensor, chunks: list[tuple[int, int]], keys: int) -> None:
-        """Refuse what is not the causal mask (True: hidden). Each is looked at once, since that waits for the GPU."""
+        """Refuse a mask that is not causal (True: hidden). Each is checked once: a check waits for the GPU."""
         seen = SdpaCoreAttention._causal
         if seen is not None and seen() is mask:
             return
@@ -189,7 +188,7 @@ class SdpaCoreAttention(MegatronModule):
 
 
 class ElasSelfAttention(SelfAttention):
-    """Megatron's self-attention; with low-rank QKV, takes q, k and v from their pairs instead of splitting a copy."""
+    """Megatron's self-attention; low-rank q, k and v come from their own pairs instead of being split from a copy."""
 
     def __init__(self, config, *args, **kwargs):
         check(config)

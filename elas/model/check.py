@@ -1,4 +1,4 @@
-"""Whether our layers compute what a `TransformerConfig` asks for; asked wherever specs and layers are made."""
+"""Checks, wherever specs and layers are made, that our layers compute what a `TransformerConfig` requests."""
 
 import dataclasses
 
@@ -30,21 +30,21 @@ def check(config: TransformerConfig) -> None:
     """Refuse a configuration that our layers would not follow.
 
     Args:
-        config: an `ElasTransformerConfig`; its `ffn_activation` is already settled (see there).
+        config: an `ElasTransformerConfig`, which has set its `ffn_activation`.
 
     Raises:
-        ConfigError: the first field that asks for what there is not, with the reason and what to do.
+        ConfigError: the first field that requests an unsupported feature.
     """
     for name, (why, fix) in REFUSED.items():
         value = getattr(config, name, DEFAULTS.get(name))
-        if value != DEFAULTS.get(name) and value:  # None, False and 0 ask for nothing
+        if value != DEFAULTS.get(name) and value:  # None, False and 0 request nothing
             raise ConfigError(name, value, why, fix)
     for rule in (_attention, _norm, _rank, _groups_of_four, _recomputation):
         rule(config)
 
 
 def ffn_activation_of(config: TransformerConfig, wanted: str | None) -> str:
-    """The FFN's kind, `relu2` or `swiglu`, that Megatron's fields ask for; with `wanted`, that they agree with it.
+    """The FFN's kind, `relu2` or `swiglu`, from Megatron's fields; checks that they agree with `wanted`, if given.
 
     Raises:
         ConfigError: another activation, or fields that contradict each other.
@@ -57,9 +57,9 @@ def ffn_activation_of(config: TransformerConfig, wanted: str | None) -> str:
             fix = "set it to True" if wanted == "swiglu" else "set it to False, or ffn_activation to swiglu"
             kind = "gated" if wanted == "swiglu" else "not gated"
             raise ConfigError("gated_linear_unit", gated, f"ffn_activation={wanted} is {kind}", fix)
-        if asked != wanted and function is not F.gelu:  # gelu is Megatron's default, so it asks for nothing
+        if asked != wanted and function is not F.gelu:  # gelu is Megatron's default, so it requests nothing
             raise ConfigError(
-                "activation_func", name, f"ffn_activation={wanted} is another", "leave one of the two out"
+                "activation_func", name, f"contradicts ffn_activation={wanted}", "leave one of the two out"
             )
         return wanted
     if asked is None:
@@ -71,9 +71,10 @@ def ffn_activation_of(config: TransformerConfig, wanted: str | None) -> str:
 
 def _attention(config) -> None:
     if config.softmax_type not in ("vanilla", "off-by-one"):
-        raise ConfigError("softmax_type", config.softmax_type, "there is no learnt offset", "use vanilla or off-by-one")
+        why = "a learnt offset is not supported"
+        raise ConfigError("softmax_type", config.softmax_type, why, "use vanilla or off-by-one")
     if config.window_size is not None and config.window_size[1] > 0:
-        why = "attention is causal, so a window reaches back only"
+        why = "attention is causal, so a window extends to the left only"
         raise ConfigError("window_size", config.window_size, why, f"give ({config.window_size[0]}, 0)")
     tp = config.tensor_model_parallel_size
     if config.low_rank.kind != "none" and config.num_query_groups % tp:
@@ -97,14 +98,14 @@ def _rank(config) -> None:
     }
     name, smallest = min(sizes.items(), key=lambda item: item[1])
     if not 1 <= rank <= smallest:
-        why = f"is not from 1 to the smallest width that it factors ({name}, {smallest})"
+        why = f"is not between 1 and the smallest width that it factors ({name}, {smallest})"
         raise ConfigError("low_rank.rank", rank, why, f"give {smallest} or less")
 
 
 def _recomputation(config) -> None:
     chosen = config.recompute_modules or []
     if config.recompute_granularity == "selective" and "layernorm" in chosen and not HAVE_TE:
-        why, fix = "Megatron-core recomputes norms with Transformer Engine's help only", "install it, or leave it out"
+        why, fix = "Megatron-core recomputes norms with Transformer Engine only", "install it, or leave layernorm out"
         raise ConfigError("recompute_modules", chosen, why, fix)
 
 
@@ -116,12 +117,12 @@ def _groups_of_four(config) -> None:
         raise ConfigError(
             "sparsity.dense_steps",
             steps,
-            "is a share of a run whose length is not known here",
+            "is a share of a run, whose length is not known here",
             "give a number of steps",
         )
     between = config.low_rank.kind == "cola" and config.low_rank.activation == "relu2"
     if config.ffn_activation != "relu2" and not between:
-        why = "2:4 sparsity needs a squared ReLU"
+        why = "2:4 sparsity requires a squared ReLU"
         fix = "set it to relu2 (--squared-relu), or sparsity.kind to none (--no-sparsity-24)"
         raise ConfigError("ffn_activation", config.ffn_activation, why, fix)
     tp = config.tensor_model_parallel_size

@@ -1,11 +1,11 @@
-"""Linears that lend their weight for one call, so that one operation can run over the weights of two modules.
+"""Linears that pass their weight to a function for one call, so that one operation can use the weights of two modules.
 
 Legend: s sequence, b batch, f d_ff, r width of the input (h at full rank).
 
-The core of the FFN, `v = prune(relu²(u·m_upᵀ))·n_downᵀ`, is such an operation. A weight may be used only while its own
-module is being called: hooks gather it there (FSDP2, Megatron's overlapped parameter gather) and may free it
-afterwards. So nothing takes a weight from another module. Each linear is called with a function, `core`, and calls it
-with its weight; fc2's call happens inside fc1's:
+The core of the FFN, `v = prune(relu²(u·m_upᵀ))·n_downᵀ`, is such an operation. A weight may be used only during a
+call of its own module: hooks gather it before the call (FSDP2, Megatron's overlapped parameter gather) and may free it
+after. So no module reads the weight of another. Each linear receives a function, `core`, and calls it with its weight;
+the call of fc2 is inside that of fc1:
 
     linear_fc1(x, core=lambda u, m_up: linear_fc2(u, core=lambda u, n_down: ffn_core(u, m_up, n_down)))
 """
@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from elas.errors import UserError
 
 Core = Callable[[torch.Tensor, torch.Tensor], Any]
-"""Called with an input and a weight, both of this rank."""
+"""Called with an input and a weight, both local to this rank; returns a tensor, or what the caller's core returns."""
 
 
 class Pairs:
-    """Naming of a linear's factor pairs, of which there is one for each of its `outputs`; for `torch.nn.Module`s.
+    """Mixin of `torch.nn.Module`s that names a linear's factor pairs, one for each of its `outputs`.
 
     Attributes:
-        outputs: output width of each pair, by name: q, k and v, or gate and up; a single one is not named in weights.
+        outputs: output width of each pair, by name: q, k and v, or gate and up. Weights of a single pair have no name.
     """
 
     outputs: dict[str, int]
@@ -46,7 +46,7 @@ class Pairs:
 
 
 class _ContiguousGradient(torch.autograd.Function):
-    """The identity. Megatron's all-reduce of gradients changes a copy, in silence, where they are not contiguous."""
+    """The identity with a contiguous gradient: Megatron's all-reduce silently reduces a copy of any other."""
 
     generate_vmap_rule = True
 
@@ -68,8 +68,8 @@ class _ContiguousGradient(torch.autograd.Function):
 def with_bias(u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """`u [..., r]` and `weight [f, r]` such that `u·weightᵀ` includes `bias [f]`.
 
-    The core knows no bias, so it becomes one more column, against an input of 1. Seven columns of zeros beside it keep
-    the width a multiple of 8, as matrix units want it. Costs a copy of both.
+    The core has no bias, so the bias becomes one more column of the weight, with an input of 1. Seven columns of zeros
+    keep the width a multiple of 8, which matrix units require. Costs a copy of both.
     """
     if bias is None:
         return u, weight
@@ -80,14 +80,14 @@ def with_bias(u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
 
 
 def check_plain_call(place: str | None, config) -> None:
-    """Refuse that something calls fc1 for its output and puts a squared ReLU behind it without 2:4.
+    """Refuse a plain call of fc1 where Megatron's own MLP would apply a squared ReLU without 2:4.
 
     Args:
         place: Megatron's name of the linear, `fc1` in an FFN.
         config: an `ElasTransformerConfig`.
 
     Raises:
-        UserError: the FFN is Megatron's own MLP, with its own activation, where 2:4 is asked for.
+        UserError: 2:4 is configured, and the FFN is Megatron's MLP with Megatron's activation.
     """
     if place != "fc1" or config.sparsity.kind == "none" or config.ffn_activation != "relu2":
         return

@@ -1,8 +1,8 @@
-"""Training steps, counted by an optimizer for layers with dense steps: `count_steps`, once before a loop.
+"""`count_steps`: an optimizer counts the training steps of layers with dense steps; called once before a loop.
 
-Steps are counted where the optimizer has taken one, so neither gradient accumulation nor recomputation in the backward
-pass is counted, and a step that is skipped is not either. Models get no hooks, so they compile, copy and pickle as
-without; the counter holds them weakly and looks for their layers at every step, as they are then.
+A step counts after the optimizer has taken it, so gradient accumulation, recomputation in the backward pass and skipped
+steps do not count. Models get no hooks, so compiling, copying and pickling them does not change. The counter has weak
+references to the models and finds their layers again at every step.
 """
 
 import weakref
@@ -15,10 +15,10 @@ from elas.model.activation import SparseSwitch, switches
 
 
 class _Counter:
-    """Steps of one model (or of several that share layers), by the optimizer that has taken most of them.
+    """The steps of one model, or of several that share layers: the largest count of any of its optimizers.
 
-    Optimizers that each move a part of the model step once a step; one that takes another's place goes on from where
-    that was. Both come out right by giving each a count of its own, from the total at its first call on.
+    Optimizers for parts of the model each step once per training step; an optimizer that replaces another continues its
+    count. Both are correct if each has its own count that starts at the total when it is added.
     """
 
     def __init__(self, total: int):
@@ -47,10 +47,10 @@ class _Counter:
             layer.taken(self.total)
 
     def after_step(self, optimizer: torch.optim.Optimizer, _args, _kwargs) -> None:
-        if optimizer not in self.counts:  # of models that another counter has taken over
+        if optimizer not in self.counts:  # its models belong to another counter now
             return
         held = [layer.step for layer in self.layers() if layer.knows_step]
-        if held and max(held) != self.total:  # a checkpoint was loaded meanwhile: all go on from there
+        if held and max(held) != self.total:  # a checkpoint was loaded: continue from its step
             self.total = max(held)
             for one in self.counts:
                 self.counts[one] = self.total
@@ -60,15 +60,15 @@ class _Counter:
 
 
 def count_steps(models: torch.nn.Module | list[torch.nn.Module], optimizer) -> None:
-    """Count training steps for dense steps, in a loop that is not ours.
+    """Count training steps for dense steps, in a loop other than `elas train`.
 
-    Call it once, when the model and the optimizer are there; again for a layer that was put in later, a copy of the
-    model or another optimizer. A call more does not count twice.
+    Call it once, when the model and the optimizer exist, and again for a layer that is added later, a copy of the model
+    or another optimizer. Repeated calls do not count twice.
 
     Args:
-        models: the model, or its chunks; its wrappers (DDP, FSDP) may be given as well.
-        optimizer: a `torch.optim.Optimizer`, or one of Megatron-core's or DeepSpeed's around it. A step counts when it
-            steps; of several that each move a part of the model, each may be given, in calls of their own.
+        models: the model, or its chunks, wrapped (DDP, FSDP) or not.
+        optimizer: a `torch.optim.Optimizer`, or one of Megatron-core's or DeepSpeed's around it. If several optimizers
+            each move a part of the model, call this for each.
 
     Raises:
         ConfigError: no model, no optimizer, or one that does not hold any of the models' parameters.
@@ -86,7 +86,7 @@ def count_steps(models: torch.nn.Module | list[torch.nn.Module], optimizer) -> N
     layers = [layer for layer in switches(models) if layer.dense_steps]
     counters = list({id(one.counter): one.counter for one in layers if isinstance(one.counter, _Counter)}.values())
     counter = counters[0] if counters else _Counter(max((layer.step for layer in layers), default=0))
-    for other in counters[1:]:  # of models that were counted apart, and are one now
+    for other in counters[1:]:  # of models that were counted separately before
         counter.total = max(counter.total, other.total)
         counter.add(other.living(), list(other.counts))
         other.counts.clear()
@@ -94,18 +94,18 @@ def count_steps(models: torch.nn.Module | list[torch.nn.Module], optimizer) -> N
 
 
 def _check_trains(models: list[torch.nn.Module], optimizer) -> None:
-    """Of a plain optimizer alone: those of Megatron-core and DeepSpeed hold copies of parts of parameters."""
+    """Refuse a plain optimizer of other parameters; those of Megatron-core and DeepSpeed hold copies of parts."""
     if not isinstance(optimizer, torch.optim.Optimizer) or not hasattr(optimizer, "param_groups"):
         return
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if held and not any(id(parameter) in held for model in models for parameter in model.parameters()):
-        why = "holds none of the model's parameters, so its steps are not the model's"
-        fix = "give the optimizer that trains it, made after the model is in its final form (sharded, moved)"
+        why = "holds none of the model's parameters, so its steps do not train the model"
+        fix = "give the optimizer that trains it, created after the model is sharded and moved"
         raise ConfigError("optimizer", type(optimizer).__name__, why, fix)
 
 
 def _torch_optimizers(optimizer) -> list[torch.optim.Optimizer]:
-    """What Megatron-core's, DeepSpeed's and Accelerate's optimizers are wrapped around."""
+    """The torch optimizers inside those of Megatron-core, DeepSpeed and Accelerate."""
     if isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "_optimizer_step_post_hooks"):
         return [optimizer]
     inner = getattr(optimizer, "chained_optimizers", None) or [getattr(optimizer, "optimizer", None)]

@@ -1,4 +1,4 @@
-"""How large factors are at first."""
+"""The standard deviation of initial factors."""
 
 import math
 

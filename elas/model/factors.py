@@ -1,4 +1,4 @@
-"""Initial values of factors, drawn from Megatron-core's random streams."""
+"""Initialisation of factors from Megatron-core's random streams."""
 
 import contextlib
 from typing import Any
@@ -10,15 +10,15 @@ from elas.model.transformer_config import ElasTransformerConfig, leave_uninitial
 
 
 def draw_factor(factor: Any, config: ElasTransformerConfig, tp_group) -> None:
-    """Initialise a factor as Megatron's linears do theirs: split ones by the model-parallel random stream.
+    """Initialise a factor as Megatron's linears are: split ones from the model-parallel random stream.
 
-    Normal with the factor's own `init_std`, or by `config.factor_init_method`. (Megatron's `init_method` is meant for
-    whole matrices: a product of two factors drawn by it has a deviation of `std²·sqrt(r)`, 50 times too little.)
-    Nothing is drawn where `config.perform_initialization` is off, or `config.init_method` is `leave_uninitialised`,
-    since then `elas.model.init.initialise` or a checkpoint fills every parameter.
+    Normal with the factor's `init_std`, or by `config.factor_init_method`. Megatron's `init_method` is not used: it is
+    for whole matrices, and a product of two factors drawn by it has a deviation of `std²·sqrt(r)`, 50 times too small.
+    Nothing is drawn if `config.perform_initialization` is False or `config.init_method` is `leave_uninitialised`: then
+    `elas.model.init.initialise` or a checkpoint fills every parameter.
 
     Args:
-        factor: a `torch.nn.Parameter` with the attribute `init_std` and, if it is split, Megatron's.
+        factor: a `torch.nn.Parameter` with the attribute `init_std` and, if it is split, those of Megatron.
         config: the layer's.
         tp_group: tensor-parallel group.
     """
@@ -26,7 +26,7 @@ def draw_factor(factor: Any, config: ElasTransformerConfig, tp_group) -> None:
         return
     draw = config.factor_init_method or (lambda tensor: torch.nn.init.normal_(tensor, 0.0, factor.init_std))
     split = getattr(factor, "tensor_model_parallel", False)
-    if config.use_cpu_initialization:  # every rank draws the whole from the same stream and keeps its part
+    if config.use_cpu_initialization:  # every rank draws the whole tensor from the same stream and keeps its part
         whole = list(factor.shape)
         if split:
             whole[factor.partition_dim] *= tp_group.size()

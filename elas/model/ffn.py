@@ -5,10 +5,10 @@ Legend: s sequence, b batch, h hidden, f d_ff, r rank (h at full rank), t tensor
     squared ReLU   u = bottleneck(x) [s, b, r];  v = prune(relu²(u · M_upᵀ)) · N_downᵀ [s, b, r];  y = finish(v)
     SwiGLU         gate, up [s, b, f/t];  y = down(silu(gate) · up)
 
-With low rank, M_up is `linear_fc1.factor_out [f/t, r]` and N_down `linear_fc2.factor_in [r, f/t]`: both ends of the
-core are r wide, and what it keeps of the f-wide activation is the kernel's business (`elas.kernels.relu2_24`). At full
-rank the same core runs on the weights themselves, u = x and v = the partial output. Each linear lends its weight to
-the core while it is being called (`elas.model.core_call`).
+With low rank, M_up is `linear_fc1.factor_out [f/t, r]` and N_down `linear_fc2.factor_in [r, f/t]`: u and v are r wide,
+and the kernel (`elas.kernels.relu2_24`) decides what it keeps of the f-wide activation. At full rank the same core runs
+on the weights, with u = x and v the partial output. Each linear passes its weight to the core during its own call
+(`elas.model.core_call`). Errors of the kernel are raised under configuration keys (`elas.model.kernel`).
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ from elas.model.transformer_config import ElasTransformerConfig
 
 
 class ElasFFN(SparseSwitch):
-    """Megatron's `MLP` in shape and names (`linear_fc1`, `linear_fc2`), with the fused squared-ReLU core.
+    """An FFN with the shape and parameter names of Megatron's `MLP`, and the squared-ReLU core as one operation.
 
     Args:
         config: widths, rank, activation, sparsity.
@@ -43,7 +43,7 @@ class ElasFFN(SparseSwitch):
 
     linear_fc1: Any  # a module of `submodules`, as is fc2
     linear_fc2: Any
-    submodules: MLPSubmodules  # these two are set by `ffn_class`
+    submodules: MLPSubmodules  # set by `ffn_class`, as is tp_group
     tp_group = None
 
     def __init__(self, config: ElasTransformerConfig, submodules: MLPSubmodules | None = None, tp_group=None):
@@ -78,7 +78,7 @@ class ElasFFN(SparseSwitch):
         self.full_rank = isinstance(self.linear_fc1, ColumnParallelLinear)
 
     def forward(self, x: torch.Tensor, **_unused) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`x [s, b, h]` (`[s/t, b, h]` with sequence parallelism) to the same shape, and the bias `[h]`, if any."""
+        """`x [s, b, h]` (`[s/t, b, h]` with sequence parallelism) to the same shape, and the bias `[h]` or None."""
         return self._gated(x) if self.gated else self._squared_relu(x)
 
     def _gated(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -104,10 +104,10 @@ class ElasFFN(SparseSwitch):
             raise error.renamed(keys_of(self.config.low_rank)) from None
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
-        """Megatron's description of the parameters for distributed checkpoints, as its own `MLP` gives it.
+        """Megatron's description of the parameters for distributed checkpoints, as of its own `MLP`.
 
-        At full rank, gate and up stand in one weight of which each rank holds a piece of both halves; Megatron's
-        factory cuts it for saving. Low-rank gate and up are parameters of their own.
+        At full rank, gate and up are one weight, and each rank holds a part of both halves; Megatron's factory splits
+        it for saving. Low-rank gate and up are separate parameters.
         """
         described = {}
         for name, module in self.named_children():
@@ -131,5 +131,5 @@ class ElasFFN(SparseSwitch):
 
 
 def ffn_class(submodules: MLPSubmodules, tp_group=None) -> type[ElasFFN]:
-    """`ElasFFN` bound to its linears: Megatron's `TransformerLayer` warns about any other spec than its own MLP's."""
+    """`ElasFFN` with its linears as a class: Megatron's `TransformerLayer` warns about specs of other MLPs."""
     return type("ElasFFN", (ElasFFN,), {"submodules": submodules, "tp_group": tp_group})

@@ -1,4 +1,4 @@
-"""Megatron-core's own full-rank linears, able to lend their weight to the squared-ReLU core (`elas.model.core_call`).
+"""Megatron-core's full-rank linears, which can pass their weight to the squared-ReLU core (`elas.model.core_call`).
 
 Legend: s sequence, b batch, h hidden, f d_ff, t tensor-parallel ranks.
 """
@@ -16,7 +16,7 @@ from elas.model.core_call import Core, check_plain_call, with_bias
 
 
 class FullRankColumnParallelLinear(ColumnParallelLinear):
-    """Megatron's `ColumnParallelLinear`, which with `core` runs that in place of its product."""
+    """Megatron's `ColumnParallelLinear`; with `core`, calls it instead of computing the product."""
 
     def __init__(self, *args, tp_comm_buffer_name: str | None = None, **kwargs):
         super().__init__(*args, tp_comm_buffer_name=tp_comm_buffer_name, **kwargs)
@@ -36,7 +36,7 @@ class FullRankColumnParallelLinear(ColumnParallelLinear):
             input_: `[s, b, h]` (`[s/t, b, h]` with sequence parallelism).
             weight: Megatron's: a weight of another module, for tied embeddings.
             runtime_gather_output: Megatron's.
-            core: gets the whole input `u [s, b, h]` and `weight [f/t, h]` (with a bias both are 8 wider).
+            core: called with the whole input `u [s, b, h]` and `weight [f/t, h]` (with a bias both are 8 wider).
         """
         if core is None:
             check_plain_call(self.place, self.config)
@@ -49,23 +49,23 @@ class FullRankColumnParallelLinear(ColumnParallelLinear):
         return core(*with_bias(u, self.weight, self.bias))
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
-        """This rank's outputs `[n, f/t]` of some tokens `x [n, h]`, without communication; only within a call."""
+        """This rank's outputs `[n, f/t]` of tokens `x [n, h]`, without communication; only during a call."""
         assert self.weight is not None
         return torch.nn.functional.linear(x, self.weight, self.bias)
 
 
 class FullRankRowParallelLinear(RowParallelLinear):
-    """Megatron's `RowParallelLinear`, which with `core` runs that in place of its product."""
+    """Megatron's `RowParallelLinear`; with `core`, calls it instead of computing the product."""
 
     def forward(self, input_: torch.Tensor, *, core: Core | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Megatron's forward, with `core(input_, weight)` in place of `input_·weightᵀ`.
 
         Args:
-            input_: `[s, b, f/t]`; with `core` whatever that takes.
-            core: gets `input_` and `weight [h, f/t]`, gives partial sums `[s, b, h]`.
+            input_: `[s, b, f/t]`, or the input of `core`.
+            core: called with `input_` and `weight [h, f/t]`; returns partial sums `[s, b, h]`.
 
         Returns:
-            Output `[s, b, h]` (`[s/t, b, h]` with sequence parallelism), and the bias if it is left to the caller.
+            Output `[s, b, h]` (`[s/t, b, h]` with sequence parallelism), and the bias, if the caller is to add it.
         """
         if core is None:
             return super().forward(input_)

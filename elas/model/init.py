@@ -1,8 +1,8 @@
-"""Layout-independent initialisation: a parameter's values depend on (seed, global name, full shape) alone.
+"""Layout-independent initialisation: a parameter's values depend only on seed, global name and full shape.
 
-Then every TP × PP × ZeRO layout starts from the same model, and layouts can be compared step by step. The full tensor
-is drawn on the CPU in fp32, whatever the device, and each rank keeps its slice. What that costs: a rank draws t times
-what it keeps (about a second for a 32000 × 4096 embedding).
+Every TP × PP × ZeRO layout starts from the same model, so layouts can be compared step by step. The full tensor is
+drawn on the CPU in fp32 on every device, and each rank keeps its slice: a rank draws t times what it keeps (about a
+second for a 32000 × 4096 embedding).
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from elas.model.shards import full_shape, global_names, shard
 def initialise(model: torch.nn.Module, *, seed: int, std: float) -> None:
     """Fill every parameter of one chunk.
 
-    Matrices are normal with mean 0 and the parameter's `init_std` (else `std`). Vectors have their `init_value`; else
-    biases are zeros and norm weights ones.
+    Matrices are normal with mean 0 and the parameter's `init_std`, or `std` if it has none. Vectors get their
+    `init_value`, or without one 0 for biases and 1 for norm weights.
 
     Args:
         model: a Megatron `GPTModel`.
         seed: the run's seed.
-        std: standard deviation of matrices that have none of their own.
+        std: standard deviation of matrices without `init_std`.
     """
     tp, tp_rank = mpu.get_tensor_model_parallel_world_size(), mpu.get_tensor_model_parallel_rank()
     for name, parameter in global_names(model).items():

@@ -1,20 +1,20 @@
-"""Low-rank linears with bottleneck tensor parallelism: collectives move the rank-r vector, never the hidden one.
+"""Low-rank linears with bottleneck tensor parallelism: collectives move r values a token, never h.
 
 Legend: s sequence, b batch, h input width, o output width, r rank, t tensor-parallel ranks, n factor pairs.
 
     column (QKV, up)   x [s, b, h] ─ factor_in [n·r, h] ─→ u [s, b, n·r] ─⇄─ factor_out [o/t, r] ─→ y [s, b, o/t]
     row (out, down)    x [s, b, h/t] ─ factor_in [r, h/t] ─→ v [s, b, r] ─⇄─ factor_out [o, r] ─→ y [s, b, o]
 
-⇄ is the only place where ranks talk: nothing / all-reduce (forward / backward) in the column form and all-reduce /
-nothing in the row form; with sequence parallelism all-gather / reduce-scatter and reduce-scatter / all-gather. The
-replicated factor stands on the side of the full hidden vector. A layer of attention and FFN so sends 3r + r + r + r
-values a token where Megatron's column/row pairs send 4h (DESIGN of BOOST, MLSys '26, arXiv 2512.12131).
+⇄ is the only communication. Forward / backward it is nothing / all-reduce in the column form and all-reduce / nothing
+in the row form; with sequence parallelism all-gather / reduce-scatter and reduce-scatter / all-gather. The factor next
+to the full hidden vector is replicated. A layer of attention and FFN sends 3r + r + r + r values a token, where
+Megatron's column/row pairs send 4h (design of BOOST, MLSys '26, arXiv 2512.12131).
 
-Under sequence parallelism the replicated factors see their own shard of the tokens only, so their gradients are
-partial: they carry `sequence_parallel = True` and `elas.engine.grads` sums them.
+Under sequence parallelism a replicated factor sees its rank's shard of the tokens, so its gradient is a partial sum:
+the factor has `sequence_parallel = True`, and `elas.engine.grads` sums over ranks.
 
-CoLA (arXiv 2502.10940) puts a non-linearity between the factors: after the full sum over the input, so behind the
-reduction in the row form.
+CoLA (arXiv 2502.10940) has a non-linearity between the factors. It needs the full sum over the input, so in the row
+form it comes after the reduction.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ from elas.model.transformer_config import ElasTransformerConfig
 
 
 class _LowRankLinear(MegatronModule):
-    """What both forms share: configuration, tensor-parallel group, making and saving of factors."""
+    """Shared by both forms: configuration, tensor-parallel group, creating and saving factors."""
 
     config: ElasTransformerConfig
     factor_in: torch.nn.Parameter
@@ -50,7 +50,7 @@ class _LowRankLinear(MegatronModule):
     def __init__(self, config: ElasTransformerConfig, skip_bias_add: bool, tp_group, is_expert: bool):
         super().__init__(config=config)
         if is_expert:
-            raise ValueError("low-rank linears do not serve as experts")
+            raise ValueError("low-rank linears cannot be experts")
         self.rank = config.low_rank.rank
         self.kind = config.low_rank.kind
         self.skip_bias_add = skip_bias_add
@@ -102,25 +102,25 @@ class _LowRankLinear(MegatronModule):
 class LowRankColumnParallelLinear(Pairs, _LowRankLinear):
     """`y = (x · factor_inᵀ) · factor_outᵀ`, output features split over tensor-parallel ranks; one or more pairs.
 
-    Several pairs on one input (Q, K and V; gate and up) share `factor_in [n·r, h]`, stacked, so that one GEMM and one
-    collective serve them all; each keeps its own `factor_out_NAME [o/t, r]` (one pair: just `factor_out`).
+    Several pairs with one input (Q, K and V; gate and up) share a stacked `factor_in [n·r, h]`, so that one GEMM and
+    one collective serve them all. Each has its own `factor_out_NAME [o/t, r]`; that of a single pair is `factor_out`.
 
     Args:
         input_size: h.
         output_size: total of the pairs' outputs over all ranks.
-        config: carries rank, kind, dtype and sequence parallelism.
-        outputs: output width by pair name, over all ranks; None: Megatron's meaning of `tp_comm_buffer_name`, that is
-            q, k and v for `qkv`, gate and up for `fc1` of a gated FFN, else a single pair.
-        tp_comm_buffer_name: Megatron's name of the place, `qkv` or `fc1`.
+        config: rank, kind, dtype and sequence parallelism.
+        outputs: output width by pair name, over all ranks; None: from `tp_comm_buffer_name`, that is q, k and v for
+            `qkv`, gate and up for `fc1` of a gated FFN, else a single pair.
+        tp_comm_buffer_name: Megatron's name of the linear, `qkv` or `fc1`.
         tp_group: tensor-parallel group; None takes Megatron's.
         bias: whether outputs have one: `bias`, or `bias_NAME` for each of several pairs.
-        skip_bias_add: leave adding it to the caller, as Megatron's linears do.
-        init_method: not used: factors are drawn by `draw_factor`.
-        gather_output, is_expert: Megatron's; only their defaults work.
-        stride: Megatron's; pairs are split one by one, so there is nothing to interleave.
+        skip_bias_add: whether the caller adds the bias, as with Megatron's linears.
+        init_method: ignored; `draw_factor` initialises factors.
+        gather_output, is_expert: Megatron's; only the defaults are supported.
+        stride: Megatron's; ignored, since each pair is split separately.
 
     Raises:
-        ValueError: expert or gathered output asked for, or widths that do not add up.
+        ValueError: an expert, gathered output, or widths that do not add up.
     """
 
     factor_out: torch.nn.Parameter  # of a single pair
@@ -186,26 +186,26 @@ class LowRankColumnParallelLinear(Pairs, _LowRankLinear):
         return [F.linear(*one) for one in zip(u.split(self.rank, dim=-1), self.output_factors, biases)]
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
-        """This rank's outputs `[n, o/t]` of some tokens `x [n, h]`, without communication; only within a call."""
+        """This rank's outputs `[n, o/t]` of tokens `x [n, h]`, without communication; only during a call."""
         u = F.linear(x, self.factor_in)
         return torch.cat(self.expand(u if self.activation is None else self.activation(u)), dim=-1)
 
     def forward(self, x: torch.Tensor, *, core: Core | None = None, split: bool = False):
-        """By default Megatron's form: all outputs in one tensor `[s, b, o/t]`, and the bias left to the caller, if any.
+        """By default as Megatron's: all outputs in one tensor `[s, b, o/t]`, and the bias that the caller is to add.
 
-        Pairs are concatenated, except q, k and v, which Megatron's attention wants grouped by key/value head.
+        Pairs are concatenated; q, k and v are grouped by key/value head, as Megatron's attention requires.
 
         Args:
             x: `[s, b, h]` (`[s/t, b, h]` with sequence parallelism).
-            core: a function to call with `u [s, b, r]` and `factor_out [o/t, r]` (with a bias both are 8 wider); its
-                result is returned. `elas.model.core_call` says why factors are lent rather than taken.
-            split: return a tuple with one `[s, b, o/t]` for each pair instead, biases added.
+            core: called with `u [s, b, r]` and `factor_out [o/t, r]` (with a bias both are 8 wider); its result is
+                returned. `elas.model.core_call` explains why.
+            split: return a tuple of one `[s, b, o/t]` for each pair instead, with biases added.
         """
         u = self.bottleneck(x)
         if core is not None:
             return core(*with_bias(u, self.factor_out, self.bias))
         if split:
-            return tuple(self.expand(u))  # not a list: torch's backward hooks see tensors and tuples only
+            return tuple(self.expand(u))  # not a list, whose tensors torch's backward hooks do not see
         check_plain_call(self.place, self.config)
         biases = [bias for bias in self.biases if bias is not None] if self.skip_bias_add else []
         return self._join(self.expand(u, add_bias=not biases)), self._join(biases) if biases else None
@@ -224,15 +224,16 @@ class LowRankRowParallelLinear(_LowRankLinear):
     Args:
         input_size: width of the input over all ranks.
         output_size: o.
-        config: carries rank, kind, dtype and sequence parallelism.
+        config: rank, kind, dtype and sequence parallelism.
         tp_group: tensor-parallel group; None takes Megatron's.
-        bias: whether there is one, `bias [o]`, the same on every rank.
-        skip_bias_add: leave adding it to the caller, as Megatron's linears do.
-        init_method: not used: factors are drawn by `draw_factor`.
-        input_is_parallel, is_expert, tp_comm_buffer_name, stride: Megatron's; only their defaults work.
+        bias: whether there is a `bias [o]`, replicated on every rank.
+        skip_bias_add: whether the caller adds the bias, as with Megatron's linears.
+        init_method: ignored; `draw_factor` initialises factors.
+        input_is_parallel, is_expert: Megatron's; only the defaults are supported.
+        tp_comm_buffer_name, stride: Megatron's; ignored.
 
     Raises:
-        ValueError: expert or unsplit input asked for.
+        ValueError: an expert, or an input that is not split.
     """
 
     bias: torch.nn.Parameter | None
@@ -254,7 +255,7 @@ class LowRankRowParallelLinear(_LowRankLinear):
     ):
         super().__init__(config, skip_bias_add, tp_group, is_expert)
         if not input_is_parallel:
-            raise ValueError("low-rank row-parallel linears take a split input")
+            raise ValueError("low-rank row-parallel linears require a split input")
         std_in = factor_std(self.kind, self.rank, input_size, input_size, output_size)
         std_out = factor_std(self.kind, self.rank, output_size, input_size, output_size)
         self.factor_in = self._factor(self.rank, divide(input_size, self.tp), std_in, 1)
@@ -272,12 +273,11 @@ class LowRankRowParallelLinear(_LowRankLinear):
         return F.linear(v, self.factor_out)
 
     def forward(self, x: torch.Tensor, *, core: Core | None = None) -> tuple[torch.Tensor, torch.nn.Parameter | None]:
-        """`x [s, b, i/t]` to `y [s, b, o]` (`[s/t, b, o]` with sequence parallelism), and the bias left to the caller.
+        """`x [s, b, i/t]` to `y [s, b, o]` (`[s/t, b, o]` with sequence parallelism), and the bias or None.
 
         Args:
-            x: the input; with `core` whatever that takes.
-            core: a function to call with x and `factor_in [r, i/t]` in place of their product; gives partial sums
-                `[s, b, r]`.
+            x: the input, or that of `core`.
+            core: called with x and `factor_in [r, i/t]` instead of their product; returns partial sums `[s, b, r]`.
         """
         y = self.finish(F.linear(x, self.factor_in) if core is None else core(x, self.factor_in))
         if self.skip_bias_add or self.bias is None:

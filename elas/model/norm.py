@@ -1,12 +1,12 @@
-"""RMSNorm and LayerNorm that know sequence parallelism.
+"""RMSNorm and LayerNorm that support sequence parallelism.
 
-Megatron-core's `WrappedTorchNorm` refuses sequence parallelism. Under it, each tensor-parallel rank normalises its
-own shard of the sequence, so the gradient of the (replicated) weight must be summed over the ranks. Megatron's
-convention for that is an attribute `sequence_parallel` on the parameter, which `elas.engine.grads` acts on.
+Megatron-core's `WrappedTorchNorm` refuses sequence parallelism, in which each tensor-parallel rank normalises its own
+shard of the sequence, so that the gradient of the replicated weight must be summed over ranks. As in Megatron, the
+parameter has an attribute `sequence_parallel`, which `elas.engine.grads` reads.
 
-torch's `rms_norm` keeps x and a number a row for its backward pass on CUDA. On CPU it is put together from small
-operations, of which autograd keeps two fp32 tensors as large as x: 8 bytes a value in bf16, more than ELAS's FFN keeps.
-There `LeanRMSNorm` keeps what CUDA does.
+On CUDA torch's `rms_norm` keeps x and one number per row for its backward pass. On a CPU it consists of small
+operations for which autograd keeps two fp32 tensors as large as x: 8 bytes a value in bf16, more than ELAS's FFN keeps.
+`LeanRMSNorm` keeps on a CPU what is kept on CUDA.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from elas.errors import ConfigError
 
 
 class LeanRMSNorm(torch.autograd.Function):
-    """`rms_norm` keeping x and `1 / rms(x)`; computed in fp32 at least, as torch does."""
+    """`rms_norm` that keeps x and `1 / rms(x)`; computed in fp32 or wider, as in torch."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -47,11 +47,11 @@ class LeanRMSNorm(torch.autograd.Function):
 
 
 class _Norm(torch.nn.Module):
-    """A norm with a weight, and Megatron's marks on it.
+    """A norm with a weight that has Megatron's attributes.
 
     Args:
-        config: gives the parameter dtype, whether the weight's gradient is a partial sum, and whether the weight is
-            kept as its distance from 1 (`layernorm_zero_centered_gamma`).
+        config: the parameter dtype, sequence parallelism, and whether the weight is stored as its difference from 1
+            (`layernorm_zero_centered_gamma`).
         hidden_size: length of the last dimension.
         eps: added to the mean square or the variance.
 

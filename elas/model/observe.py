@@ -1,13 +1,13 @@
-"""What 2:4 does to the activation, layer by layer, on a sample of tokens: cheap enough to look at every logged step.
+"""Statistics of 2:4 by layer, on a sample of tokens; cheap enough for every logged step.
 
-Counts are sums, so that layers, tensor-parallel shards and data-parallel ranks add up; ratios are taken at the end.
+Counts can be added over layers, tensor-parallel shards and data-parallel ranks; ratios are computed at the end.
 Columns of a layer's counts:
 
-    values     sampled values of relu(z)²                zeros      of them 0 before any pruning
-    dropped    non-zeros that 2:4 sets to 0              magnitude  sum of relu(z)², and `lost`: of the dropped ones
-    kept       values that 2:4 kept at the look before   flipped    of them dropped by the weights of this look
+    values     sampled values of relu(z)²                  zeros      zeros among them before pruning
+    dropped    non-zeros that 2:4 sets to 0                magnitude  sum of relu(z)²; `lost`: of the dropped values
+    kept       values that 2:4 kept at the previous look   flipped    of these, dropped by the current weights
 
-Flips are of the same inputs, so they show the weights moving, not the data; they span the steps between two looks.
+Flips are counted on the inputs of the previous look, so they measure the change of the weights since, not of the data.
 """
 
 import sys
@@ -24,16 +24,16 @@ from elas.kernels.relu2_24.pack import keep_mask
 Project = Callable[[torch.Tensor], torch.Tensor]
 COLUMNS = ("values", "zeros", "dropped", "magnitude", "lost", "kept", "flipped")
 WATCHED_TOKENS = 128
-"""Tokens whose mask is compared between two looks: their inputs and masks are kept meanwhile."""
+"""Tokens whose masks are compared between two looks; their inputs and masks are kept in between."""
 
 
 class Observer:
-    """Looks at one squared ReLU when asked to.
+    """Measures one squared ReLU on request.
 
     Attributes:
         layer: index of the layer in the whole model.
-        tokens: how many tokens to look at in the next pass; 0 for none.
-        counts: fp64 `[len(COLUMNS)]` after a pass that was looked at, on its device; else None.
+        tokens: number of tokens to sample in the next pass; 0 for none.
+        counts: fp64 `[len(COLUMNS)]` of the last sampled pass, on its device; None before.
     """
 
     def __init__(self):
@@ -44,13 +44,14 @@ class Observer:
 
     @torch.no_grad()
     def look(self, x: torch.Tensor, project: Project | None, sparse: bool) -> None:
-        """Count once, if asked to.
+        """Count, if `tokens` is not 0, and set it to 0.
 
         Args:
             x: `[..., f]` pre-activation, or with `project` the layer's input.
-            project: from rows of x to their pre-activation `[rows, f]`, by the weights as they are; with factors, by
-                both of them, as LORO's exact steps turn what lies between.
-            sparse: whether 2:4 is on; without it nothing is dropped, and masks are not compared.
+            project: maps rows of x to their pre-activation `[rows, f]` with the current weights. Masks are compared
+            from
+                the layer's input, since LORO's exact steps rotate the vector between two factors.
+            sparse: whether 2:4 is on; otherwise nothing is dropped, and masks are not compared.
         """
         if not self.tokens:
             return
@@ -83,13 +84,13 @@ class Observer:
 
 
 def _whole(z: Any) -> torch.Tensor:
-    """A DTensor gathered, so that every rank counts all features; others as they are."""
+    """A DTensor gathered, so that every rank counts all features; other tensors unchanged."""
     tensor: Any = sys.modules.get("torch.distributed.tensor")  # importing it takes a second
     return z if tensor is None or not isinstance(z, tensor.DTensor) else z.full_tensor()
 
 
 def observers(models: Iterable[torch.nn.Module]) -> list[Observer]:
-    """Those of every squared ReLU of these chunks, wrapped (by DDP) or not, knowing their layers."""
+    """The observers of all squared ReLUs in these chunks, wrapped (by DDP) or not, with their `layer` set."""
     found = []
     layers: list[Any] = [module for model in models for module in model.modules() if _is_layer(module)]
     for layer in layers:
@@ -102,18 +103,18 @@ def observers(models: Iterable[torch.nn.Module]) -> list[Observer]:
 
 
 def _is_layer(module: torch.nn.Module) -> bool:
-    """Whether it is a whole transformer layer (attention, too, knows its number)."""
+    """Whether it is a transformer layer; attention has a `layer_number` too."""
     return hasattr(module, "layer_number") and hasattr(module, "mlp")
 
 
 def look_next(models: Iterable[torch.nn.Module], tokens: int) -> None:
-    """Ask for a look at up to `tokens` tokens of the next forward pass; 0 cancels."""
+    """Sample up to `tokens` tokens of the next forward pass; 0 cancels."""
     for observer in observers(models):
         observer.tokens, observer.counts = tokens, None
 
 
 def sum_over_ranks(models: Iterable[torch.nn.Module], layers: int) -> torch.Tensor:
-    """Counts of every layer of the whole model: fp64 `[layers, len(COLUMNS)]`; every rank calls it."""
+    """Counts of every layer of the whole model: fp64 `[layers, len(COLUMNS)]`; every rank must call it."""
     total = torch.zeros(layers, len(COLUMNS), dtype=torch.float64, device=accelerator.device())
     for observer in observers(models):
         if observer.counts is not None:
@@ -123,11 +124,12 @@ def sum_over_ranks(models: Iterable[torch.nn.Module], layers: int) -> torch.Tens
 
 
 def shares(counts: torch.Tensor) -> dict[str, float | None]:
-    """Ratios of one row of counts (or of a sum of rows); None where nothing was counted.
+    """Ratios from one row of counts or a sum of rows; None where nothing was counted.
 
     Returns:
-        `sparsity`: zeros of relu(z)²; `dropped`: of its non-zeros, those that 2:4 drops; `dropped_magnitude`: their
-        share of the sum of relu(z)²; `mask_flips`: of what was kept at the look before, what now is not.
+        `sparsity`: share of zeros in relu(z)²; `dropped`: share of its non-zeros that 2:4 drops; `dropped_magnitude`:
+        their share of the sum of relu(z)²; `mask_flips`: share of the values kept at the previous look that are now
+        dropped.
     """
     one = dict(zip(COLUMNS, counts.tolist(), strict=True))
     nonzeros = one["values"] - one["zeros"]
@@ -140,6 +142,6 @@ def shares(counts: torch.Tensor) -> dict[str, float | None]:
 
 
 def by_layer(counts: torch.Tensor) -> dict[str, list[float | None]]:
-    """`shares` of every layer, as one list for each, rounded to 5 digits."""
+    """`shares` of every layer, as a list for each ratio, rounded to 5 digits."""
     rows = [shares(row) for row in counts]
     return {key: [None if (x := row[key]) is None else round(x, 5) for row in rows] for key in rows[0]}

@@ -1,4 +1,4 @@
-"""`model_provider` in Megatron's own signature, and the building of this rank's chunks with it."""
+"""`model_provider` with Megatron-LM's signature, and building this rank's chunks with it."""
 
 import dataclasses
 import sys
@@ -18,7 +18,7 @@ from elas.model.init import initialise
 from elas.model.spec import block_spec
 from elas.model.transformer_config import ElasTransformerConfig, transformer_config
 
-# How Megatron runs the layers rather than what they are: taken over from its configuration.
+# Fields of Megatron's configuration that decide how layers run and not what they compute; they are adopted.
 _ADOPTED = (
     "recompute_granularity recompute_method recompute_num_layers recompute_modules distribute_saved_activations "
     "calculate_per_token_loss cross_entropy_loss_fusion cross_entropy_fusion_impl deallocate_pipeline_outputs "
@@ -26,21 +26,21 @@ _ADOPTED = (
     "gradient_accumulation_fusion overlap_p2p_comm batch_p2p_comm use_cpu_initialization"
 )
 ADOPTED = _ADOPTED.split()
-# Initialisation is ours (`elas.model.init`), and a dtype for the pipeline follows that of the parameters.
+# `elas.model.init` initialises parameters, and the pipeline's dtype is that of the parameters.
 _NOT_COMPARED = {"perform_initialization", "pipeline_dtype", *(name for name in WORKS if "init_method" in name)}
 
 
 def make_model_provider(config: Config) -> Callable[..., GPTModel]:
-    """A `model_provider` as Megatron-LM's `pretrain` takes it, of the model that our configuration describes.
+    """A `model_provider` for Megatron-LM's `pretrain`, of the model that our configuration describes.
 
-    It compares that with the process groups and, where there are any, with Megatron's arguments. A script that is
-    driven by Megatron's arguments uses `elas.megatron.elas_builder` instead, which follows them.
+    It checks that the process groups and Megatron's arguments, if there are any, agree with the configuration. Scripts
+    that are configured by Megatron's arguments use `elas.megatron.elas_builder` instead.
 
     Args:
         config: a validated configuration; Megatron's process groups must exist when the provider is called.
 
     Returns:
-        A function that builds one chunk of the model, initialised independently of the layout.
+        A function that builds one chunk of the model with layout-independent initial weights.
     """
     ours = config
 
@@ -57,11 +57,11 @@ def make_model_provider(config: Config) -> Callable[..., GPTModel]:
             pre_process: whether it holds the embedding.
             post_process: whether it holds the output layer.
             vp_stage: number of the chunk, in an interleaved pipeline.
-            config: Megatron's own configuration, if the caller has one.
+            config: Megatron's configuration, if the caller has one.
             pg_collection: process groups; None takes Megatron's global ones.
 
         Raises:
-            UserError: sizes of the process groups, or Megatron's configuration, describe another model.
+            UserError: the process groups or Megatron's configuration describe another model.
         """
         mine = _in_agreement(ours, config)
         spec: Any = block_spec(mine, vp_stage, pg_collection)  # Megatron's annotation is narrower than what it takes
@@ -85,10 +85,10 @@ def make_model_provider(config: Config) -> Callable[..., GPTModel]:
 
 
 def _in_agreement(ours: Config, theirs: TransformerConfig | None) -> ElasTransformerConfig:
-    """Our model's configuration, with what Megatron's, if there is one, says about how layers run.
+    """Our model's configuration, with the fields adopted from Megatron's, if there is one.
 
     Raises:
-        UserError: sizes of the process groups, or Megatron's configuration or arguments, describe another model.
+        UserError: the process groups, or Megatron's configuration or arguments, describe another model.
     """
     mine = transformer_config(ours)
     _check_groups(mine)
@@ -106,12 +106,12 @@ def _in_agreement(ours: Config, theirs: TransformerConfig | None) -> ElasTransfo
 
 def arguments_of_megatron_training():
     """The arguments of a running Megatron-LM script; None outside of one."""
-    module = sys.modules.get("megatron.training.global_vars")  # not imported: it is no part of the wheel
+    module = sys.modules.get("megatron.training.global_vars")  # not imported, since it is not in the wheel
     return None if module is None else module._GLOBAL_ARGS
 
 
 def _arguments_that_differ(config: Config, args) -> list[str]:
-    """What shapes the model and is in Megatron-LM's arguments, but not in its `TransformerConfig`."""
+    """Differences in Megatron-LM's arguments that define the model but are not in its `TransformerConfig`."""
     model = config.model
     pairs = {
         "model.vocab_size": (model.vocab_size, args.padded_vocab_size),
@@ -150,7 +150,7 @@ def _check_agreement(ours: ElasTransformerConfig, theirs: TransformerConfig, wro
     names = [name for name in WORKS if name not in _NOT_COMPARED and name not in ADOPTED]
     for name in names:
         mine, other = getattr(ours, name), getattr(theirs, name)
-        if mine != other and (mine or other):  # None, False and 0 ask for the same
+        if mine != other and (mine or other):  # None, False and 0 mean the same
             shown = [getattr(value, "__name__", value) for value in (mine, other)]
             wrong.append(f"{name}={shown[0]} (Megatron: {shown[1]})")
     if wrong:
@@ -178,10 +178,10 @@ def build_chunks(config: Config) -> list[GPTModel]:
 
 
 def count_parameters(chunks: Sequence[Any]) -> int:
-    """Parameters of the whole model, each counted once whatever the layout; every rank calls it.
+    """Parameters of the whole model, each counted once in every layout; every rank must call it.
 
-    A rank counts its tensor-parallel shards. What all tensor-parallel ranks hold alike is counted by the first of them,
-    a tied embedding by the first pipeline stage, a weight that ZeRO 3 has partitioned by its full shape.
+    A rank counts its tensor-parallel shards. The first tensor-parallel rank counts replicated parameters, the first
+    pipeline stage a tied embedding; weights that ZeRO 3 has partitioned count with their full shape.
     """
     first = mpu.get_tensor_model_parallel_rank() == 0
     total = 0
@@ -196,7 +196,7 @@ def count_parameters(chunks: Sequence[Any]) -> int:
 
 
 def tied_copy(chunk: GPTModel) -> torch.nn.Parameter | None:
-    """The last pipeline stage's copy of a tied embedding, where this chunk holds it."""
+    """The last pipeline stage's copy of a tied embedding, if it is in this chunk."""
     if chunk.share_embeddings_and_output_weights and chunk.post_process and not chunk.pre_process:
         weight = chunk.shared_embedding_or_output_weight()
         assert isinstance(weight, torch.nn.Parameter)

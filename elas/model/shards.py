@@ -1,4 +1,4 @@
-"""Parameters by their names in the whole model, and which part of the whole tensor a tensor-parallel rank holds."""
+"""Names of parameters in the whole model, and the part of a whole tensor that a tensor-parallel rank holds."""
 
 import re
 from typing import Any
@@ -13,8 +13,8 @@ def global_names(model: Any) -> dict[str, torch.nn.Parameter]:
         model: a Megatron `GPTModel`, whose layers count from 0 in each chunk.
 
     Returns:
-        The same parameters, `decoder.layers.N` counted over the whole model. The last pipeline stage's copy of a tied
-        embedding goes by the embedding's own name.
+        The same parameters, with N of `decoder.layers.N` counted over the whole model. The last pipeline stage's copy
+        of a tied embedding has the name of the embedding.
     """
     numbers = {i: layer.layer_number - 1 for i, layer in enumerate(model.decoder.layers)}
 
@@ -36,9 +36,9 @@ def full_shape(parameter: Any, tp: int) -> tuple[int, ...]:
 
 
 def shard(full: torch.Tensor, parameter: Any, tp: int, tp_rank: int) -> torch.Tensor:
-    """The part of `full` that belongs to this tensor-parallel rank.
+    """The part of `full` that this tensor-parallel rank holds.
 
-    A `partition_stride` of 2 (Megatron's gate and up in one weight) means that each half is split by itself.
+    With a `partition_stride` of 2 (Megatron's gate and up in one weight) each half is split separately.
     """
     if tp == 1 or not getattr(parameter, "tensor_model_parallel", False):
         return full

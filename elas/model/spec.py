@@ -1,4 +1,4 @@
-"""The seam to Megatron-core: a backend that provides low-rank, 2:4-sparse modules, and the layer specs made of it."""
+"""The interface to Megatron-core: a backend that provides low-rank, 2:4-sparse modules, and layer specs with it."""
 
 from typing import Any
 
@@ -24,10 +24,10 @@ from elas.model.transformer_config import ElasTransformerConfig
 
 
 class ElasSpecProvider(BackendSpecProvider):
-    """Megatron-core's backend protocol, answered with ELAS's modules.
+    """Megatron-core's backend protocol with ELAS's modules.
 
     Args:
-        low_rank: whether linears are factor pairs; False gives Megatron's own full-rank linears.
+        low_rank: whether linears are factor pairs, or else Megatron's full-rank linears.
     """
 
     def __init__(self, low_rank: bool = True):
@@ -42,15 +42,15 @@ class ElasSpecProvider(BackendSpecProvider):
         return LowRankRowParallelLinear if self.low_rank else FullRankRowParallelLinear
 
     def fuse_layernorm_and_linear(self) -> bool:
-        """Norms are modules of their own."""
+        """False: norms are separate modules."""
         return False
 
     def column_parallel_layer_norm_linear(self) -> type | None:
-        """None: norms are modules of their own."""
+        """None: norms are separate modules."""
         return None
 
     def layer_norm(self, rms_norm: bool = True, for_qk: bool = False) -> type:
-        """RMSNorm or LayerNorm, also for q and k; they support sequence parallelism."""
+        """RMSNorm or LayerNorm, for layers and for q and k; both support sequence parallelism."""
         return RMSNorm if rms_norm else LayerNorm
 
     def core_attention(self) -> type:
@@ -58,7 +58,7 @@ class ElasSpecProvider(BackendSpecProvider):
         return SdpaCoreAttention
 
     def grouped_mlp_modules(self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool):
-        """Refused: there are no low-rank experts.
+        """Not supported: there are no low-rank experts.
 
         Raises:
             NotImplementedError: always.
@@ -66,7 +66,7 @@ class ElasSpecProvider(BackendSpecProvider):
         raise NotImplementedError("ElasSpecProvider has no mixture-of-experts layers")
 
     def activation_func(self) -> type:
-        """Squared ReLU with 2:4, for Megatron's own MLP with `use_te_activation_func`; `ElasFFN` holds its own."""
+        """Squared ReLU with 2:4, for Megatron's MLP with `use_te_activation_func`; `ElasFFN` has its own."""
         return SquaredReLU24
 
 
@@ -74,14 +74,14 @@ def layer_spec(provider: BackendSpecProvider, config: ElasTransformerConfig | No
     """Spec of one transformer layer made of `provider`'s modules.
 
     Args:
-        provider: gives the modules.
-        config: says which norms: `normalization`, `qk_layernorm`, `qk_l2_norm`; None for RMSNorm before attention and
-            FFN, and none for q and k.
-        tp_group: tensor-parallel group of the FFN; None takes Megatron's global one. (Megatron hands groups on to
+        provider: provides the modules.
+        config: the norms, by `normalization`, `qk_layernorm`, `qk_l2_norm`; None: RMSNorm before attention and FFN, and
+            none for q and k.
+        tp_group: tensor-parallel group of the FFN; None takes Megatron's global one. (Megatron passes groups to
             attention and to its own MLP only.)
     """
     rms_norm = True
-    qk_norm: Any = None  # Megatron takes None as well as a class
+    qk_norm: Any = None  # None is allowed; Megatron's annotation lacks it
     if config is not None:
         check(config)
         rms_norm = config.normalization == "RMSNorm"
@@ -89,7 +89,7 @@ def layer_spec(provider: BackendSpecProvider, config: ElasTransformerConfig | No
             qk_norm = L2Norm
         elif config.qk_layernorm:
             qk_norm = provider.layer_norm(rms_norm, for_qk=True)
-    add: Any = get_bias_dropout_add  # annotated as a module or spec there
+    add: Any = get_bias_dropout_add  # Megatron's annotation is too narrow
     linears = MLPSubmodules(linear_fc1=provider.column_parallel_linear(), linear_fc2=provider.row_parallel_linear())
     attention = SelfAttentionSubmodules(
         linear_qkv=provider.column_parallel_linear(),
@@ -117,7 +117,7 @@ def layer_spec(provider: BackendSpecProvider, config: ElasTransformerConfig | No
 def block_spec(
     config: ElasTransformerConfig, vp_stage: int | None = None, pg_collection=None
 ) -> TransformerBlockSubmodules:
-    """Spec of this pipeline stage's (and chunk's) layers and, on the last one, the final norm.
+    """Spec of the layers of this pipeline stage or chunk, with the final norm on the last stage.
 
     Args:
         config: widths, `low_rank` and parallel sizes.
@@ -125,7 +125,7 @@ def block_spec(
         pg_collection: process groups; None takes Megatron's global ones.
 
     Raises:
-        ConfigError: a field that asks for what the layers do not do (`elas.model.features`).
+        ConfigError: a field that requests an unsupported feature (`elas.model.features`).
     """
     check(config)
     provider = ElasSpecProvider(low_rank=config.low_rank.kind != "none")
@@ -133,5 +133,5 @@ def block_spec(
     pp_rank = None if pg_collection is None else pg_collection.pp.rank()
     number = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=pp_rank)
     layers = [layer_spec(provider, config, tp_group)] * number
-    norm: Any = provider.layer_norm(config.normalization == "RMSNorm")  # annotated as a module or spec there
+    norm: Any = provider.layer_norm(config.normalization == "RMSNorm")  # Megatron's annotation is too narrow
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)

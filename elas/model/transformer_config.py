@@ -1,4 +1,4 @@
-"""Megatron-core's `TransformerConfig` with what low-rank, 2:4-sparse layers need to know, and its making from ours."""
+"""Megatron-core's `TransformerConfig` with settings of low-rank, 2:4-sparse layers, and its creation from ours."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,34 +13,34 @@ from elas.model.check import ACTIVATIONS, ffn_activation_of
 
 @dataclass
 class ElasTransformerConfig(TransformerConfig):
-    """A `TransformerConfig` that every module receives, with the low-rank and sparsity sections.
+    """Megatron's `TransformerConfig` with the low-rank and sparsity sections; every module receives it.
 
-    An engineer with a Megatron-LM training script makes this in place of `TransformerConfig` and hands it to
+    A Megatron-core training script creates this instead of `TransformerConfig` and passes it to
     `elas.model.spec.block_spec`.
 
     Raises:
-        ConfigError: an activation that the FFN does not have.
+        ConfigError: an activation that the FFN does not support.
     """
 
     low_rank: LowRankConfig = field(default_factory=LowRankConfig)
     """How linears are factored."""
     sparsity: SparsityConfig = field(default_factory=lambda: SparsityConfig(dense_steps=0))
-    """2:4 sparsity of the squared-ReLU activation; on from the first step, unless dense steps are asked for."""
+    """2:4 sparsity of the squared-ReLU activation; on from the first step unless there are dense steps."""
     ffn_activation: str | None = None
-    """FFN non-linearity, swiglu or relu2; None takes what activation_func and gated_linear_unit say."""
+    """FFN non-linearity, swiglu or relu2; None derives it from activation_func and gated_linear_unit."""
     init_std: float = 0.02
     """Standard deviation of full-rank weights."""
     factor_init_method: Callable[[torch.Tensor], object] | None = None
-    """Initialises each factor in place; None: normal with `elas.model.factor_std.factor_std`."""
+    """Initialises a factor in place; None: normal with `elas.model.factor_std.factor_std`."""
 
     def __post_init__(self):
         super().__post_init__()
         self.ffn_activation = ffn_activation_of(self, self.ffn_activation)
-        self.activation_func = ACTIVATIONS[self.ffn_activation]  # what others see is what is computed
+        self.activation_func = ACTIVATIONS[self.ffn_activation]  # so that other code sees what is computed
 
 
 def leave_uninitialised(tensor: torch.Tensor) -> torch.Tensor:
-    """Megatron's `init_method` that does nothing: `elas.model.init` fills every parameter afterwards."""
+    """An `init_method` for Megatron that does nothing: `elas.model.init` fills every parameter afterwards."""
     return tensor
 
 
@@ -54,7 +54,7 @@ def transformer_config(config: Config) -> ElasTransformerConfig:
         config: a validated configuration.
 
     Returns:
-        The configuration every Megatron module takes. Dropout is 0 and there are no biases, as in Llama.
+        The configuration for Megatron's modules; no dropout and no biases, as in Llama.
     """
     model, parallel = config.model, config.parallel
     dtype = DTYPES[config.train.dtype]
@@ -85,8 +85,8 @@ def transformer_config(config: Config) -> ElasTransformerConfig:
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
-        # With two stages an interleaved pipeline sends to and receives from the same rank in both directions at once;
-        # batched, gloo would match a forward message with a backward one. Unbatched, Megatron uses a group a direction.
+        # With two stages an interleaved pipeline exchanges messages of both directions with one rank at once. If they are
+        # batched, gloo matches a forward with a backward message; otherwise each direction has its own group.
         batch_p2p_comm=parallel.virtual_pipeline == 1,
         batch_p2p_sync=accelerator.has_cuda(),  # it calls torch.cuda.synchronize
         init_method=leave_uninitialised,

@@ -111,7 +111,7 @@ def test_a_memory_mode_that_cannot_run_is_left_out_with_a_note(tmp_path, monkeyp
         (["fnn"], "did you mean 'ffn'"),
         (["step", "--layers", "100000"], "--layers"),
         (["step", "--seq", "0"], "--seq 0"),
-        (["comm", "--tp", "1"], "give 2 or more"),
+        (["comm", "--tp", "1"], "must be at least 2"),
         (["comm", "--tp", "3"], "model.num_attention_heads"),
     ],
 )

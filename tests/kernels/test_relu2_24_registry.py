@@ -67,6 +67,8 @@ def test_auto_says_once_what_it_chose_and_why(added, caplog):
         select(COMPRESSED, CPU, torch.bfloat16)
         added("good", 20)
         select(COMPRESSED, CPU, torch.float32)
+        registry.unregister("reference", "eager")
+        added("first and only", registry.PLAIN, ffn_memory="eager")
         select(Relu24Options(ffn_memory="eager"), CPU, torch.float32)  # nothing was passed over
         assert [one.levelno for one in caplog.records] == [logging.WARNING, logging.WARNING, logging.INFO, logging.INFO]
 
