@@ -85,8 +85,8 @@ def transformer_config(config: Config) -> ElasTransformerConfig:
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
-        # With two stages an interleaved pipeline exchanges messages of both directions with one rank at once. If they are
-        # batched, gloo matches a forward with a backward message; otherwise each direction has its own group.
+        # With two stages an interleaved pipeline exchanges messages of both directions with one rank at once. If these
+        # are batched, gloo matches a forward with a backward message; otherwise each direction has its own group.
         batch_p2p_comm=parallel.virtual_pipeline == 1,
         batch_p2p_sync=accelerator.has_cuda(),  # it calls torch.cuda.synchronize
         init_method=leave_uninitialised,
