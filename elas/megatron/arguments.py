@@ -10,7 +10,7 @@ from elas.nn.settings import check_implementation
 
 
 def extra_args_provider(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add ELAS's arguments to Megatron's parser, as `pretrain` wants of its `extra_args_provider`.
+    """Add ELAS's arguments to Megatron's parser; for `extra_args_provider` of Megatron-LM's `pretrain`.
 
     Args:
         parser: Megatron's.
@@ -39,7 +39,7 @@ def extra_args_provider(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
         "--sparsity-24",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="2:4 on the squared ReLU (default: on wherever there is one)",
+        help="2:4 on the squared ReLU (default: on if there is one)",
     )
     add("--dense-steps", type=int, default=0, help="first iterations without 2:4 (default: %(default)s)")
     for name in ("method", "gradient", "backward", "ffn_memory"):
@@ -55,18 +55,18 @@ def extra_args_provider(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
     add(
         "--sparsity-implementation",
         default=sparsity.implementation,
-        help="kernel by name; auto takes the fastest (default: %(default)s)",
+        help="name of a kernel, or auto for the fastest (default: %(default)s)",
     )
     add(
         "--sparsity-tokens",
         type=int,
         default=0,
-        help="tokens of a logged iteration whose zeros and dropped values are counted; 0 for none (the default)",
+        help="tokens of a logged iteration in which zeros and dropped values are counted; 0: none (default)",
     )
     add(
         "--layout-independent-init",
         action="store_true",
-        help="draw every parameter from (seed, name, shape), so that all layouts start from the same model",
+        help="draw every parameter from seed, name and shape, so that all layouts start from the same model",
     )
     return parser
 
@@ -89,17 +89,17 @@ def sections(args: argparse.Namespace) -> tuple[LowRankConfig, SparsityConfig]:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse arguments of ours that would be ignored beside the others, or that do not go together.
+    """Refuse ELAS's arguments that would be ignored, or that do not go together.
 
     Raises:
-        ConfigError: the first of them, by the flag that was typed.
+        ConfigError: the first of them, under its flag.
     """
     low_rank, sparsity = sections(args)
     cola = low_rank.kind == "cola"
     relu2 = args.squared_relu or (cola and low_rank.activation == "relu2")
     for name, least in (("dense_steps", 0), ("sparsity_tokens", 0), ("low_rank_rank", 1)):
         if getattr(args, name) < least:
-            raise ConfigError(_flag(name), getattr(args, name), "is too small", f"give {least} or more")
+            raise ConfigError(_flag(name), getattr(args, name), "is too small", f"give at least {least}")
     if not cola:
         _not_used(args, ("low_rank_activation",), f"--low-rank {low_rank.kind} has nothing between its factors")
     if low_rank.kind == "none":
@@ -127,7 +127,7 @@ _OF_24 = ("sparsity_method", "sparsity_gradient", "sparsity_backward", "sparsity
 def _not_used(args: argparse.Namespace, names: tuple[str, ...], why: str, more: str = "") -> None:
     defaults = extra_args_provider(argparse.ArgumentParser()).parse_args([])
     for name in names:
-        if getattr(args, name) != getattr(defaults, name):  # at its default it may not have been typed
+        if getattr(args, name) != getattr(defaults, name):  # the default may not have been given
             raise ConfigError(_flag(name), getattr(args, name), f"is not used: {why}", f"leave it out{more}")
 
 

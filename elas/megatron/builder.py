@@ -1,4 +1,4 @@
-"""The builder that Megatron-LM's `model_provider` calls: its arguments in, a `GPTModel` of our layers out."""
+"""The builder for Megatron-LM's `model_provider`: a `GPTModel` of our layers from Megatron's arguments."""
 
 import argparse
 import dataclasses
@@ -29,30 +29,30 @@ def elas_builder(
     config: TransformerConfig | None = None,
     pg_collection=None,
 ) -> GPTModel:
-    """Build one chunk of the model, in place of Megatron-LM's `gpt_builder`.
+    """Build one chunk of the model, as a replacement of Megatron-LM's `gpt_builder`.
 
     Args:
-        args: Megatron's arguments, with those of `extra_args_provider`. Megatron's mean what they always do.
-        pre_process: whether the chunk holds the embedding.
-        post_process: whether it holds the output layer.
+        args: Megatron's arguments, with those of `extra_args_provider`; Megatron's keep their meaning.
+        pre_process: whether the chunk has the embedding.
+        post_process: whether it has the output layer.
         vp_stage: number of the chunk, in an interleaved pipeline.
-        config: Megatron's configuration; None makes it from the arguments.
+        config: Megatron's configuration; None creates it from the arguments.
         pg_collection: process groups; None takes Megatron's global ones.
 
     Returns:
-        The chunk. Its layers initialise themselves, or with `--layout-independent-init` as `elas train` does it. With
+        The chunk. Its layers initialise themselves, or with `--layout-independent-init` as in `elas train`. With
         `--dense-steps` it follows Megatron's iterations.
 
     Raises:
-        UserError: an argument that asks for what the layers do not do.
+        UserError: an argument that requests an unsupported feature.
     """
     _check_megatron_arguments(args)
-    if not isinstance(config, ElasTransformerConfig):  # one of ours holds what our arguments say
+    if not isinstance(config, ElasTransformerConfig):  # otherwise it has the settings of our arguments
         check_arguments(args)
     _seed_without_cuda(args)
     config = _configuration(args, config)
     try:
-        spec: Any = block_spec(config, vp_stage, pg_collection)  # Megatron's annotation is narrower than what it takes
+        spec: Any = block_spec(config, vp_stage, pg_collection)  # Megatron's annotation is too narrow
         model = GPTModel(
             config,
             spec,
@@ -77,7 +77,7 @@ def _check_megatron_arguments(args: argparse.Namespace) -> None:
     """Refuse arguments of Megatron-LM outside its `TransformerConfig` that the model would not follow.
 
     Raises:
-        ConfigError: the first of them, by its flag.
+        ConfigError: the first of them, under its flag.
     """
     for name, why in ARGUMENTS_REFUSED.items():
         if getattr(args, name, None):
@@ -105,18 +105,18 @@ def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _as_first_raised(error: UserError) -> UserError:
-    """What a layer raised: Megatron's spec builder raises it again for each module around it, with words of its own."""
+    """The error of the layer: Megatron's spec builder raises it again, with more text, for each module around it."""
     while isinstance(error.__context__, UserError):
         error = error.__context__
     return error
 
 
 def follow_iterations(model: torch.nn.Module, args: argparse.Namespace) -> None:
-    """Let `sparsity.dense_steps` count the iterations of Megatron-LM's loop, also after it has resumed.
+    """Count `sparsity.dense_steps` by the iterations of Megatron-LM's loop, also after a resume.
 
     Args:
         model: a chunk.
-        args: Megatron's, whose `curr_iteration` its loop keeps: iterations done when one begins.
+        args: Megatron's; its loop sets `curr_iteration`, the number of completed iterations.
     """
 
     def before_forward(module: torch.nn.Module, _inputs) -> None:
@@ -140,7 +140,7 @@ def _configuration(args: argparse.Namespace, config: TransformerConfig | None) -
 
 
 def _seed_without_cuda(args: argparse.Namespace) -> None:
-    """Megatron-LM seeds its random streams only where there is CUDA."""
+    """Seed Megatron's random streams on a CPU, where Megatron-LM does not."""
     tracker: Any = get_cuda_rng_tracker()
     if accelerator.has_cuda() or tracker.is_initialized():
         return

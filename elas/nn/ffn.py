@@ -6,7 +6,7 @@ Legend: h hidden, f d_ff, r width between input and core (the rank; h at full ra
     SwiGLU         y = down(silu(gate(x)) · up(x))
 
 The modules are `linear_fc1` and `linear_fc2`, with the parameters of `elas.model.ffn` on one tensor-parallel rank. Each
-is called once a forward pass and lends its weight to the core meanwhile, so FSDP2, adapters and hooks on them work.
+is called once in a forward pass and passes its weight to the core during that call, so FSDP2, adapters and hooks work.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ ACTIVATIONS = ("relu2", "swiglu")
 
 
 class _FFN(SparseSwitch):
-    """What both have: the core between two linears, or a gate before the second."""
+    """Shared by both: the core between two linears, or a gate before the second."""
 
     DENSE_STEPS = "dense_steps"
     linear_fc1: "LowRankLinear | _Linear"
@@ -50,7 +50,7 @@ class _FFN(SparseSwitch):
         self.ffn_hidden_size = ffn_hidden_size
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew, and begin before the first step."""
+        """Initialise all weights again, and set the step to 0."""
         super().reset_parameters()
         self.linear_fc1.reset_parameters()
         self.linear_fc2.reset_parameters()
@@ -69,7 +69,7 @@ class _FFN(SparseSwitch):
         return self.linear_fc1(x, core=within_fc1)
 
     def extra_repr(self) -> str:
-        """What `print(model)` shows."""
+        """The text in `print(model)`."""
         kind = "swiglu" if self.gated else "relu2, 2:4" if self.can_be_sparse else "relu2"
         return f"activation={kind}" + (f", dense_steps={self.dense_steps}" if self.dense_steps else "")
 
@@ -81,20 +81,20 @@ class LowRankFFN(_FFN):
         hidden_size: h.
         ffn_hidden_size: f; a multiple of 4 for 2:4.
         rank: r.
-        bias: both linears have one.
+        bias: whether both linears have one.
         init: `lowrank` or `cola`; see `LowRankLinear`.
         activation: `relu2`, 2:4 sparse unless options say otherwise, or `swiglu` (then `linear_fc1` has two pairs,
             `gate` and `up`).
         between: a non-linearity between the factors of each linear; see `LowRankLinear`'s `activation`.
         options: pruning, gradient and what is kept for the backward pass; None: 2:4 by magnitude, its exact
             gradient, nothing f wide kept. `Relu24Options(sparse=False)`: a squared ReLU without 2:4.
-        dense_steps: training steps before 2:4 begins; something must count them: `elas.nn.count_steps`.
-        implementation: of the core, by name, or `auto`; see `elas.kernels.relu2_24.ffn_core`.
-        device: where parameters are made, as in torch's layers.
-        dtype: of the parameters: fp64, fp32 or bf16 (with `swiglu` fp16, too).
+        dense_steps: training steps before 2:4; requires `elas.nn.count_steps`.
+        implementation: name of the core's implementation, or `auto`; see `elas.kernels.relu2_24.ffn_core`.
+        device: of the parameters, as in torch's layers.
+        dtype: of the parameters: fp64, fp32 or bf16 (with `swiglu` also fp16).
 
     Raises:
-        ConfigError: arguments that do not fit, one line.
+        ConfigError: an invalid argument, or arguments that do not go together.
     """
 
     def __init__(
@@ -121,14 +121,14 @@ class LowRankFFN(_FFN):
 
 
 class _Linear(torch.nn.Linear):
-    """torch's, lending its weight to the core as `LowRankLinear` does."""
+    """torch's linear, which passes its weight to the core as `LowRankLinear` does."""
 
     def project(self, x: Tensor) -> Tensor:
-        """As called, for the observer."""
+        """The output, for the observer."""
         return F.linear(x, self.weight, self.bias)
 
     def forward(self, x: Tensor, *, core: Core | None = None, end: Core | None = None) -> Tensor:
-        """`x [..., i]` to `[..., o]`; `core` and `end` as in `LowRankLinear.forward`, with the weight as the factor."""
+        """`x [..., i]` to `[..., o]`; `core` and `end` as in `LowRankLinear.forward`, with the weight as factor."""
         if core is not None:
             return core(*with_bias(x, self.weight, self.bias))
         if end is not None:
@@ -138,7 +138,7 @@ class _Linear(torch.nn.Linear):
 
 
 class _GatedLinear(_Linear):
-    """Gate and up in one weight `[2f, h]`, as Megatron-core's MLP has it."""
+    """Gate and up in one weight `[2f, h]`, as in Megatron-core's MLP."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gate and up, `[..., f]` each."""
@@ -147,7 +147,7 @@ class _GatedLinear(_Linear):
 
 
 class SparseFFN(_FFN):
-    """`LowRankFFN` with full-rank linears (torch's, initialised as they are); arguments have the same meaning."""
+    """`LowRankFFN` with full-rank linears, initialised as torch's; see there for the arguments."""
 
     def __init__(
         self,

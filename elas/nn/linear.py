@@ -2,8 +2,8 @@
 
 Legend: i input width, o output width, r rank, n factor pairs.
 
-Parameters have the names and shapes that `elas.model.low_rank` gives them on one tensor-parallel rank: `factor_in
-[n·r, i]` and `factor_out [o, r]`, or one `factor_out_NAME [o, r]` for each of several pairs.
+Parameters have the names and shapes of `elas.model.low_rank` on one tensor-parallel rank: `factor_in [n·r, i]` and
+`factor_out [o, r]`, or `factor_out_NAME [o, r]` for each of several pairs.
 """
 
 import sys
@@ -26,7 +26,7 @@ ACTIVATIONS = (None, "silu", "relu2")
 
 
 def whole(u: Any) -> Tensor:
-    """A DTensor's partial sums added up, and so its gradient's: here, where they are r wide. Others as they are."""
+    """Reduce a DTensor's partial sums, and so those of its gradient, where they are r wide; other tensors unchanged."""
     tensor: Any = sys.modules.get("torch.distributed.tensor")  # importing it takes a second
     if tensor is None or not isinstance(u, tensor.DTensor):
         return u
@@ -42,24 +42,24 @@ class LowRankLinear(Pairs, torch.nn.Module):
 
     Args:
         in_features: i.
-        out_features: o; or output widths by name, `{"q": 512, "k": 128, "v": 128}`: that many pairs, whose
-            `factor_in` are stacked so that one product serves them all.
+        out_features: o; or output widths by name, `{"q": 512, "k": 128, "v": 128}`, for a pair each; their
+            `factor_in` are stacked, so that one product serves all pairs.
         rank: r, of each pair.
-        bias: add one: `bias [o]`, or `bias_NAME` for each of several pairs.
-        init: `lowrank` draws with deviation sqrt(2 / (size + r)), as LORO; `cola` as CoLA
+        bias: whether there is a `bias [o]`, or `bias_NAME` for each of several pairs.
+        init: `lowrank`: normal with deviation sqrt(2 / (size + r)), as LORO; `cola`: as CoLA
             (`elas.model.factor_std`).
         activation: a non-linearity between the factors (CoLA, arXiv 2502.10940): `silu`, `relu2` (2:4 sparse unless
             options say otherwise) or any callable on `[..., n·r]`; None for none.
         options: of `relu2`; see `Relu24Options`.
-        dense_steps: training steps before 2:4 begins; something must count them: `elas.nn.count_steps`.
-        device: where parameters are made, as in torch's layers.
+        dense_steps: training steps before 2:4; requires `elas.nn.count_steps`.
+        device: of the parameters, as in torch's layers.
         dtype: of the parameters: fp64, fp32, bf16 or, without `relu2`, fp16.
 
     Attributes:
-        energy_kept: after `from_linear`, the share of the squared weights that the factors hold; else None.
+        energy_kept: after `from_linear`, the share of the squared weights that the factors keep; else None.
 
     Raises:
-        ConfigError: arguments that do not fit, one line.
+        ConfigError: an invalid argument, or arguments that do not go together.
     """
 
     factor_in: torch.nn.Parameter
@@ -118,7 +118,7 @@ class LowRankLinear(Pairs, torch.nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the factors anew; biases become 0. Uses torch's default generator, as torch's own layers do."""
+        """Initialise the factors again from torch's default generator; biases become 0."""
         sizes = list(self.outputs.values())
         into = sum(sizes) // len(sizes)
         std = factor_std(self.init, self.rank, self.in_features, self.in_features, into)
@@ -134,25 +134,25 @@ class LowRankLinear(Pairs, torch.nn.Module):
     @classmethod
     @torch.no_grad()
     def from_linear(cls, linear: torch.nn.Linear, rank: int, **more) -> "LowRankLinear":
-        """The best rank-r approximation of a full-rank linear (truncated SVD, both factors with root Σ).
+        """The best rank-r approximation of a full-rank linear: truncated SVD, with √Σ in both factors.
 
         Args:
-            linear: its weight, bias, device and dtype are taken over, and whether they train; it is not changed.
+            linear: weight, bias, device, dtype and `requires_grad` are copied from it; it is not changed.
             rank: r, at most the smaller of its two widths.
-            more: as `LowRankLinear`'s.
+            more: other arguments of `LowRankLinear`.
 
         Returns:
-            The layer; `energy_kept` says how much of the squared weights it holds, in 0 to 1.
+            The layer; its `energy_kept` is in 0 to 1.
 
         Raises:
-            ConfigError: a rank that is too large, or not a linear.
+            ConfigError: a rank that is too large, or not a `torch.nn.Linear`.
         """
         if not isinstance(linear, torch.nn.Linear):
             raise ConfigError("linear", type(linear).__name__, "is not a torch.nn.Linear", "give one")
         most = min(linear.in_features, linear.out_features)
         if check_size("rank", rank) > most:
             raise ConfigError("rank", rank, f"the weight has rank {most} at most", f"give {most} or less")
-        weight = linear.weight  # of a frozen linear: frozen factors
+        weight = linear.weight  # a frozen linear gives frozen factors
         factory: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         has_bias = linear.bias is not None
         one = cls(linear.in_features, linear.out_features, rank, **{"bias": has_bias, **factory, **more})
@@ -178,7 +178,7 @@ class LowRankLinear(Pairs, torch.nn.Module):
         """A full-rank `nn.Linear` that computes the same: weight `factor_out · factor_in`.
 
         Raises:
-            ConfigError: there is a non-linearity between the factors.
+            ConfigError: the layer has a non-linearity between its factors.
         """
         if self.activation is not None:
             raise ConfigError("activation", self.activation, "no single matrix computes this", "keep the factors")
@@ -205,20 +205,20 @@ class LowRankLinear(Pairs, torch.nn.Module):
         return tuple(F.linear(*one) for one in zip(u.split(self.rank, dim=-1), self.output_factors, self.biases))
 
     def project(self, x: Tensor) -> Tensor:
-        """All outputs `[k, o]` of some tokens `x [k, i]`, for the observer; only within a call."""
+        """All outputs `[k, o]` of tokens `x [k, i]`, for the observer; only during a call."""
         return torch.cat(self.expand(self.bottleneck(x)), dim=-1)
 
     def forward(self, x: Tensor, *, core: Core | None = None, end: Core | None = None):
         """`x [..., i]` to `y [..., o]`; with several pairs to a tuple of one `[..., o]` for each.
 
-        `core` and `end` are for the FFN: the layer lends a factor while it is being called, so that hooks on it run
+        The FFN uses `core` and `end`: the layer passes a factor to them during its call, so that hooks on it run
         (`elas.model.core_call`).
 
         Args:
-            x: the input; with `end` whatever that takes.
+            x: the input, or that of `end`.
             core: called with `u [..., r]` and `factor_out [o, r]` (with a bias both are 8 wider); its result is
                 returned.
-            end: called with x and `factor_in [r, i]` in place of their product; gives `[..., r]`.
+            end: called with x and `factor_in [r, i]` instead of their product; returns `[..., r]`.
         """
         if core is not None:
             return core(*with_bias(self.bottleneck(x), self.factor_out, self.bias))
@@ -229,7 +229,7 @@ class LowRankLinear(Pairs, torch.nn.Module):
         return y[0] if len(y) == 1 else y
 
     def extra_repr(self) -> str:
-        """What `print(model)` shows."""
+        """The text in `print(model)`."""
         outputs = self.outputs if len(self.outputs) > 1 else self.out_features
         return f"in_features={self.in_features}, out_features={outputs}, rank={self.rank}, bias={self.has_bias}"
 

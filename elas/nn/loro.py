@@ -1,8 +1,8 @@
 """LORO (arXiv 2605.03667) as a plain torch optimizer, for models with low-rank layers of `elas.nn`.
 
-`elas.optim.loro` has the approximate steps, `elas.optim.riemannian` the exact one; here they take turns. Every process
-needs whole factors: one process, or DDP, where all ranks hold the same and do the same. (Over ZeRO's partitions and
-tensor-parallel shards: `elas train`.)
+It alternates the approximate steps of `elas.optim.loro` with the exact step of `elas.optim.riemannian`. Every process
+requires whole factors: a single process, or DDP, where all ranks compute the same step. `elas train` supports ZeRO's
+partitions and tensor-parallel shards.
 """
 
 from dataclasses import dataclass
@@ -29,27 +29,28 @@ class _Pair:
 
 
 class LORO(Loro):
-    """Approximate steps by AdamW's moments, with exact steps on the manifold of rank-r matrices in between.
+    """Approximate steps with AdamW's moments, and exact steps on the manifold of rank-r matrices every `exact_every`.
 
-    Factors move by `c = r / hidden` of the learning rate in approximate steps, hidden being the smaller width of their
-    layer; everything else moves as under AdamW (without bias correction of the second moment inside the root).
+    In approximate steps the learning rate of factors is scaled by `c = r / hidden`, with hidden the smaller width of
+    the layer. Other parameters follow AdamW (without bias correction of the second moment inside the root).
 
     Args:
-        model: its `LowRankLinear`s give the pairs; all its parameters are optimized.
+        model: its `LowRankLinear`s have the factor pairs; all its parameters are optimized.
         lr: learning rate; a scheduler may change it.
         betas: decays of the two moments.
         eps: added to the root of the second moment.
-        weight_decay: decoupled, of matrices only.
+        weight_decay: decoupled; for matrices only.
         exact_every: steps between exact steps; None for none.
         refresh: `with_exact` zeroes all moments after each exact step, `only` zeroes them without the exact step,
             `none` never.
 
     Attributes:
-        not_taken: pairs that made the approximate step in the last exact one: without full rank, or the SVD failed.
+        not_taken: pairs that took an approximate step in the last exact one, since they had no full rank or the SVD
+            failed.
 
     Raises:
-        ConfigError: no model, no low-rank layer, sharded factors, a non-linearity between factors, or an argument that
-            does not fit.
+        ConfigError: no model, no low-rank layer, sharded factors, a non-linearity between factors, or an invalid
+            argument.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class LORO(Loro):
         refresh: str = "with_exact",
     ):
         if not isinstance(model, torch.nn.Module):
-            why = "is not a model, whose low-rank layers LORO must know"
+            why = "is not a model, and LORO requires its low-rank layers"
             raise ConfigError("model", type(model).__name__, why, "give the torch.nn.Module itself, not its parameters")
         check_choice("refresh", refresh, REFRESHES)
         if exact_every is not None:
@@ -79,11 +80,11 @@ class LORO(Loro):
             _check_whole(pair)
         super().__init__(_groups(model, self.pairs, weight_decay), lr=lr, betas=betas, eps=eps)
         for group in self.param_groups:
-            group.setdefault("steps", 0)  # here, so that `state_dict` has it
+            group.setdefault("steps", 0)  # now, so that `state_dict` has it before the first step
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step: approximate, or exact where it is due.
+        """One step: approximate, or exact when it is due.
 
         Raises:
             ConfigError: the model's low-rank layers are sharded, or have been replaced.
@@ -105,10 +106,10 @@ class LORO(Loro):
         return loss
 
     def _check_held(self) -> None:
-        """That the model's layers still have the parameters that were given: `fully_shard` and the like replace them.
+        """Check that the model's layers still have the same parameters; `fully_shard`, for one, replaces them.
 
         Raises:
-            ConfigError: they have others, or sharded ones.
+            ConfigError: they have other or sharded parameters.
         """
         now = list(_pairs(self.model))
         for pair in now:
@@ -116,8 +117,8 @@ class LORO(Loro):
         if [(id(p.factor_in), id(p.factor_out)) for p in now] != [
             (id(p.factor_in), id(p.factor_out)) for p in self.pairs
         ]:
-            why = "its low-rank layers have other parameters than when LORO was made, so a step would not train them"
-            fix = "make LORO anew, after layers are replaced"
+            why = "its low-rank layers have other parameters than when LORO was created, so a step would not train them"
+            fix = "create LORO after layers are replaced"
             raise ConfigError("model", type(self.model).__name__, why, fix)
 
     def _exact(self) -> None:
@@ -153,7 +154,7 @@ def _pairs(model: torch.nn.Module):
         if not isinstance(module, LowRankLinear):
             continue
         if module.activation is not None:
-            why = "has a non-linearity between its factors, so they are no matrix of rank r"
+            why = "has a non-linearity between its factors, so their product is not a matrix of rank r"
             raise ConfigError(f"model.{name}", type(module).__name__, why, "use torch.optim.AdamW")
         c = module.rank / min(module.in_features, max(module.outputs.values()))
         for number, factor_out in enumerate(module.output_factors):
@@ -175,9 +176,9 @@ def _check_whole(pair: _Pair) -> None:
     """Refuse sharded factors.
 
     Raises:
-        ConfigError: a DTensor, or what ZeRO 3 leaves of a parameter outside of a call.
+        ConfigError: a DTensor, or a parameter that ZeRO 3 has partitioned.
     """
     for factor in (pair.factor_in, pair.factor_out):
         if hasattr(factor, "device_mesh") or factor.dim() != 2:
-            why = "exact steps need whole factors on every rank, and these are sharded"
+            why = "exact steps require whole factors on every rank, and these are sharded"
             raise ConfigError("model", "LowRankLinear", why, "use DDP, or elas train")

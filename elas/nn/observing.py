@@ -1,4 +1,4 @@
-"""What 2:4 does to the activations of a model, in one `with`."""
+"""`observe`: statistics of 2:4 in a model, by a `with` block."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from elas.nn.settings import check_count
 
 @contextlib.contextmanager
 def observe(model: torch.nn.Module, tokens: int = 1024) -> Iterator[dict]:
-    """Look at the squared ReLUs that run inside the block.
+    """Measure the squared ReLUs that run inside the block.
 
         with observe(model) as seen:
             loss = model(batch)
@@ -21,16 +21,16 @@ def observe(model: torch.nn.Module, tokens: int = 1024) -> Iterator[dict]:
 
     Args:
         model: any model with layers of `elas.nn` (or of `elas.model`).
-        tokens: how many tokens of the first forward pass to look at, in each layer.
+        tokens: number of tokens of the first forward pass to sample in each layer.
 
     Yields:
-        A dict that is filled when the block ends, from this process's tokens: `sparsity`, the share of zeros after
-        relu²; `dropped`, of its non-zeros, those that 2:4 drops; `dropped_magnitude`, their share of the sum of relu²;
-        `mask_flips`, of what the look before kept (on its own inputs), what is dropped by now, None at the first
-        look; and `layers`, the same by layer in order of modules.
+        A dict that is filled at the end of the block from this process's tokens: `sparsity`, the share of zeros after
+        relu²; `dropped`, the share of its non-zeros that 2:4 drops; `dropped_magnitude`, their share of the sum of
+        relu²; `mask_flips`, the share of the values kept in the previous block that the current weights drop on the
+        same inputs, None in the first block; and `layers`, the same by layer in the order of modules.
 
     Raises:
-        ConfigError: a number of tokens that is none, or a model without a squared ReLU.
+        ConfigError: an invalid number of tokens, or a model without a squared ReLU.
         UserError: no squared ReLU ran in the block.
     """
     check_count("tokens", tokens, "give a number of tokens, such as 1024")
@@ -39,8 +39,8 @@ def observe(model: torch.nn.Module, tokens: int = 1024) -> Iterator[dict]:
     relu2 = [one for one in model.modules() if isinstance(one, SparseSwitch) and one.is_relu2]
     watched = [one.observer for one in relu2]
     if not watched:
-        fix = 'observe one with LowRankFFN or SparseFFN of activation="relu2", or leave it out'
-        raise ConfigError("model", type(model).__name__, "has no squared ReLU of elas.nn to look at", fix)
+        fix = 'observe a model with a LowRankFFN or SparseFFN of activation="relu2", or leave it out'
+        raise ConfigError("model", type(model).__name__, "has no squared ReLU of elas.nn", fix)
     for one in watched:
         one.tokens, one.counts = tokens, None
     seen: dict = {}

@@ -1,4 +1,4 @@
-"""What the arguments of the layers may be: mistakes are one line that names the argument, the value and the fix."""
+"""Checks of the layers' arguments; an error is one line with the argument, its value and the fix."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from elas.kernels.relu2_24.options import DTYPES
 
 
 def check_size(name: str, value: object) -> int:
-    """A number of features.
+    """Return a number of features.
 
     Raises:
         ConfigError: it is not a whole number above 0.
@@ -20,7 +20,7 @@ def check_size(name: str, value: object) -> int:
 
 
 def check_count(name: str, value: object, fix: str) -> int:
-    """A number of whatever the fix says.
+    """Return a count; the fix says of what.
 
     Raises:
         ConfigError: it is not a whole number above 0.
@@ -31,25 +31,25 @@ def check_count(name: str, value: object, fix: str) -> int:
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
-    """Refuse what is not among the choices.
+    """Check a value against its choices.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is not among them.
     """
     if value not in choices:
         raise ConfigError(name, value, "is not a choice", f"use {' | '.join(map(str, choices))}")
 
 
 def check_parameters(bias: object, dtype: object, kind: object) -> None:
-    """Refuse parameters that the layer would not compute with.
+    """Check the arguments about parameters.
 
     Args:
         bias: whether there are biases.
         dtype: of the parameters; None: torch's default.
-        kind: the non-linearity; a squared ReLU takes fewer dtypes.
+        kind: the non-linearity; a squared ReLU supports fewer dtypes.
 
     Raises:
-        ConfigError: another kind of value, or fp16 under a squared ReLU.
+        ConfigError: a value of another type, or fp16 with a squared ReLU.
     """
     if not isinstance(bias, bool):
         raise ConfigError("bias", bias, "is not a boolean", "give True or False")
@@ -58,14 +58,14 @@ def check_parameters(bias: object, dtype: object, kind: object) -> None:
         raise ConfigError("dtype", found, "relu² overflows above 256", "use torch.bfloat16 or torch.float32")
     if found not in (*DTYPES, torch.float16):
         fix = "use torch.float64, torch.float32 or torch.bfloat16"
-        raise ConfigError("dtype", found, "is not a dtype that these layers compute in", fix)
+        raise ConfigError("dtype", found, "is not supported by these layers", fix)
 
 
 def check_implementation(name: object, kind: object, options: Relu24Options) -> None:
-    """Refuse a kernel that does not compute these options, on whatever device.
+    """Refuse a kernel that does not compute these options on any device.
 
     Raises:
-        ConfigError: there is none such, or no core to compute.
+        ConfigError: an unknown kernel, one for other options, or an activation without a kernel.
     """
     if name == "auto":
         return
@@ -83,35 +83,35 @@ def check_implementation(name: object, kind: object, options: Relu24Options) -> 
 def sparsity_of(
     kind: object, options: Relu24Options | None, dense_steps: int, features: tuple[str, int], implementation: str
 ) -> SparsityConfig:
-    """The section that `elas.model.activation.SparseSwitch` takes.
+    """The `sparsity` section for `elas.model.activation.SparseSwitch`.
 
     Args:
         kind: the non-linearity; only `relu2` can be sparse.
-        options: of the kernel; None: 2:4 where there is a squared ReLU.
+        options: of the kernel; None: 2:4 if the non-linearity is a squared ReLU.
         dense_steps: training steps before 2:4.
-        features: name and size of what is cut into groups of four.
+        features: name and size of the dimension that is pruned in groups of four.
         implementation: of the core; see `elas.kernels.relu2_24.ffn_core`.
 
     Raises:
-        ConfigError: options for another non-linearity, features that do not divide by 4, dense steps of nothing, an
-            implementation that does not compute the options.
+        ConfigError: options for another non-linearity, features that are not a multiple of 4, dense steps without 2:4,
+            or an implementation that does not compute the options.
     """
     if options is not None and not isinstance(options, Relu24Options):
         raise ConfigError("options", options, "is not Relu24Options", "use elas.nn.Relu24Options(...)")
     if kind != "relu2" and options is not None and options.sparse:
-        why = f"2:4 needs a squared ReLU, and the activation is {kind}"
+        why = f"2:4 requires a squared ReLU, and the activation is {kind}"
         raise ConfigError("options", options, why, 'leave it out, or use activation="relu2"')
     options = options or Relu24Options(sparse=kind == "relu2")
     if isinstance(dense_steps, bool) or not isinstance(dense_steps, int) or dense_steps < 0:
         why = "is not a whole number of training steps"
         raise ConfigError("dense_steps", dense_steps, why, "give 0 for none, or a number such as 1000")
     if dense_steps and not options.sparse:
-        raise ConfigError("dense_steps", dense_steps, "there is no 2:4 to begin after them", "leave it out")
+        raise ConfigError("dense_steps", dense_steps, "there is no 2:4 after them", "leave it out")
     check_implementation(implementation, kind, options)
     name, size = features
     if options.sparse and size % 4:
         fix = f"give a multiple of 4, such as {(size // 4 + 1) * 4}"
-        raise ConfigError(name, size, "2:4 groups of four need whole groups", fix)
+        raise ConfigError(name, size, "does not split into groups of 4", fix)
     return SparsityConfig(
         kind="2:4" if options.sparse else "none",
         method=options.method,

@@ -16,8 +16,8 @@ def test_tensor_parallel_equals_plain():
 
 def test_groups_that_ranks_would_cut_are_refused():
     for fused, compressed, fits in run_ranks(2, sharded.cut_groups, timeout=240):
-        assert fused == "ffn_hidden_size=20: 2 ranks need whole 2:4 groups; give a multiple of 8"
-        assert compressed.startswith("ffn_hidden_size=24: 2 ranks need pairs of 2:4 groups")
+        assert fused == "ffn_hidden_size=20: 2 ranks require whole 2:4 groups; give a multiple of 8"
+        assert compressed.startswith("ffn_hidden_size=24: 2 ranks require pairs of 2:4 groups")
         assert compressed.endswith("give a multiple of 16") and fits == "taken"
 
 
