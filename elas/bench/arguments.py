@@ -1,4 +1,4 @@
-"""Options and choices that the benchmarks share."""
+"""Options that the benchmarks share."""
 
 from difflib import get_close_matches
 
@@ -13,21 +13,21 @@ def choices(option: str, text: str, known: list[str]) -> list[str]:
     """A comma-separated option as a list.
 
     Args:
-        option: as typed, for the message.
+        option: its name, for the message.
         text: `a,b`.
-        known: what may stand in it.
+        known: the allowed entries.
 
     Raises:
-        UserError: an entry that is not known, an empty list, or a repeated entry.
+        UserError: an unknown entry, an empty list, or a repeated entry.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             fix = f"did you mean {near[0]!r}?" if near else f"choose from {','.join(known)}"
-            raise UserError(f"{option} {text}: {name!r} is not known; {fix}")
+            raise UserError(f"{option} {text}: {name!r} is unknown; {fix}")
     if not names or len(set(names)) < len(names):
-        raise UserError(f"{option} {text!r}: needs different names; choose from {','.join(known)}")
+        raise UserError(f"{option} {text!r}: requires one or more different names; choose from {','.join(known)}")
     return names
 
 
@@ -50,17 +50,17 @@ def dtypes(text: str) -> list[str]:
 
 
 def at_least(option: str, value: int | None, least: int) -> None:
-    """Refuse a number that is too small; None is whatever the default is.
+    """Check a number; None stands for a default, which is not checked.
 
     Raises:
-        UserError: when it is.
+        UserError: it is smaller than `least`.
     """
     if value is not None and value < least:
-        raise UserError(f"{option} {value}: too small; give {least} or more")
+        raise UserError(f"{option} {value}: must be at least {least}")
 
 
 def environment() -> dict[str, object]:
-    """What a figure depends on: torch's version, threads and the processor or GPU."""
+    """The environment of a measurement: torch's version, threads, and the processor or GPU."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "torch": torch.__version__,

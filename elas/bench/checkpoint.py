@@ -1,4 +1,4 @@
-"""`elas bench checkpoint`: how long a save keeps training waiting, in place and beside it, and what memory it takes."""
+"""`elas bench checkpoint`: how long synchronous and asynchronous saves block training, and their memory."""
 
 import statistics
 import tempfile
@@ -21,16 +21,16 @@ def main(argv: list[str]) -> int:
     parser = Parser("elas bench checkpoint", "Time saving and loading a preset's checkpoint on one rank.", EXAMPLE)
     parser.add_argument("--preset", default="60m", metavar="NAME", help="configuration; default: 60m")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="saves of each kind; default: 5")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="where to write; default: the system's for such")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="default: the system's temporary folder")
     args = parser.parse_args(argv)
     at_least("--repeats", args.repeats, 1)
     with tempfile.TemporaryDirectory(prefix="elas-bench-checkpoint-", dir=args.folder) as folder:
         facts = _measure(args.preset, args.repeats, folder)
     write_json(args.json, facts)
     rows = [[row["kind"], f"{row['blocked_s']:.3f}", f"{row['written_s']:.3f}"] for row in facts["rows"]]
-    print(table(["save", "training waits, s", "in place after, s"], rows, left=1))
+    print(table(["save", "training waits, s", "complete after, s"], rows, left=1))
     print(f"\nasynchronous ÷ synchronous: {facts['ratio']:.3f} (medians of {args.repeats})")
-    print(f"this rank's part: {facts['shard_bytes'] / 1e6:,.0f} MB; copies that an asynchronous save keeps: "
+    print(f"this rank's part: {facts['shard_bytes'] / 1e6:,.0f} MB; copies kept by an asynchronous save: "
           f"{facts['copy_bytes'] / 1e6:,.0f} MB; loading: {facts['load_s']:.2f} s")  # fmt: skip
     return 0
 
@@ -53,7 +53,7 @@ def _measure(preset: str, repeats: int, folder: str) -> dict:
     batch = ids[:, :-1], ids[:, 1:]
     engine.step(iter([batch] * engine.micro_batches))
     saver, times = Saver(config, engine), {False: [], True: []}
-    for number in range(2 * repeats + 2):  # the first of each makes plan and copies
+    for number in range(2 * repeats + 2):  # the first of each kind plans and allocates, and is not counted
         beside = config.checkpoint.async_save = bool(number % 2)
         start = time.perf_counter()
         saver.save(number + 1, tokens=0, facts={"consumed_samples": 0})

@@ -1,4 +1,4 @@
-"""`elas bench`: finds the benchmark."""
+"""`elas bench`: runs one of the benchmarks."""
 
 from collections.abc import Callable
 
@@ -8,12 +8,12 @@ COMMANDS: dict[str, tuple[Callable | str, str]] = {
     "ffn": ("elas.bench.ffn", "feed-forward layer, forward and backward: full rank, low rank, 2:4"),
     "step": ("elas.bench.step", "whole training step, beside transformers' Llama"),
     "generate": ("elas.bench.generate", "prefill and decode: full rank, low rank, 2:4, beside transformers' Llama"),
-    "comm": ("elas.bench.comm", "bytes that cross the tensor-parallel group in a layer"),
-    "checkpoint": ("elas.bench.checkpoint", "saving in place and beside training: what waits, and for how long"),
-    "prep": ("elas.bench.prep", "tokenisation beside the bare libraries; memory, and what kills cost"),
+    "comm": ("elas.bench.comm", "bytes sent within a tensor-parallel group by a layer"),
+    "checkpoint": ("elas.bench.checkpoint", "synchronous and asynchronous saves: how long training waits"),
+    "prep": ("elas.bench.prep", "tokenisation beside the libraries alone; memory, and resuming after kills"),
 }
 
 
 def main(argv: list[str]) -> int:
-    """Run `elas bench ARGV…`; returns the exit status, raises `UserError` for mistakes."""
+    """Run `elas bench ARGV…`; returns the exit status, raises `UserError` for invalid arguments."""
     return run_command("elas bench", COMMANDS, argv, "example:", "  elas bench ffn --shapes 60m")

@@ -1,13 +1,18 @@
-"""`elas bench comm`: bytes that cross the tensor-parallel group in one transformer layer, counted on real ranks.
+"""`elas bench comm`: bytes that one transformer layer sends within a tensor-parallel group, counted on real ranks.
 
 Legend: h hidden, f d_ff, r rank, g width of the key/value heads, t tensor-parallel ranks.
 
-Three ways to split a layer: `full` (full-rank SwiGLU, Megatron's linears), `lowrank_gathered` (factor pairs split the
-naive way, see comm_layers.py) and `bottleneck` (ours), each with and without sequence parallelism. A row says
-`fwd_bytes_per_token_layer` and `bwd_…`, what one rank sends for each token of the whole sequence: the tensors that were
-handed to collectives, times what a ring sends for them ((t − 1)/t of an all-gather or reduce-scatter, twice that for an
-all-reduce); `formula_bytes`, the same of both passes together by formula; `step_ms`, forward and backward of the layer,
-medians in turns. Values a token that collectives move, by formula:
+Three ways to split a layer: `full` (full-rank SwiGLU, Megatron's linears), `lowrank_gathered` (factor pairs split in
+the naive way, see comm_layers.py) and `bottleneck` (ours), each with and without sequence parallelism. Columns of a
+row:
+
+- `fwd_bytes_per_token_layer` and `bwd_…`: bytes that one rank sends for each token of the whole sequence. They are the
+  tensors passed to collectives times the share that a ring sends: (t − 1)/t of an all-gather or reduce-scatter, twice
+  that of an all-reduce.
+- `formula_bytes`: both passes together, by formula.
+- `step_ms`: forward and backward of the layer, median of rounds in turns.
+
+Values per token in collectives, by formula:
 
     full               forward AR 2h                        backward AR 2h
       sequence         AG 2h, RS 2h                         AG 4h, RS 2h    Megatron gathers a linear's input again
@@ -16,8 +21,8 @@ medians in turns. Values a token that collectives move, by formula:
     bottleneck         AR 2r                                AR 4r
       sequence         AG 4r, RS 2r                         AG 2r, RS 4r
 
-AR all-reduce, AG all-gather, RS reduce-scatter. Where a count is not its formula, or the naive layer computes something
-else than ours, there is no time, and the exit status is 1.
+AR all-reduce, AG all-gather, RS reduce-scatter. If a count differs from its formula, or the naive layer from ours, the
+row has no time and the exit status is 1.
 """
 
 import json
@@ -42,7 +47,7 @@ from elas.model.transformer_config import DTYPES
 
 NAMES = ["full", "lowrank_gathered", "bottleneck"]
 BOUNDS = {"float32": 1e-5, "bfloat16": 5e-2}
-"""Error of the naive layer against ours: the same sums in another order; in bf16 partial sums are rounded besides."""
+"""Largest error of the naive layer against ours: the same sums in another order, in bf16 of rounded partial sums."""
 TIMEOUT_S = 300.0
 
 
@@ -53,11 +58,11 @@ def main(argv: list[str]) -> int:
         argv: arguments after the command.
 
     Returns:
-        Exit status: 0, or 1 when a count is not its formula or the naive layer is not the same function.
+        Exit status: 0, or 1 if a count differs from its formula or the naive layer from ours.
     """
     parser = Parser(
         "elas bench comm",
-        "Bytes that cross the tensor-parallel group in a transformer layer; starts its own ranks.",
+        "Bytes that a transformer layer sends within a tensor-parallel group; starts its own ranks.",
         "elas bench comm --tp 2 --preset 60m",
     )
     parser.add_argument("--tp", type=int, default=2, metavar="T", help="tensor-parallel ranks (default: %(default)s)")
@@ -105,7 +110,7 @@ def case_config(name: str, sequence: bool, options) -> Config:
         "sparsity.dense_steps": 0,
     }
     preset = load_config(options.preset, {})
-    padded = -(-preset.model.vocab_size // options.tp) * options.tp  # there is no embedding here to split
+    padded = -(-preset.model.vocab_size // options.tp) * options.tp  # the benchmark has no embedding
     values["model.vocab_size"] = padded
     if name == "full":
         width = gated_width(preset) // options.tp * options.tp
@@ -116,7 +121,7 @@ def case_config(name: str, sequence: bool, options) -> Config:
 
 
 def formula(name: str, sequence: bool, config: Config) -> tuple[dict[str, int], dict[str, int]]:
-    """Values a token that collectives move in the forward and the backward pass, by kind; see the head of this file."""
+    """Values per token in collectives of the forward and the backward pass, by kind; see the module's docstring."""
     model, r = config.model, config.low_rank.rank
     h, f = model.hidden_size, ffn_width(config)
     g = h // model.num_attention_heads * (model.num_query_groups or model.num_attention_heads)
@@ -139,24 +144,24 @@ def formula(name: str, sequence: bool, config: Config) -> tuple[dict[str, int], 
 
 
 def _on_ranks(t: int, configs: dict[tuple[str, bool], Config], repeats: int) -> list[dict]:
-    """Start t processes, and collect the first one's rows."""
+    """Start t processes; returns the rows of the first."""
     from torch.multiprocessing.spawn import spawn
 
     progress = LiveLine()
     progress(f"starting {t} ranks")
     with tempfile.TemporaryDirectory(prefix="elas-bench-") as folder:
-        spawn(_rank, (t, folder, configs, repeats), nprocs=t)  # ends every rank when one fails
+        spawn(_rank, (t, folder, configs, repeats), nprocs=t)  # ends all ranks if one fails
         progress.clear()
         return json.loads((Path(folder) / "rows.json").read_text())
 
 
 def _rank(rank: int, t: int, folder: str, configs: dict[tuple[str, bool], Config], repeats: int) -> None:
-    """One rank's life."""
+    """The entry point of one rank."""
     import torch.distributed as dist
 
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(t))
     accelerator.prepare()
-    warnings.filterwarnings("ignore", message=".*CUDA_DEVICE_MAX_CONNECTIONS.*")  # not ours to set in a library
+    warnings.filterwarnings("ignore", message=".*CUDA_DEVICE_MAX_CONNECTIONS.*")  # a library should not set it
     from elas import parallel
     from elas.config import ParallelConfig
 
@@ -180,7 +185,7 @@ def _rank(rank: int, t: int, folder: str, configs: dict[tuple[str, bool], Config
 
 
 def measure_cases(t: int, rank: int, configs: dict[tuple[str, bool], Config], repeats: int, progress) -> list[dict]:
-    """Rows on this rank; Megatron's groups of t tensor-parallel ranks exist."""
+    """Rows on this rank; Megatron's groups of t tensor-parallel ranks must exist."""
     from elas.bench import comm_layers
 
     device = accelerator.device()
@@ -212,7 +217,7 @@ def measure_cases(t: int, rank: int, configs: dict[tuple[str, bool], Config], re
         error = max(measure.rms_error(a, b) for a, b in zip(naive, ours))
         rows["lowrank_gathered", sequence]["rel_err"] = error
         worst = torch.tensor(error, device=device)
-        torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX)  # all ranks must time the same layers
+        torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX)  # so that all ranks time the same layers
         rows["lowrank_gathered", sequence]["matches"] &= float(worst) < BOUNDS[configs["full", False].train.dtype]
     times = measure.in_turns(
         {str(case): lambda job=job: (measure.seconds(lambda: comm_layers.forward_backward(*job), device)[0],)
@@ -228,9 +233,9 @@ def measure_cases(t: int, rank: int, configs: dict[tuple[str, bool], Config], re
 
 
 def _layer(name: str, config: Config, t: int, rank: int, device: torch.device):
-    """A layer with weights that do not depend on how it is split, its input on this rank, and rotary angles.
+    """A layer with weights that are the same for every split, its input on this rank, and rotary angles.
 
-    2:4 is off: pruning does not change what is communicated, and near ties would be decided differently.
+    2:4 is off: it does not change the communication, and near ties would be pruned differently.
     """
     from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
     from megatron.core.transformer.spec_utils import build_module
@@ -271,7 +276,7 @@ def _print(facts: dict) -> None:
         step = show.milliseconds(row["step_ms"]) if row["matches"] else "WRONG"
         cells.append([row["variant"], "yes" if row["sequence_parallel"] else "no", *numbers, step])
     print(table(headers, cells, left=2))
-    print("bytes that a rank sends in rings, for each token and layer; step: forward and backward of the layer")
+    print("bytes that a rank sends in rings per token and layer; step: forward and backward of the layer")
     by_case = {(r["variant"], r["sequence_parallel"]): r["formula_bytes"] for r in facts["rows"]}
     for sequence in (False, True):
         ours = by_case["bottleneck", sequence]

@@ -1,10 +1,10 @@
-"""Counted collectives, and low-rank tensor parallelism the naive way, to compare the bottleneck with.
+"""Counting of collectives, and naive low-rank tensor parallelism, which the bottleneck form is compared with.
 
 Legend: s sequence, b batch, h hidden, f d_ff, r rank, o output width of a linear, t tensor-parallel ranks.
 
-The naive way is to treat a factor pair as Megatron treats the two linears of an MLP: `factor_in [r/t, h]` split by
-rows, `factor_out [o, r/t]` by columns. Each pair then ends in an all-reduce of its whole output, and its backward pass
-in one of its whole input; between pairs everything is replicated, all heads and all of d_ff on every rank.
+The naive way splits a factor pair as Megatron splits the two linears of an MLP: `factor_in [r/t, h]` by rows,
+`factor_out [o, r/t]` by columns. Each pair then ends in an all-reduce of its whole output, and its backward pass in one
+of its whole input. Between pairs everything is replicated: every rank has all heads and all of d_ff.
 """
 
 from contextlib import nullcontext
@@ -35,22 +35,22 @@ _KINDS = {
 
 
 def ring_share(kind: str, t: int) -> float:
-    """What a rank of a ring sends for a collective, over the bytes of its whole tensor.
+    """Bytes that a rank of a ring sends for a collective, relative to the bytes of its whole tensor.
 
-    The whole tensor is what is reduced, what a gather gives, or what a reduce-scatter takes. An all-reduce is a
-    reduce-scatter and an all-gather, each of which sends t − 1 of the t parts.
+    The whole tensor is the input of an all-reduce or reduce-scatter, and the output of an all-gather. An all-reduce is
+    a reduce-scatter and an all-gather, each of which sends t − 1 of the t parts.
     """
     return (2 if kind == ALL_REDUCE else 1) * (t - 1) / t
 
 
 class CountCollectives(TorchDispatchMode):
-    """Bytes of the whole tensors handed to collectives while it is entered.
+    """Counts bytes of the whole tensors passed to collectives while it is active.
 
     Attributes:
-        sizes: by kind.
+        sizes: bytes by kind.
 
     Raises:
-        RuntimeError: at a collective it does not know, so that none is overlooked.
+        RuntimeError: a collective of an unknown kind, so that none is missed.
     """
 
     def __init__(self):
@@ -58,7 +58,7 @@ class CountCollectives(TorchDispatchMode):
         self.sizes: dict[str, int] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Count, then run."""
+        """Count a collective, then run the operator."""
         namespace, _, name = func._schema.name.partition("::")
         if namespace == "c10d":
             if name not in _KINDS:
@@ -69,7 +69,7 @@ class CountCollectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def sent(self, t: int) -> float:
-        """Bytes that a rank sends, in rings."""
+        """Bytes that a rank sends if collectives are rings."""
         return sum(ring_share(kind, t) * size for kind, size in self.sizes.items())
 
 
@@ -78,7 +78,7 @@ def _flat(tensors) -> list[torch.Tensor]:
 
 
 class NaiveLowRankLayer(SparseSwitch):
-    """A transformer layer of naive pairs, computing what the bottleneck-parallel layer computes.
+    """A transformer layer of naive pairs that computes the same function as the bottleneck-parallel layer.
 
     Args:
         config: Megatron's, with our sections.

@@ -1,14 +1,17 @@
-"""`elas bench ffn`: the whole feed-forward layer, `x [n, h]` to `y [n, h]`, forward and backward, variant by variant.
+"""`elas bench ffn`: forward and backward of variants of the whole feed-forward layer, `x [n, h]` to `y [n, h]`.
 
 Legend: n tokens, h hidden.
 
-What a row says: `fwd_ms`, `bwd_ms`, medians over rounds in turns; `saved_bytes`, kept for the backward pass between the
-two, parameters and x left out; `peak_bytes`, the most that one forward and backward allocate above parameters, x and
-dy; `rel_err`, the largest over y, dx and every weight gradient of the RMS error against the variant's formula in fp64.
-Where `rel_err` is over its bound there is no time, and the exit status is 1.
+Columns of a row:
 
-The check runs at the timed size. Its upstream gradient is zero but for a few hundred tokens spread over all, so the
-formula need only be worked out for those: other tokens' share in a weight gradient must come out as zero.
+- `fwd_ms`, `bwd_ms`: medians of rounds in turns.
+- `saved_bytes`: saved for the backward pass, without parameters and x.
+- `peak_bytes`: peak allocation of a forward and backward pass, above parameters, x and dy.
+- `rel_err`: RMS error against the variant's formula in fp64, the largest over y, dx and all weight gradients. If it
+  exceeds its bound, the row has no time and the exit status is 1.
+
+The check runs at the timed size. Its upstream gradient is zero except for a few hundred tokens spread over all, so the
+formula is computed for those alone; the other tokens must contribute zero to the weight gradients.
 """
 
 import gc
@@ -30,8 +33,8 @@ from elas.model.ffn import ElasFFN
 from elas.model.transformer_config import DTYPES
 
 BOUNDS = {"float32": 3e-6, "bfloat16": 1e-2}
-"""Largest `rel_err`: sums of up to ten thousand roundings of 6e-8 partly cancel to about 1e-6; in bf16 the gradient of
-the first factor goes through five tensors rounded to 8 bits, 1e-3 each. A wrong mask gives 0.1 or more."""
+"""Bounds of `rel_err`: up to ten thousand roundings of 6e-8 partly cancel to about 1e-6; in bf16 the gradient of the
+first factor passes five tensors rounded to 8 bits, 1e-3 each. A wrong mask gives 0.1 or more."""
 CHECKED_TOKENS = 384
 RATIOS = [
     ("time", "elas_fused", "lowrank_relu2"),
@@ -51,14 +54,15 @@ def main(argv: list[str]) -> int:
         argv: arguments after the command.
 
     Returns:
-        Exit status: 0, or 1 when a variant computes something else than it should.
+        Exit status: 0, or 1 if a variant has wrong results.
     """
     parser = Parser(
         "elas bench ffn",
-        "Forward and backward of the feed-forward layer: full rank, low rank, and 2:4 kept dense, compressed or fused.",
+        "Forward and backward of the feed-forward layer: full rank, low rank, and 2:4 with eager, compressed or fused "
+        "memory.",
         "elas bench ffn --shapes 60m,350m --dtypes float32 --tokens 1024",
     )
-    parser.add_argument("--shapes", default="60m,350m,1b", help="presets, a,b,c (default: %(default)s)")
+    parser.add_argument("--shapes", default="60m,350m,1b", help="presets, separated by commas (default: %(default)s)")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="default: %(default)s")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="default: all")
     parser.add_argument("--tokens", type=int, default=4096, metavar="T", help="tokens in x (default: %(default)s)")
@@ -94,7 +98,7 @@ def main(argv: list[str]) -> int:
 def _cell(
     shape: str, dtype: str, names: list[str], tokens: int, repeats: int, progress: Callable[[str], None]
 ) -> tuple[list[dict], list[str]]:
-    """Rows of one shape and dtype, and notes on what is missing."""
+    """Rows of one shape and dtype, and notes on missing variants or times."""
     device = accelerator.device()
     hidden = load_config(shape, {}).model.hidden_size
     generator = torch.Generator().manual_seed(1)
@@ -117,7 +121,7 @@ def _cell(
         error, bound = row["rel_err"], BOUNDS[dtype]
         rows[name] = row | {"bound": bound, "implementation": implementation}
         if error > bound:
-            notes.append(f"{shape} {dtype} {name}: WRONG, error {error:.1e} above {bound:.0e}: no times")
+            notes.append(f"{shape} {dtype} {name}: WRONG, error {error:.1e} above {bound:.0e}: not timed")
             continue
         ffn_variants.fill(layer, 2, ranked=False)
         layers[name] = layer
@@ -138,7 +142,7 @@ def check(variant: Variant, layer: ElasFFN, x: torch.Tensor) -> float:
     """Largest error of the layer against its formula; sets the layer's weights.
 
     Args:
-        variant: which formula.
+        variant: has the formula.
         layer: the module.
         x: `[n, 1, h]`, requiring grad.
 
@@ -171,7 +175,7 @@ def _forget(layer: ElasFFN, x: torch.Tensor) -> None:
 
 
 def _bytes(layer: ElasFFN, x: torch.Tensor, dy: torch.Tensor) -> dict[str, int]:
-    """Saved and peak bytes of a forward and backward, after one that builds and caches whatever is built and cached."""
+    """Saved and peak bytes of a forward and backward pass, after one that builds and caches."""
     _job(layer, x, dy)()
     saved = measure.SavedBytes([x, *layer.parameters()])
     with saved.hooks():
@@ -185,7 +189,7 @@ def _bytes(layer: ElasFFN, x: torch.Tensor, dy: torch.Tensor) -> dict[str, int]:
 
 
 def _job(layer: ElasFFN, x: torch.Tensor, dy: torch.Tensor) -> Callable[[], tuple[float, float]]:
-    """A call of forward and backward, and their times."""
+    """A function that runs forward and backward and returns their times."""
 
     def job() -> tuple[float, float]:
         forward, (y, _) = measure.seconds(lambda: layer(x), x.device)
@@ -197,7 +201,7 @@ def _job(layer: ElasFFN, x: torch.Tensor, dy: torch.Tensor) -> Callable[[], tupl
 
 
 def ratios(rows: list[dict]) -> list[dict]:
-    """What one variant costs over another, by shape and dtype; `time` is forward plus backward."""
+    """Ratios of the costs of two variants, by shape and dtype; `time` is forward plus backward."""
     cells: dict[tuple[str, str], dict[str, dict]] = {}
     for row in rows:
         cells.setdefault((row["shape"], row["dtype"]), {})[row["variant"]] = row

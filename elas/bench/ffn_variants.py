@@ -1,12 +1,12 @@
-"""The feed-forward layers that are compared, and what each computes, written as formulas.
+"""The feed-forward layers that are compared, and their formulas.
 
 Legend: n tokens, h hidden, f d_ff, r rank.
 
-Every variant is an `elas.model.ffn.ElasFFN`, the module that trains. Squared-ReLU variants have the preset's d_ff; the
-gated ones two thirds of it, so that gate + up + down cost what up + down do.
+Every variant is an `elas.model.ffn.ElasFFN`, the module used in training. Squared-ReLU variants have the preset's d_ff,
+gated ones two thirds of it, so that gate + up + down cost as much as up + down.
 
-`elas_eager` is 2:4 as research code writes it: topk over the groups of relu², a scattered mask, and a gradient straight
-through it (ste), all dense under autograd. The other two take the exact gradient (masked).
+`elas_eager` is 2:4 as in research code: topk over the groups of relu², a scattered mask, and a straight-through
+gradient (ste), all dense under autograd. `elas_compressed` and `elas_fused` compute the exact gradient (masked).
 """
 
 import contextlib
@@ -32,10 +32,10 @@ class Variant:
     """One feed-forward layer.
 
     Args:
-        overrides: configuration over the preset's, by dotted key; without a d_ff, which `gated` decides.
+        overrides: configuration keys that replace the preset's; d_ff depends on `gated`.
         gated: SwiGLU rather than squared ReLU.
-        gradient: through 2:4; None without 2:4.
-        ffn_memory: which memory mode of the kernel runs; None where none does.
+        gradient: of 2:4; None without 2:4.
+        ffn_memory: memory mode of the kernel; None if no kernel runs.
     """
 
     overrides: dict[str, object] = field(default_factory=dict)
@@ -65,10 +65,10 @@ VARIANTS = {
 
 
 def build(variant: Variant, preset: str, dtype: str) -> ElasFFN:
-    """The layer at a preset's shape; Megatron's process groups must exist, the weights are not set.
+    """The layer at a preset's shape with uninitialised weights; Megatron's process groups must exist.
 
     Raises:
-        ConfigError: the preset and the variant do not fit.
+        ConfigError: the preset and the variant do not go together.
     """
     from megatron.core.transformer.spec_utils import build_module
 
@@ -89,7 +89,7 @@ def build(variant: Variant, preset: str, dtype: str) -> ElasFFN:
 
 
 def gated_width(config) -> int:
-    """d_ff of SwiGLU at the cost of the configuration's squared ReLU: two thirds, rounded down."""
+    """d_ff of a SwiGLU that costs as much as the configuration's squared ReLU: two thirds, rounded down."""
     from elas.config import ffn_width
 
     return int(ffn_width(config) / 1.5)
@@ -97,14 +97,14 @@ def gated_width(config) -> int:
 
 @torch.no_grad()
 def fill(layer: ElasFFN, seed: int, *, ranked: bool) -> None:
-    """Set the weights: normal, at the scale that keeps activations near 1.
+    """Set the weights to normal values that keep activations near 1.
 
     Args:
         layer: from `build`.
         seed: of the values.
-        ranked: make the four features of a group multiples of one vector, so that their order is plain. With
-            independent features some groups hold a near-tie, which fp64 and bf16 rank differently without being
-            wrong, and the error would measure those; ranked, it measures the arithmetic.
+        ranked: make the four features of a group multiples of one vector, so that their order is unambiguous. With
+            independent features some groups have near-ties, which fp64 and bf16 rank differently without being wrong,
+            and which would dominate the error.
     """
     generator = torch.Generator().manual_seed(seed)
     for parameter in layer.parameters():
@@ -123,15 +123,15 @@ def _ranked(features: int, width: int, generator: torch.Generator) -> torch.Tens
 
 
 def formula(variant: Variant, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """What a variant computes, from plain products; shares no code with `elas.model` or the kernels.
+    """The function of a variant, from plain products; shares no code with `elas.model` or the kernels.
 
     Args:
-        variant: which.
+        variant: the variant.
         weights: by the module's parameter names.
         x: `[n, h]`.
 
     Returns:
-        y `[n, h]`, differentiable; the mask is a constant of the pruned ones.
+        y `[n, h]`, differentiable; masks are constants.
     """
     up = _product(weights, "linear_fc1", x)
     if variant.gated:
@@ -156,7 +156,7 @@ def _product(weights: dict[str, torch.Tensor], linear: str, x: torch.Tensor) -> 
 
 
 class _TopkStraightThrough(torch.autograd.Function):
-    """2:4 by topk; the gradient goes straight through."""
+    """2:4 by topk, with a straight-through gradient."""
 
     @staticmethod
     def forward(ctx, a: torch.Tensor) -> torch.Tensor:
@@ -176,11 +176,11 @@ def _topk_core(u: torch.Tensor, m_up: torch.Tensor, n_down: torch.Tensor, option
 
 @contextlib.contextmanager
 def topk_registered() -> Iterator[None]:
-    """The kernel registry knows `topk`, the eager 2:4 of research code, while this is entered."""
+    """A context in which `topk`, the eager 2:4 of research code, is in the kernel registry."""
 
     def serves(options: Relu24Options) -> str | None:
         wanted = options.sparse and options.method == "magnitude" and options.gradient == "ste"
-        return None if wanted else "it prunes by magnitude, with ste"
+        return None if wanted else "it supports magnitude with ste only"
 
     register(Implementation(TOPK, "eager", _topk_core, lambda device, dtype: None, priority=-1, supports=serves))
     try:
@@ -190,7 +190,7 @@ def topk_registered() -> Iterator[None]:
 
 
 def implementation(variant: Variant, layer: ElasFFN) -> str | None:
-    """Name of the kernel implementation that this layer runs; None where no kernel does.
+    """Name of the kernel implementation that this layer runs; None without a kernel.
 
     Raises:
         ConfigError: no implementation is available; the message says why.

@@ -1,12 +1,13 @@
 """How the benchmarks measure: time in turns, bytes saved for the backward pass, peak memory.
 
-- **Time.** Variants take turns, one call each a round, and the order rotates from round to round: a machine that slows
-  down for a while slows all of them. Medians over rounds; the first rounds are not counted.
-- **Saved bytes.** What autograd saves, seen through `saved_tensors_hooks`: every storage once, however many tensors
-  view it, without the ones that live anyway (parameters, the input).
-- **Peak memory.** What is allocated and not yet freed, above what stood before, at its highest: from the allocator's
-  own events (torch's profiler) on CPU, from its counters on CUDA. Work space that MKL or oneDNN take for themselves
-  does not go through the allocator and is not in it, nor are buffers that a kernel keeps from one call to the next.
+- **Time.** Variants take turns, one call of each per round, in an order that rotates between rounds, so that a
+temporary
+  slowdown of the machine affects all of them. Medians over rounds; the first rounds are not counted.
+- **Saved bytes.** Tensors that autograd saves, from `saved_tensors_hooks`: every storage once, even if several tensors
+  view it, without storages that exist anyway (parameters, the input).
+- **Peak memory.** The peak of allocated minus freed bytes, above the state before: from the allocator's events (torch's
+  profiler) on a CPU, from its counters on CUDA. It does not include work space that MKL or oneDNN allocate themselves,
+  nor buffers that a kernel keeps between calls.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ _PROFILER_CHATTER = re.compile(r"CPUAllocator\.cpp|SyncActivityProfilerHandler|^
 
 
 def seconds(function: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
-    """Wall time of a call, and what it returned; on CUDA from an idle device until the device is idle."""
+    """Wall time of a call, and its result; on CUDA from an idle device until it is idle again."""
     _synchronise(device)
     start = time.perf_counter()
     result = function()
@@ -50,10 +51,10 @@ def in_turns(
     """Medians of each job's times.
 
     Args:
-        jobs: a call does the work once and returns its times.
+        jobs: functions that do the work once and return its times.
         repeats: counted rounds.
-        warmup: rounds before them.
-        progress: called with the name of what runs.
+        warmup: rounds before the counted ones.
+        progress: called with the name of the job that starts.
 
     Returns:
         For each job, the median of each of its times.
@@ -71,13 +72,13 @@ def in_turns(
 
 
 class SavedBytes:
-    """Bytes of what autograd saves while it is entered, each storage once.
+    """Bytes that autograd saves inside its contexts, each storage once.
 
     Args:
-        exclude: tensors whose storages do not count: parameters, and inputs that live anyway.
+        exclude: tensors whose storages do not count: parameters, and inputs that exist anyway.
 
     Attributes:
-        storages: what was saved, by address; held, so that no address is used twice while counting.
+        storages: saved storages by address; the references prevent reuse of an address while counting.
     """
 
     def __init__(self, exclude: Iterable[torch.Tensor]):
@@ -96,12 +97,12 @@ class SavedBytes:
         return tensor
 
     def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """A context in which what is saved counts."""
+        """A context in which saved tensors count."""
         return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     @contextlib.contextmanager
     def inside(self, modules: Iterable[torch.nn.Module]) -> Iterator[None]:
-        """Count only what is saved during the forward of these modules (which must not contain each other)."""
+        """A context in which tensors saved during the forward of these modules count; they must not be nested."""
         entered: list[torch.autograd.graph.saved_tensors_hooks] = []
 
         def enter(*_unused) -> None:
@@ -122,11 +123,11 @@ class SavedBytes:
 
 
 class Memory:
-    """Bytes allocated and freed while it is entered.
+    """Memory allocated inside the context.
 
     Attributes:
-        peak: the highest sum of what was allocated inside and not yet freed, in bytes.
-        kept: what of it is still there at the end.
+        peak: peak of the bytes allocated inside and not yet freed.
+        kept: bytes not freed at the end.
     """
 
     def __init__(self, device: torch.device):
@@ -153,7 +154,7 @@ class Memory:
         self._stack.__exit__(*error)
         if error[0] is not None:
             return
-        inside: dict[int, int] = {}  # the profiler remembers addresses of earlier sessions; those frees are not ours
+        inside: dict[int, int] = {}  # the profiler also reports frees of earlier sessions' addresses
         for event in sorted(self._allocations(), key=lambda e: e.start_time_ns):
             address, size = event.extra_fields.ptr, event.extra_fields.alloc_size
             if size > 0:
@@ -176,7 +177,7 @@ class Memory:
 
 @contextlib.contextmanager
 def _without_profiler_chatter() -> Iterator[None]:
-    """Keep the profiler's own lines off stderr; what others wrote there meanwhile is written after it."""
+    """Suppress the profiler's lines on stderr; other output to stderr is written at the end."""
     with tempfile.TemporaryFile() as caught:
         stderr = os.dup(2)
         os.dup2(caught.fileno(), 2)
@@ -192,7 +193,7 @@ def _without_profiler_chatter() -> Iterator[None]:
 
 
 def rms_error(got: torch.Tensor | None, want: torch.Tensor) -> float:
-    """Root mean square of the error over that of the truth, in fp64; infinite for NaN or another shape."""
+    """Root mean square of the error relative to that of `want`, in fp64; infinite for NaN, None or another shape."""
     if got is None or got.shape != want.shape:
         return float("inf")
     want = want.double()

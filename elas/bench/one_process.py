@@ -1,4 +1,4 @@
-"""Process groups of a single rank, for benchmarks that measure the modules that train, in their own process."""
+"""Process groups of a single rank, in which a benchmark can run the modules used in training."""
 
 import contextlib
 import os
@@ -15,10 +15,10 @@ LAUNCHER = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 
 @contextlib.contextmanager
 def one_process(seed: int = 0) -> Iterator[parallel.Layout]:
-    """The layout of one rank, inside which Megatron's and DeepSpeed's modules work.
+    """A context with the layout of one rank, in which Megatron's and DeepSpeed's modules work.
 
-    The launcher's variables stand while it is entered (DeepSpeed insists on them); the groups stay until the process
-    ends, since DeepSpeed cannot replace its process groups.
+    A launcher's variables are set inside, since DeepSpeed requires them. The groups exist until the process ends, since
+    DeepSpeed cannot replace its process groups.
 
     Raises:
         UserError: a launcher started several processes.

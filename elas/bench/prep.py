@@ -1,9 +1,8 @@
-"""`elas bench prep`: tokenisation beside the bare tokenizer libraries, its memory, and what it does when killed.
+"""`elas bench prep`: tokenisation beside the tokenizer libraries alone, its memory, and resuming after kills.
 
-Every measurement is a process of its own, started afresh; variants take turns, medians are reported. The library's
-time is its encoding alone, texts in memory before it and lists of ids after; that of `elas` is everything from the
-first look at the inputs to the manifest in place, `datatrove` likewise. A variant with other tokens than the library
-has no time.
+Every measurement is a new process; variants take turns, and medians are reported. The time of `library` is its encoding
+alone, from texts in memory to lists of ids. The time of `elas` is the whole run, from listing the inputs to the
+manifest, and `datatrove` likewise. A variant whose tokens differ from the library's has no time.
 """
 
 import hashlib
@@ -31,13 +30,15 @@ TOKENIZERS = ("sentencepiece", "fast")
 
 def main(argv: list[str]) -> int:
     """`elas bench prep ARGV…`."""
-    parser = Parser("elas bench prep", "Time tokenisation beside the bare libraries.", EXAMPLE)
-    parser.add_argument("--input", default="stdlib", metavar="PATH", help="what to tokenise; default: stdlib")
+    parser = Parser("elas bench prep", "Time tokenisation beside the libraries alone.", EXAMPLE)
+    parser.add_argument("--input", default="stdlib", metavar="PATH", help="texts to tokenise; default: stdlib")
     parser.add_argument("--vocab-size", type=int, default=8192, metavar="N", help="of both tokenizers; default: 8192")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes, and threads of the libraries")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="rounds; default: 3; 0 for no timing")
-    parser.add_argument("--memory", metavar="MB,MB", help="also tokenise generated JSONL of these sizes: peak memory")
-    parser.add_argument("--kills", type=int, default=0, metavar="N", help="also kill it at N random moments")
+    parser.add_argument("--memory", metavar="MB,MB", help="also measure peak memory on generated JSONL of these sizes")
+    parser.add_argument(
+        "--kills", type=int, default=0, metavar="N", help="also kill and resume a run N times at random"
+    )
     args = parser.parse_args(argv)
     at_least("--workers", args.workers, 1)
     at_least("--repeats", args.repeats, 0)
@@ -106,7 +107,7 @@ def _throughput(inputs: str, tokenizers: dict[str, Path], workers: int, repeats:
         for tokenizer, variant in jobs[turn % len(jobs) :] + jobs[: turn % len(jobs)]:
             if variant == "elas":
                 facts = _tokenize(inputs, tokenizers[tokenizer], folder / "out" / "all", workers, "--overwrite")
-                facts["tokens"] -= facts["documents"]  # one end each
+                facts["tokens"] -= facts["documents"]  # without the end of each document
             else:
                 facts = _peer(variant, inputs, tokenizers[tokenizer], workers)
             times[tokenizer, variant].append(facts["seconds"])
@@ -124,7 +125,7 @@ def _throughput(inputs: str, tokenizers: dict[str, Path], workers: int, repeats:
 
 
 def _tokenize(inputs, tokenizer: Path, prefix: Path, workers: int, *more: str) -> dict:
-    """Facts of `elas prep tokenize` in a process of its own."""
+    """Facts of `elas prep tokenize` in a new process."""
     report = Path(f"{prefix}.facts.json")
     done = subprocess.run(
         [*_command(inputs, tokenizer, prefix, workers), "--json", str(report), *more], capture_output=True, text=True
@@ -170,7 +171,7 @@ def _lines(size: int) -> Iterator[str]:
 
 
 def _kills(inputs: str, tokenizer: Path, workers: int, kills: int, folder: Path) -> dict:
-    """Kill it at random moments of its whole time, go on each time; compare with an undisturbed run."""
+    """Kill a run at random moments, resume it each time, and compare its files with those of an undisturbed run."""
     start = time.perf_counter()
     _tokenize(inputs, tokenizer, folder / "whole" / "all", workers)
     longest = time.perf_counter() - start
@@ -185,7 +186,7 @@ def _kills(inputs: str, tokenizer: Path, workers: int, kills: int, folder: Path)
         try:
             process.wait(moments.uniform(0.2, longest))
             tasks += 1
-            for path in prefix.parent.iterdir():  # it came to its end first: from the beginning again
+            for path in prefix.parent.iterdir():  # it ended before the kill: start again
                 path.unlink()
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
@@ -215,7 +216,7 @@ def _print_throughput(rows: list[dict]) -> None:
         )
         for row in rows
     ]
-    print(table(["tokenizer", "variant", "s", "MB/s", "of the library"], cells, left=2))
+    print(table(["tokenizer", "variant", "s", "MB/s", "× library"], cells, left=2))
 
 
 def _print_memory(rows: list[dict]) -> None:

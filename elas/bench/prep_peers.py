@@ -1,7 +1,7 @@
-"""What `elas bench prep` runs beside `elas prep tokenize`, each in a process of its own.
+"""The programs that `elas bench prep` compares `elas prep tokenize` with, each in its own process.
 
-- `library`: the tokenizer library alone, on as many threads, texts in memory before and lists of ids after.
-- `datatrove`: its own Megatron tokenizer step behind our reader, on its own local executor.
+- `library`: the tokenizer library alone, on the same number of threads, from texts in memory to lists of ids.
+- `datatrove`: its Megatron tokenizer step after our reader, on its local executor.
 
 Prints one line of JSON: `seconds`, `bytes_in`, `tokens`.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def library(inputs: str, tokenizer: str, threads: int) -> dict:
-    """The bare library: SentencePiece's or tokenizers' own batch encoding."""
+    """Batch encoding by SentencePiece or by tokenizers."""
     os.environ["RAYON_NUM_THREADS"], os.environ["TOKENIZERS_PARALLELISM"] = str(threads), "true"
     from elas.data_prep.sources import Corpus
 
@@ -39,7 +39,7 @@ def library(inputs: str, tokenizer: str, threads: int) -> dict:
 
 
 def datatrove(inputs: str, tokenizer: str, workers: int) -> dict:
-    """datatrove's reader-to-Megatron pipeline, its tokenizer step and executor, on the tasks that ours would have."""
+    """datatrove's tokenizer step and executor, on the tasks of `elas prep tokenize`."""
     start = time.perf_counter()
     from datatrove.executor.local import LocalPipelineExecutor
     from datatrove.pipeline.tokens import MegatronDocumentTokenizer

@@ -1,14 +1,14 @@
-"""Tables on the terminal, and progress while it is one."""
+"""Cells and tables of the benchmarks."""
 
 from elas.console import table
 
 
 def ratio_table(ratios: list[dict], columns: tuple[str, ...]) -> str:
-    """Ratios, a line for each quotient and a column for each case; empty without ratios.
+    """A table with a line for each quotient and a column for each case; empty without ratios.
 
     Args:
-        ratios: `what` of `of` over that of `to` is `ratio`, and the case by its keys.
-        columns: those keys.
+        ratios: rows with `what`, `of`, `to`, `ratio` and the keys of the case.
+        columns: the keys of the case.
     """
     lines: dict[str, dict[str, str]] = {}
     for row in ratios:
@@ -20,10 +20,10 @@ def ratio_table(ratios: list[dict], columns: tuple[str, ...]) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """A time in a cell, a dash for None."""
+    """Format a time in ms; a dash for None."""
     return "–" if value is None else f"{value:,.2f}" if value < 10 else f"{value:,.1f}"
 
 
 def mebibytes(value: int | None) -> str:
-    """Bytes in a cell, in MiB."""
+    """Format bytes in MiB; a dash for None."""
     return "–" if value is None else f"{value / 2**20:,.1f}"

@@ -1,13 +1,15 @@
 """`elas bench step`: a whole training step, forward, backward and optimizer, in one process.
 
-What a row says: `tokens_per_s` and `step_ms`, from the median over rounds in turns; `saved_bytes`, kept for the
-backward pass by the transformer layers, each storage once, parameters left out; `peak_bytes`, weights and optimizer
-state and the most that a step allocates on top; `resident_bytes`, the former alone.
+Columns of a row:
 
-Ours run through `elas.engine.engine.Engine`, as they train: DeepSpeed, fp32 master weights in bf16. All see the same
-tokens. The first step's loss and gradient norm must be those of a plain model of the same weights, with 2:4 done
-eagerly under autograd; for `hf_llama` those of Megatron's full-rank one. Where they are not, there is no speed, and the
-exit status is 1.
+- `tokens_per_s`, `step_ms`: from the median of rounds in turns.
+- `saved_bytes`: saved for the backward pass by the transformer layers, each storage once, without parameters.
+- `resident_bytes`: weights and optimizer state; `peak_bytes`: these and the peak of what a step allocates.
+
+Our variants run in `elas.engine.engine.Engine`, as in training: DeepSpeed, with fp32 master weights in bf16. All
+variants get the same tokens. Loss and gradient norm of the first step must equal those of a plain model with the same
+weights and eager 2:4 under autograd; for `hf_llama` those of Megatron's full-rank model. If they differ, the row has no
+speed and the exit status is 1.
 """
 
 import gc
@@ -25,11 +27,11 @@ from elas.console import LiveLine, table
 from elas.files import write_json
 
 TOLERANCE = {"float32": (2e-5, 1e-3), "bfloat16": (2e-3, 3e-2)}
-"""Relative, of loss and gradient norm. Near ties in 2:4 fall differently where z is rounded differently, so the norm is
-not held tighter; a wrong gradient of one factor moves it by more."""
+"""Relative tolerances of loss and gradient norm. Where z is rounded differently, 2:4 decides near ties differently,
+which limits that of the norm; a wrong gradient of one factor changes the norm by more."""
 NAMES = ["hf_llama", "full_swiglu", "lowrank_swiglu", "lowrank_relu2", "elas"]
 ON_REQUEST = ["hf_llama_fused"]
-"""The peer with the fused AdamW that ours uses, rather than torch's default."""
+"""transformers' Llama with the fused AdamW that ours uses, instead of torch's default."""
 RATIOS = [
     ("tokens_per_s", "full_swiglu", "hf_llama"),
     ("tokens_per_s", "full_swiglu", "hf_llama_fused"),
@@ -49,21 +51,21 @@ def main(argv: list[str]) -> int:
         argv: arguments after the command.
 
     Returns:
-        Exit status: 0, or 1 when a variant's first step is wrong.
+        Exit status: 0, or 1 if the first step of a variant is wrong.
     """
     parser = Parser(
         "elas bench step",
-        "A whole training step of transformers' Llama, and of ours: full rank, low rank, 2:4.",
+        "A whole training step of transformers' Llama and of our variants: full rank, low rank, 2:4.",
         "elas bench step --preset 350m --layers 8 --dtypes float32",
     )
     parser.add_argument("--preset", default="350m", help="shape: " + ", ".join(presets()) + " (default: %(default)s)")
     parser.add_argument("--layers", type=int, metavar="N", help="transformer layers (default: the preset's)")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="default: %(default)s")
-    others = f"default: all but {ON_REQUEST[0]}, the peer with a fused AdamW"
+    others = f"default: all but {ON_REQUEST[0]}, transformers' Llama with a fused AdamW"
     parser.add_argument("--variants", default=",".join(NAMES), help=others)
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="samples a step (default: %(default)s)")
     parser.add_argument("--seq", type=int, default=256, metavar="N", help="tokens a sample (default: %(default)s)")
-    zero = "ZeRO stage of ours (default: 0, as `elas train` chooses for one rank)"
+    zero = "ZeRO stage of our variants (default: 0, as `elas train` chooses for one rank)"
     parser.add_argument("--zero", type=int, default=0, choices=(0, 1), help=zero)
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="counted rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
@@ -122,7 +124,7 @@ def _rows(configs: dict, layout, repeats: int, progress: Callable[[str], None]) 
         rows[name] |= {"tokens_per_s": tokens / median, "step_ms": 1e3 * median}
     models.clear()
     correct.clear()
-    gc.collect()  # engines hold themselves in cycles
+    gc.collect()  # engines have reference cycles
     return list(rows.values())
 
 
@@ -133,7 +135,7 @@ def _batch(config, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _build(name: str, config, layout, batch, device: torch.device) -> tuple[object, dict]:
-    """The model after its first step, and a row without speeds."""
+    """The model after its first step, and its row without speeds."""
     from elas.bench.step_models import Ours, first_step, plain_model
     from elas.bench.step_peer import HfLlama
 
@@ -168,7 +170,7 @@ def _bytes(model, batch, device: torch.device, resident: int) -> dict[str, int]:
 
 
 def ratios(rows: list[dict]) -> list[dict]:
-    """What one variant does over another, by dtype."""
+    """Ratios of two variants, by dtype."""
     by_key = {(row["dtype"], row["variant"]): row for row in rows}
     found = []
     for dtype in dict.fromkeys(row["dtype"] for row in rows):

@@ -1,4 +1,4 @@
-"""The models whose training steps are compared, and what their first step should give.
+"""The models whose training steps are compared, and the expected result of their first step.
 
 Legend: b batch, s sequence.
 """
@@ -29,14 +29,14 @@ OVERRIDES: dict[str, dict[str, object]] = {
     "lowrank_relu2": DENSE,
     "elas": {"sparsity.kind": "2:4", "sparsity.dense_steps": 0},
 }
-"""Over the preset, by variant; d_ff is the preset's, two thirds of it for SwiGLU."""
+"""Keys that replace the preset's, by variant; d_ff is the preset's, or two thirds of it for SwiGLU."""
 
-LEARNING_RATE = 1e-4  # small enough that the same few tokens over and over stay finite
+LEARNING_RATE = 1e-4  # so small that training on one batch repeatedly stays finite
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What all variants of a run share.
+    """Settings that all variants of a run share.
 
     Args:
         preset: name of the shipped configuration.
@@ -57,7 +57,7 @@ def variant_config(variant: str, shape: Shape, dtype: str) -> Config:
     """The configuration of one variant, validated.
 
     Raises:
-        ConfigError: the options do not fit the preset.
+        ConfigError: the options and the preset do not go together.
     """
     preset = load_config(shape.preset, {})
     overrides = OVERRIDES[variant]
@@ -87,11 +87,11 @@ class Ours:
 
     @property
     def layers(self) -> list[torch.nn.Module]:
-        """Transformer layers."""
+        """The transformer layers."""
         return list(self.engine.chunks[0].decoder.layers)
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """All of them."""
+        """All parameters."""
         return list(self.engine.chunks[0].parameters())
 
     def step(self, batch: Batch) -> tuple[float, float]:
@@ -100,7 +100,7 @@ class Ours:
 
 
 def plain_model(config: Config) -> torch.nn.Module:
-    """The variant's model with its first weights and eager memory: autograd alone, no kernel."""
+    """The variant's model with its initial weights and eager memory: autograd alone, no kernel."""
     eager = load_config(None, _flat(config) | {"sparsity.ffn_memory": "eager", "sparsity.implementation": "auto"})
     return make_model_provider(eager)()
 
@@ -119,13 +119,13 @@ def _flat(config: Config) -> dict[str, object]:
 
 
 def refuse_if_too_large(configs: dict[str, Config]) -> None:
-    """All variants live at once; refuse what would not fit in memory, before building any.
+    """Refuse variants that do not fit in memory together, before building any.
 
-    Counted for each parameter: weight, gradient, two moments, and for ours ZeRO's fp32 copy and reduction buffer. For
-    the step itself: four copies of the logits in fp32, and thirty activations a layer.
+    Estimate: for each parameter the weight, gradient, two moments, and for our variants ZeRO's fp32 copy and reduction
+    buffer; for the step four copies of the logits in fp32, and thirty activations per layer.
 
     Raises:
-        UserError: with the way out.
+        UserError: the estimate exceeds 90 % of the free memory.
     """
     needed, working = 0, 0
     for name, config in configs.items():
@@ -138,14 +138,14 @@ def refuse_if_too_large(configs: dict[str, Config]) -> None:
     free, layers = free_memory(), next(iter(configs.values())).model.num_layers
     if free is not None and needed + working > 0.9 * free:
         raise UserError(
-            f"--layers {layers}: {len(configs)} models with their optimizers need about "
+            f"--layers {layers}: {len(configs)} models with their optimizers require about "
             f"{(needed + working) / 2**30:.1f} GiB at once, {free / 2**30:.1f} are free; "
             "give fewer --layers, or some of the --variants"
         )
 
 
 def free_memory() -> int | None:
-    """Bytes that can be allocated on the device; None where the system does not say."""
+    """Bytes that can be allocated on the device; None if unknown."""
     if accelerator.has_cuda():
         return torch.cuda.mem_get_info()[0]
     try:

@@ -1,7 +1,7 @@
-"""The peer of `elas bench step`: transformers' Llama, torch's AdamW and a plain loop, as one would write it.
+"""The model that `elas bench step` compares with: transformers' Llama, torch's AdamW and a plain loop.
 
-It has the shape and the first weights of the full-rank SwiGLU variant, so both compute the same loss. In bf16 its
-weights and moments are bf16 alone, where ours keep fp32 ones in ZeRO: it moves 8 bytes a parameter less.
+It has the shape and the initial weights of the full-rank SwiGLU variant, so both compute the same loss. In bf16 its
+weights and moments are bf16 only, while ours are also fp32 in ZeRO, so it moves 8 bytes per parameter less.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from elas.optim.adamw import parameter_groups
 
 
 class HfLlama:
-    """A `LlamaForCausalLM` that steps like `elas.engine.engine.Engine`.
+    """A `LlamaForCausalLM` with the `step` of `elas.engine.engine.Engine`.
 
     Args:
         config: of the full-rank SwiGLU variant.
-        model: Megatron's model of that configuration, whose weights it takes.
-        fused: AdamW as one kernel, not torch's default.
+        model: Megatron's model of that configuration, whose weights are copied.
+        fused: whether AdamW is one kernel, instead of torch's default.
     """
 
     def __init__(self, config: Config, model: torch.nn.Module, *, fused: bool = False):
@@ -32,7 +32,7 @@ class HfLlama:
         weights = dict(model.named_parameters())
         dtype = DTYPES[config.train.dtype]
         with torch._C.DisableTorchFunction():
-            fields: dict[str, Any] = {  # rope_theta is taken as a keyword, without a parameter of its own
+            fields: dict[str, Any] = {  # rope_theta is accepted, but not declared as a parameter
                 "vocab_size": shape.vocab_size,
                 "hidden_size": shape.hidden_size,
                 "intermediate_size": ffn_width(config),
@@ -61,17 +61,17 @@ class HfLlama:
 
     @property
     def layers(self) -> list[torch.nn.Module]:
-        """Transformer layers."""
+        """The transformer layers."""
         return list(self.model.model.layers)
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """All of them."""
+        """All parameters."""
         return list(self.model.parameters())
 
     def step(self, batch: Batch) -> tuple[float, float]:
         """Mean loss and gradient norm of one step on tokens and labels `[b, s]`.
 
-        Our CPU shim, a torch function mode, would add to this model's time, so it is off here.
+        The replacement of CUDA, a torch function mode, is off here, since it would slow this model down.
         """
         tokens, labels = batch
         with torch._C.DisableTorchFunction():
@@ -86,7 +86,8 @@ class HfLlama:
 def to_llama(weights: Mapping[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
     """Megatron's full-rank SwiGLU weights under Llama's names.
 
-    Megatron stacks, for each key/value head, its query heads, the key head and the value head; and gate over up.
+    Megatron's QKV weight holds for each key/value head its query heads, the key head and the value head; fc1 holds
+    gate, then up.
     """
     heads = config.model.num_attention_heads
     groups = config.model.num_query_groups or heads
