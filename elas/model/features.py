@@ -1,7 +1,7 @@
-"""Every field of Megatron-core 0.16's `TransformerConfig`, and what our layers make of it.
+"""Every field of Megatron-core 0.16's `TransformerConfig`, and whether our layers support it.
 
-`tests/megatron/test_features.py` fails when a field is in none of these tables, so that a new version of Megatron-core
-cannot bring a feature that is silently ignored. `elas.model.check.check` applies them.
+`tests/megatron/test_features.py` fails if a field is in none of these tables, so that no feature of a new version of
+Megatron-core is ignored silently. `elas.model.check.check` applies them.
 """
 
 
@@ -9,7 +9,7 @@ def _each(names: str, reason: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), reason)
 
 
-# Layers compute what the field asks for; most by being built from Megatron's own parts.
+# The layers compute what the field says, mostly since they consist of Megatron's parts.
 WORKS = _each(
     """
 tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size sequence_parallel
@@ -25,14 +25,14 @@ no_rope_freq init_method output_layer_init_method init_method_std embedding_init
 recompute_granularity recompute_method recompute_num_layers recompute_modules distribute_saved_activations
 softmax_type activation_func
 """,
-    "computed as asked",
+    "supported",
 )
 
 _EXPERTS = "there are no experts (num_moe_experts is refused)"
-_TP_OVERLAP = "says how tp_comm_overlap, which is refused, would work"
-_FP8 = "says how fp8 or fp4, which are refused, would work"
+_TP_OVERLAP = "an option of tp_comm_overlap, which is refused"
+_FP8 = "an option of fp8 or fp4, which are refused"
 _FUSION = "chooses a fused kernel for the same values; ours has its own"
-_PARTS = "says how a part that is refused would work"
+_PARTS = "an option of a feature that is refused"
 _PLUMBING = "how Megatron schedules or communicates; values are the same"
 
 SAME = {
@@ -44,7 +44,7 @@ SAME = {
         "hetereogenous_dist_checkpoint use_te_rng_tracker",
         _PLUMBING,
     ),
-    "cp_comm_type": "keys and values are gathered over context-parallel ranks, whatever it says; values are the same",
+    "cp_comm_type": "keys and values are always gathered over context-parallel ranks; values are the same",
     "deterministic_mode": "torch.use_deterministic_algorithms decides for our layers",
     "transformer_impl": "the layers are ours; embedding and output layer are Megatron's local ones",
     "expert_tensor_parallel_size": _EXPERTS,
@@ -81,9 +81,9 @@ SAME = {
         _FUSION,
     ),
     "apply_query_key_layer_scaling": "divides scores before the softmax and multiplies them back inside it",
-    "attention_softmax_in_fp32": "the softmax is in fp32 always",
-    "disable_bf16_reduced_precision_matmul": "a switch of torch, which Megatron throws",
-    "use_te_activation_func": "for Megatron's own MLP, where `ElasSpecProvider.activation_func` then has the 2:4",
+    "attention_softmax_in_fp32": "the softmax is always in fp32",
+    "disable_bf16_reduced_precision_matmul": "a setting of torch, which Megatron sets",
+    "use_te_activation_func": "for Megatron's own MLP, which then gets 2:4 from `ElasSpecProvider.activation_func`",
     **_each(
         "mtp_loss_scaling_factor qk_clip_alpha qk_clip_threshold dsa_indexer_n_heads dsa_indexer_head_dim "
         "dsa_indexer_topk dsa_indexer_loss_coeff dsa_indexer_use_sparse_loss linear_conv_kernel_dim "
@@ -102,14 +102,14 @@ SAME = {
 }
 
 _NO_EXPERTS = ("there are no low-rank, 2:4-sparse experts", "leave it out")
-_OWN_LINEARS = ("only Transformer Engine's linears do that, and ours are not theirs", "leave it out")
-_OWN_ATTENTION = ("attention is torch's scaled_dot_product_attention, which does not do that", "leave it out")
-_INFERENCE = ("these layers have no inference form", "leave it out; export the model for inference")
+_OWN_LINEARS = ("only Transformer Engine's linears support it", "leave it out")
+_OWN_ATTENTION = ("attention is torch's scaled_dot_product_attention, which does not support it", "leave it out")
+_INFERENCE = ("the layers have no inference mode", "leave it out; export the model for inference")
 
-# Refused unless the field has its default (or the value given third).
+# Refused unless the field has its default.
 REFUSED: dict[str, tuple] = {
     "fp16": ("relu² overflows float16 above 256", "use bf16"),
-    "enable_autocast": ("the squared-ReLU core takes one dtype", "use bf16=True, without autocast"),
+    "enable_autocast": ("the squared-ReLU core has one dtype", "use bf16=True, without autocast"),
     **dict.fromkeys(
         ["num_moe_experts", "moe_extended_tp", "expert_model_parallel_size", "overlap_moe_expert_parallel_comm"],
         _NO_EXPERTS,
@@ -137,14 +137,14 @@ REFUSED: dict[str, tuple] = {
     "multi_latent_attention": ("there is no low-rank form of MLA", "leave it out"),
     "experimental_attention_variant": ("attention is the softmax kind", "leave it out"),
     "linear_attention_freq": ("attention is the softmax kind", "leave it out"),
-    "test_mode": ("it compares the norms of q and k, which low-rank layers call elsewhere", "leave it out"),
-    "init_model_with_meta_device": ("factors are drawn when they are made", "leave it out"),
+    "test_mode": ("it compares norms of q and k, which low-rank layers call elsewhere", "leave it out"),
+    "init_model_with_meta_device": ("factors are initialised when they are created", "leave it out"),
     "fused_single_qkv_rope": ("q, k and v are never one tensor", "leave it out"),
     "mrope_section": ("positions have one dimension", "use rope"),
     "is_hybrid_model": ("there are no Mamba layers", "leave it out"),
     "heterogeneous_block_specs": ("all layers are alike", "leave it out"),
-    **dict.fromkeys(["enable_cuda_graph", "external_cuda_graph"], ("not tried with our kernels", "leave it out")),
-    "cuda_graph_impl": ("not tried with our kernels", "leave it none"),
+    **dict.fromkeys(["enable_cuda_graph", "external_cuda_graph"], ("not tested with our kernels", "leave it out")),
+    "cuda_graph_impl": ("not tested with our kernels", "leave it none"),
     **dict.fromkeys(["flash_decode", "use_inference_optimized_layers", "inference_fuse_tp_communication"], _INFERENCE),
 }
 
@@ -157,9 +157,9 @@ init_model_with_meta_device fused_single_qkv_rope enable_cuda_graph external_cud
 use_inference_optimized_layers inference_fuse_tp_communication
 """
 HOW_ONLY = set(_HOW_ONLY.split())
-"""Of the refused, those that say how a step is run: a checkpoint trained with one is of the same model without it."""
+"""Refused fields that change how a step runs and not what it computes: checkpoints trained with them can be used."""
 
-# Arguments of Megatron-LM that are not in its TransformerConfig, and that our model would not follow.
+# Arguments of Megatron-LM outside its TransformerConfig that our model would not follow.
 ARGUMENTS_REFUSED = {
     "yaml_cfg": "arguments are read from the command line",
     "spec": "the layers are ours",

@@ -1,4 +1,4 @@
-"""The FFN's kernel as the configuration asks for it; errors of `elas.kernels` under the configuration's keys.
+"""The FFN's kernel for a configuration; errors of `elas.kernels` under configuration keys.
 
 `elas.kernels` names the arguments of its functions, which callers may know by other names; the keys for them are here
 alone.
@@ -13,7 +13,7 @@ from elas.kernels.relu2_24 import Implementation, Relu24Options, registry
 
 
 def keys_of(low_rank: LowRankConfig) -> dict[str, str]:
-    """Configuration keys by the name that the kernel knows a value by; the core is r wide, at full rank h wide."""
+    """Configuration keys by the kernel's argument names; u and v are r wide, at full rank h wide."""
     width = "model.hidden_size" if low_rank.kind == "none" else "low_rank.rank"
     return {**SPARSITY_KEYS, "features": "model.ffn_hidden_size", "r_in": width, "r_out": width}
 
@@ -22,7 +22,7 @@ def options_of(sparsity: SparsityConfig, *, sparse: bool) -> Relu24Options:
     """The kernel's options of the `sparsity` section, with pruning on or off.
 
     Raises:
-        ConfigError: a value that the kernel does not know, or values that do not go together; by its key.
+        ConfigError: an unknown value, or values that do not go together.
     """
     try:
         return Relu24Options.of(sparsity, sparse=sparse)
@@ -33,7 +33,7 @@ def options_of(sparsity: SparsityConfig, *, sparse: bool) -> Relu24Options:
 def chosen(config: Config) -> tuple[Implementation, str]:
     """The implementation that computes the core of a run's squared-ReLU FFN on this machine, and why.
 
-    The caller shows it, so the kernel's log does not repeat it in this process.
+    The caller is to show it: the kernel's log does not repeat it in this process.
 
     Raises:
         ConfigError: the one named in `sparsity.implementation` is unknown, or cannot compute this run.

@@ -27,7 +27,7 @@ def relu2_24(z: Tensor, options: Relu24Options) -> Tensor:
             with, so `fused` keeps the same as `compressed`.
 
     Returns:
-        s: shape and dtype of z, the same values whatever `ffn_memory`.
+        s: shape and dtype of z, the same values for every `ffn_memory`.
 
     Raises:
         UserError: an unsupported dtype, such as fp16.

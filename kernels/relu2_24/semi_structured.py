@@ -47,7 +47,7 @@ def misfit(library: Library, widths: Widths) -> str | None:
 
 
 def check_tokens(library: Library, tokens: int) -> None:
-    """Refuse a number of rows that the library does not take.
+    """Refuse a number of rows that the library does not support.
 
     Raises:
         ConfigError: it is not a multiple of the library's.
