@@ -61,27 +61,10 @@ def _rho(u, rows, u_end, u_stride, m, features, m_end, m_stride, R: tl.constexpr
 
 @triton.jit
 def forward_kernel(
-    u,
-    m,
-    n,
-    v,
-    tokens,
-    features,
-    u_stride,
-    m_stride,
-    n_stride,
-    v_stride,
-    scale,
-    R_IN: tl.constexpr,
-    R_OUT: tl.constexpr,
-    METHOD: tl.constexpr,
-    BM: tl.constexpr,
-    BF: tl.constexpr,
-    BI: tl.constexpr,
-    BO: tl.constexpr,
-    GAP: tl.constexpr,
-    P: tl.constexpr,
-):
+    u, m, n, v, tokens, features, u_stride, m_stride, n_stride, v_stride, scale,
+    R_IN: tl.constexpr, R_OUT: tl.constexpr, METHOD: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
+    BI: tl.constexpr, BO: tl.constexpr, GAP: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
     """Grid (tiles of n, chunks of r_out): `u [n, r_in]`, `m [f, r_in]`, `n [f, r_out]` → `v [n, r_out]`."""
     token = tl.program_id(0).to(tl.int64) * BM
     out = tl.program_id(1) * BO
@@ -99,30 +82,10 @@ def forward_kernel(
 
 @triton.jit
 def du_kernel(
-    u,
-    m,
-    n,
-    dv,
-    du,
-    tokens,
-    features,
-    u_stride,
-    m_stride,
-    n_stride,
-    dv_stride,
-    du_stride,
-    scale,
-    R_IN: tl.constexpr,
-    R_OUT: tl.constexpr,
-    METHOD: tl.constexpr,
-    STE: tl.constexpr,
-    BM: tl.constexpr,
-    BF: tl.constexpr,
-    BI: tl.constexpr,
-    BO: tl.constexpr,
-    GAP: tl.constexpr,
-    P: tl.constexpr,
-):
+    u, m, n, dv, du, tokens, features, u_stride, m_stride, n_stride, dv_stride, du_stride, scale,
+    R_IN: tl.constexpr, R_OUT: tl.constexpr, METHOD: tl.constexpr, STE: tl.constexpr, BM: tl.constexpr,
+    BF: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, GAP: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
     """Grid (tiles of n, chunks of r_in): the forward's operands and `dv [n, r_out]` → `du [n, r_in]`."""
     token = tl.program_id(0).to(tl.int64) * BM
     first = 0
@@ -156,33 +119,11 @@ def _add_product(sums, x, y, FIRST: tl.constexpr, P: tl.constexpr):
 
 @triton.jit
 def weights_kernel(
-    u,
-    m,
-    n,
-    dv,
-    dm,
-    dn,
-    tokens,
-    features,
-    share,
-    u_stride,
-    m_stride,
-    n_stride,
-    dv_stride,
-    scale,
-    R_IN: tl.constexpr,
-    R_OUT: tl.constexpr,
-    METHOD: tl.constexpr,
-    STE: tl.constexpr,
-    NEEDS_M: tl.constexpr,
-    NEEDS_N: tl.constexpr,
-    BM: tl.constexpr,
-    BF: tl.constexpr,
-    BI: tl.constexpr,
-    BO: tl.constexpr,
-    GAP: tl.constexpr,
-    P: tl.constexpr,
-):
+    u, m, n, dv, dm, dn, tokens, features, share, u_stride, m_stride, n_stride, dv_stride, scale,
+    R_IN: tl.constexpr, R_OUT: tl.constexpr, METHOD: tl.constexpr, STE: tl.constexpr, NEEDS_M: tl.constexpr,
+    NEEDS_N: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    GAP: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
     """Grid (tiles of f, shares of n, chunks of both r): → `dm [shares, f, r_in]`, `dn [shares, f, r_out]`, fp32.
 
     One program sums `share` tokens, a multiple of BM.
