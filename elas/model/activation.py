@@ -96,7 +96,7 @@ class SparseSwitch(torch.nn.Module):
         if not self.knows_step:
             if self.training:
                 why = "nothing counts the training steps of this layer, so 2:4 would never start"
-                fix = "call elas.nn.count_steps(model, optimizer), once more after adding a layer"
+                fix = "call elas.nn.count_steps(model, optimizer), again after adding a layer"
                 raise ConfigError(self.DENSE_STEPS, self.dense_steps, why, f"{fix}, or set dense_steps to 0")
             self._follow_buffer()
         return self._options[self.sparse]

@@ -122,7 +122,7 @@ def test_layers_replaced_under_it_are_refused():
     optimizer.step()
     model[2].linear_fc1 = LowRankLinear(8, 16, 2)
     backward(model, x)
-    with pytest.raises(ConfigError, match=r"model='Sequential': .*other parameters than when LORO was made") as said:
+    with pytest.raises(ConfigError, match=r"model='Sequential': .*other parameters than when LORO was created") as said:
         optimizer.step()
     assert "\n" not in str(said.value)
     LORO(model).step()

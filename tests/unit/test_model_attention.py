@@ -157,5 +157,5 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="causal"):
         SdpaCoreAttention(SimpleNamespace(), 1, AttnMaskType.causal, "cross")
     for extra in ("attention_bias", "packed_seq_params"):
-        with pytest.raises(UserError, match="no bias and no packed"):
+        with pytest.raises(UserError, match="neither a bias nor packed"):
             core()(*inputs(NP), **{extra: torch.zeros(1)})
