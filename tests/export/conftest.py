@@ -1,0 +1,88 @@
+"""Trained models and their exports, made once for all tests of this folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import trained
+from support.ranks import run_ranks
+
+GROUPED = {"model.num_query_groups": 2}
+SWIGLU = {"model.activation": "swiglu", "sparsity.kind": "none"}
+FULL = {"low_rank.kind": "none"}
+COLA = {"low_rank.kind": "cola"}
+TP2PP2 = (4, {"parallel.tensor": 2, "parallel.pipeline": 2, "parallel.zero": 1})
+ZERO3 = (2, {"parallel.zero": 3})
+ONE = (1, {"parallel.zero": 0, "train.micro_batch_size": 8})
+
+CASES = {
+    "elas-grouped": (TP2PP2, GROUPED),
+    "elas-soft": (ZERO3, {"sparsity.method": "soft_threshold", "sparsity.scale": 1.5}),
+    "elas-bf16": (ONE, {"train.dtype": "bfloat16"}),
+    "lowrank-relu2": (ONE, {**GROUPED, "sparsity.kind": "none"}),
+    "lowrank-swiglu": (ONE, SWIGLU),
+    "elas-tied": (ONE, {"model.tie_embeddings": True, "model.rotary_base": 500}),
+    "cola-silu": (ONE, {**COLA, **SWIGLU}),
+    "cola-relu2": (ONE, {**COLA, "low_rank.activation": "relu2", "model.activation": "swiglu"}),
+    "full-relu2": (ONE, {**FULL, **GROUPED}),
+    "full-swiglu": (ONE, {**FULL, **SWIGLU, **GROUPED, "model.tie_embeddings": True}),
+    "not-yet-sparse": (ONE, {"sparsity.dense_steps": 50}),
+}
+ROWS, NEW = 8, 40
+
+
+DENSE = {name for name in CASES if name.startswith(("lowrank-", "full-s", "cola-", "not-")) or name == "elas-grouped"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One of `CASES`, trained and exported.
+
+    Attributes:
+        run: the run's folder.
+        loss: of the step after the checkpoint.
+        logits: of our model, `[8, 256, vocab]`, of `rows`.
+        text: of our model: a prompt and its greedy continuation, `[1, s]`.
+        forms: by form, the facts of the export or the error.
+    """
+
+    run: Path
+    loss: float
+    logits: torch.Tensor
+    text: torch.Tensor
+    forms: dict[str, dict | str]
+
+    def folder(self, form: str = "elas") -> Path:
+        """The exported folder."""
+        return self.run / form
+
+
+@pytest.fixture(scope="session")
+def rows() -> torch.Tensor:
+    """Tokens to compare logits on, int64 `[8, 256]`."""
+    return torch.randint(256, (ROWS, 256), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def prompt(rows) -> torch.Tensor:
+    """Tokens to continue, int64 `[1, 8]`."""
+    return rows[:1, :8]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory, rows, prompt) -> dict[str, Trained]:
+    """Every one of `CASES` by its name: trained for 50 steps, most of them sparse, and exported."""
+    folder = tmp_path_factory.mktemp("trained")
+    losses: dict[str, float] = {}
+    for world, layout in (TP2PP2, ZERO3, ONE):
+        cases = {name: {**layout, **more} for name, (where, more) in CASES.items() if where == (world, layout)}
+        losses |= run_ranks(world, trained.train, cases, str(folder), timeout=300)[-1]
+    asked = {str(folder / name): ["elas", "dense"] if name in DENSE else ["elas"] for name in CASES}
+    (ours,) = run_ranks(1, trained.run_ours, asked, rows, prompt, NEW, timeout=300)
+    made = {}
+    for name in CASES:
+        found = ours[str(folder / name)]
+        logits, text = found.pop("logits"), found.pop("text")
+        made[name] = Trained(folder / name, losses[name], logits, text, found)
+    return made

@@ -1,0 +1,173 @@
+"""Small models that are trained, exported and run on ranks, for the tests of export and import."""
+
+from pathlib import Path
+
+import torch
+from support.parity_run import GLOBAL_BATCH, tokens
+
+SMALL = {
+    "model.hidden_size": 64,
+    "model.num_layers": 2,
+    "model.num_attention_heads": 4,
+    "model.ffn_hidden_size": 128,
+    "model.vocab_size": 256,
+    "model.seq_length": 32,
+    "model.max_position_embeddings": 256,
+    "low_rank.rank": 16,
+    "sparsity.dense_steps": 20,
+    "optimizer.lr": 3e-3,
+    "schedule.warmup_steps": 5,
+    "train.steps": 50,
+    "train.dtype": "float32",
+    "train.micro_batch_size": 4,
+    "train.global_batch_size": GLOBAL_BATCH,
+    "checkpoint.every_steps": 1000,
+}
+_TRAINING = {key: value for key, value in SMALL.items() if key.startswith(("train.", "optimizer.", "schedule."))}
+
+
+def train(cases: dict[str, dict], folder: str) -> dict[str, float]:
+    """Train each case's model on this rank's layout and save it in `FOLDER/NAME`; the loss after the last step."""
+    return {name: _train(overrides, f"{folder}/{name}") for name, overrides in cases.items()}
+
+
+def _train(overrides: dict, run_dir: str) -> float:
+    from elas import parallel
+    from elas.checkpoint.saver import Saver
+    from elas.config import load_config
+    from elas.engine.engine import Engine
+
+    config = load_config(None, {**SMALL, **overrides, "train.run_dir": run_dir})
+    layout = parallel.initialize(config.parallel, seed=config.train.seed)
+    engine = Engine(config, layout)
+    for step in range(1, config.train.steps + 1):
+        engine.set_learning_rate(config.optimizer.lr)
+        one_step(engine, step)
+    samples = config.train.steps * config.train.global_batch_size
+    Saver(config, engine).save(config.train.steps, samples * config.model.seq_length, {"consumed_samples": samples})
+    loss = one_step(engine, config.train.steps + 1)
+    parallel.shut_down()
+    return loss
+
+
+def one_step(engine, step: int) -> float:
+    """Training step `step`, on its tokens; the loss before the update."""
+    from elas.model.activation import set_step
+
+    set_step(engine.chunks, step)
+    layout, size = engine.layout, engine.config.train.micro_batch_size
+    samples = tokens(step)
+    starts = [(m * layout.dp + layout.dp_rank) * size for m in range(engine.micro_batches)]
+    return engine.step((samples[s : s + size, :-1], samples[s : s + size, 1:]) for s in starts)[0]
+
+
+def run_ours(cases: dict[str, list[str]], rows: torch.Tensor, prompt: torch.Tensor, new: int) -> dict[str, dict]:
+    """Export each run and run its checkpoint, on one rank.
+
+    Args:
+        cases: forms to export by the run's folder; they go to `RUN_DIR/FORM`.
+        rows: int64 `[b, s]`.
+        prompt: int64 `[1, s]`.
+        new: tokens to continue the prompt by, greedily.
+
+    Returns:
+        By the run's folder: `logits` of the rows, `text`, the prompt and its continuation, and by form the facts of the
+        export or its error.
+    """
+    return {run: _run_ours(Path(run), forms, rows, prompt, new) for run, forms in cases.items()}
+
+
+def _run_ours(run: Path, forms: list[str], rows: torch.Tensor, prompt: torch.Tensor, new: int) -> dict:
+    from elas import parallel
+    from elas.console import Console
+    from elas.errors import UserError
+    from elas.export.run import Request, export_hf
+
+    found = {}
+    for form in forms:
+        try:
+            compares = run.name in ("elas-grouped", "elas-bf16")  # it takes a second
+            request = Request(run, run / form, form, shard_gb=1e-4 if form == "elas" else 5, compare=compares)
+            found[form] = export_hf(request, Console())
+        except UserError as error:
+            found[form] = str(error)
+    model = forward(run)
+    found["logits"] = torch.cat([model.logits(row[None]).clone() for row in rows])
+    text = prompt
+    for _ in range(new):
+        text = torch.cat([text, model.logits(text)[:, -1].argmax(-1)[:, None]], dim=1)
+    parallel.shut_down()
+    return found | {"text": text}
+
+
+def forward(run: Path):
+    """The checkpoint's model in fp32 and with plain operations, on one rank."""
+    import dataclasses
+
+    from elas import parallel
+    from elas.checkpoint.choose import find
+    from elas.checkpoint.identity import written_config
+    from elas.config import ParallelConfig
+    from elas.evaluate.forward import Forward
+
+    checkpoint = find(run)
+    config = written_config(checkpoint)
+    config.parallel = ParallelConfig()
+    config.train.dtype = "float32"
+    config.sparsity = dataclasses.replace(config.sparsity, ffn_memory="eager", implementation="auto")
+    layout = parallel.initialize(config.parallel, seed=1)
+    return Forward(checkpoint, config, layout)
+
+
+def logits(runs: list[str], rows: torch.Tensor) -> list[torch.Tensor]:
+    """Logits `[b, s, vocab]` of each run's newest checkpoint, on one rank."""
+    from elas import parallel
+
+    found = []
+    for run in runs:
+        model = forward(Path(run))
+        found.append(torch.cat([model.logits(row[None]).clone() for row in rows]))
+        parallel.shut_down()
+    return found
+
+
+def resumed(runs: dict[str, dict], step: int) -> dict[str, tuple[float, float]]:
+    """Resume each run as `elas train --config RUN/config.yaml` does, and take two steps on the tokens of `step`.
+
+    Returns:
+        By the run's folder, the losses before the first and the second update.
+    """
+    from elas import parallel
+    from elas.checkpoint.choose import find_checkpoint
+    from elas.checkpoint.resume import first_intact, restore
+    from elas.config import load_config
+    from elas.engine.engine import Engine
+
+    losses = {}
+    for run, overrides in runs.items():
+        config = load_config(f"{run}/config.yaml", {**_TRAINING, **overrides})
+        layout = parallel.initialize(config.parallel, seed=config.train.seed)
+        engine = Engine(config, layout)
+        restore(engine, first_intact(find_checkpoint(config), config))
+        engine.set_learning_rate(1e-3)
+        losses[run] = one_step(engine, step), one_step(engine, step)
+        parallel.shut_down()
+    return losses
+
+
+def run_training(settings: dict) -> str:
+    """A whole run as `elas train` starts it; what the console showed on this rank."""
+    import contextlib
+    import io
+
+    from elas import parallel
+    from elas.checkpoint.choose import find_checkpoint
+    from elas.config import from_flat, read_yaml
+    from elas.train.loop import run
+
+    config = from_flat({**read_yaml(settings.pop("config")), **settings})
+    resume = find_checkpoint(config)
+    layout = parallel.initialize(config.parallel, seed=config.train.seed)
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        run(config, layout, resume)
+    return shown.getvalue()
