@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from elas.config import ParallelConfig
-from elas.data.tokenizer.byte_lengths import byte_lengths
+from elas.data.tokenizer.byte_lengths import byte_lengths, inexact_because
 from elas.errors import ConfigError, UserError
 from elas.evaluate.corpora import check_ids, of_prefixes, own_validation
 from elas.evaluate.rows import Documents, Rows, rows_of
@@ -128,7 +128,9 @@ def _read(
     tokenizer, why = tokenizer_for(source, request.tokenizer, [one.name for one in corpora])
     if tokenizer is None:
         return corpora, what, None, [f"no bits per byte, for want of a tokenizer: {why}"]
-    return corpora, what, byte_lengths(tokenizer, vocab_size), []
+    why = inexact_because(tokenizer)
+    notes = [f"bits per byte are of the text as decoded, which is not always the original: {why}"] if why else []
+    return corpora, what, byte_lengths(tokenizer, vocab_size), notes
 
 
 def _shares(corpora: list[Documents], limit: int | None) -> list[int | None]:

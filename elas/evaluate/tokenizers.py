@@ -63,4 +63,4 @@ def _of_corpus(prefix: str) -> Tokenizer | None:
         found = load_tokenizer(path)
     except UserError:
         return None
-    return found if read_manifest(prefix).get("tokenizer_sha256") in (None, found.sha256) else None
+    return found if read_manifest(prefix).get("tokenizer_sha256") in {None, *found.identities} else None

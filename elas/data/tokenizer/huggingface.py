@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
@@ -119,6 +120,23 @@ class HFTokenizer:
     def spelling(self, ids: Sequence[int]) -> str:
         """Text of `ids`, including the names of special tokens."""
         return self._hf.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def join(self, tokens: list[str]) -> str:
+        """Text of tokens, as their decoder joins them."""
+        return self._hf.convert_tokens_to_string(tokens)
+
+    @property
+    def added_ids(self) -> frozenset[int]:
+        """Ids of the tokens that are found in a text before it is split, special or not."""
+        return frozenset(self._hf.added_tokens_decoder)
+
+    @property
+    def part_types(self) -> set[str]:
+        """Types of the pre-tokenizers and decoders (`ByteLevel`, …); empty if they are Python code."""
+        backend = self.backend_json()
+        facts = json.loads(backend) if backend is not None else {}
+        parts = json.dumps([facts.get("pre_tokenizer"), facts.get("decoder")])
+        return set(re.findall(r'"type": "(\w+)"', parts))
 
     @property
     def vocab_size(self) -> int:
