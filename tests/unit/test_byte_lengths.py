@@ -106,7 +106,7 @@ def test_byte_level_bpe_is_exact(texts, tmp_path):
 
 
 def test_an_exported_tokenizer_counts_the_same(texts, tmp_path):
-    from elas.export.tokenizer import write_tokenizer
+    from elas.hf.tokenizer import write_tokenizer
 
     for number, prefix in enumerate((False, True)):
         for model_type in ("bpe", "unigram"):
