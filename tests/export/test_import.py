@@ -1,20 +1,26 @@
 """Runs that start from Hugging Face folders: of our own exports, of transformers' models, factored or not."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 import torch
 import trained
 from safetensors.torch import load_file
+from support.corpora import arguments, write_corpus
 from support.ranks import run_ranks
+from support.training_processes import rows as rows_of
 from transformers import ArceeConfig, ArceeForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from elas import cli
 from elas.checkpoint.choose import find
 from elas.checkpoint.weights import read_weights
 from elas.console import Console
 from elas.export.from_hf import Request, import_hf
 from elas.export.svd import truncated
 from elas.hf.build import open_folder
+from elas.hf.configuration_elas import ElasConfig
+from elas.hf.modeling_elas import ElasForCausalLM
 
 pytestmark = pytest.mark.timeout(900)  # models are trained before the first test
 
@@ -103,7 +109,8 @@ ROUND_TRIPS = {
 def test_the_next_step_is_that_of_the_run_that_went_on(models, tmp_path):
     """Exported and imported, the loss of the next step is within 1e-6 of the run's own; moments start anew.
 
-    An update with those follows, after which the loss on the same tokens is lower.
+    An update with those follows, after which the loss on the same tokens is lower; and back at the start, as after a
+    rollback, moments are zero again and both losses the same.
     """
     runs = {name: tmp_path / name for name in ROUND_TRIPS}
     for name, form in ROUND_TRIPS.items():
@@ -117,6 +124,45 @@ def test_the_next_step_is_that_of_the_run_that_went_on(models, tmp_path):
     runs["not-yet-sparse"] = Path(later["checkpoint"]).parents[1]
     (losses,) = run_ranks(1, trained.resumed, {str(run): ONE for run in runs.values()}, 51, timeout=200)
     for name, run in runs.items():
-        first, second = losses[str(run)]
+        first, second, *again = losses[str(run)]
         assert first == pytest.approx(models[name].loss, abs=1e-6), name
-        assert second < first, name
+        assert second < first and again == [first, second], name
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "export.md"
+
+
+def test_the_commands_of_the_page_import_and_train(public, tmp_path, monkeypatch):
+    """As written in docs/export.md, but for the rank; training on two tensor-parallel ranks, stopped and resumed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").symlink_to(public["llama"].parent)
+    torch.manual_seed(0)
+    ElasForCausalLM(ElasConfig(**SHAPE, rank=8)).save_pretrained(tmp_path / "exports" / "60m")
+    for name in ("text", "held-out"):
+        write_corpus(tmp_path / "data" / name, vocab=256)
+    commands = [line.partition("#")[0].split() for line in PAGE.read_text().splitlines() if line.startswith("elas ")]
+    imports = [command for command in commands if command[:3] == ["elas", "import", "hf"]]
+    (training,) = (command for command in commands if command[:2] == ["elas", "train"])
+    assert len(imports) == 3
+    for command in imports:
+        assert cli.run(["16" if word == "192" else word for word in command[1:]]) == 0
+    settings = {"parallel.tensor": 2, "parallel.sequence": True, "data.valid": "data/held-out", "model.seq_length": 32}
+    settings |= {"train.micro_batch_size": 2, "train.global_batch_size": 8, "train.dtype": "float32"}
+    settings |= {"schedule.warmup_steps": 1, "train.eval_batches": 1, "checkpoint.every_steps": 2, "log.every_steps": 1}
+    settings |= {"train.timeout_seconds": None, "log.tensorboard": False}
+    folder = tmp_path / Path(training[3]).parent
+    for steps, begins in ((2, "step_00000000 at step 0"), (3, "step_00000002 at step 2")):
+        argv = [*training[2:], *arguments({**settings, "train.steps": steps})]
+        shown = run_ranks(2, f"{__name__}:train_in", str(tmp_path), argv, timeout=200)[0]
+        assert begins in shown
+        assert f"changed from step {1 if steps == 2 else 3} on: " in shown
+    assert [row["step"] for row in rows_of(folder)] == [1, 2, 3]
+    began = rows_of(folder, "validation")[0]["loss"]
+    (model,) = run_ranks(1, trained.logits, [str(folder)], torch.zeros(1, 8, dtype=torch.long), timeout=200)
+    assert began > rows_of(folder, "validation")[-1]["loss"] and model[0].isfinite().all()
+
+
+def train_in(folder: str, argv: list[str]) -> str:
+    """Train in a folder, as paths of the page are relative."""
+    with contextlib.chdir(folder):
+        return trained.run_training(argv)

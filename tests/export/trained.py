@@ -131,11 +131,11 @@ def logits(runs: list[str], rows: torch.Tensor) -> list[torch.Tensor]:
     return found
 
 
-def resumed(runs: dict[str, dict], step: int) -> dict[str, tuple[float, float]]:
-    """Resume each run as `elas train --config RUN/config.yaml` does, and take two steps on the tokens of `step`.
+def resumed(runs: dict[str, dict], step: int) -> dict[str, list[float]]:
+    """Resume each run as `elas train --config RUN/config.yaml` does, and take two steps on the tokens of `step`; twice.
 
     Returns:
-        By the run's folder, the losses before the first and the second update.
+        By the run's folder, the losses before the first and the second update, and those after going back to the start.
     """
     from elas import parallel
     from elas.checkpoint.choose import find_checkpoint
@@ -148,24 +148,28 @@ def resumed(runs: dict[str, dict], step: int) -> dict[str, tuple[float, float]]:
         config = load_config(f"{run}/config.yaml", {**_TRAINING, **overrides})
         layout = parallel.initialize(config.parallel, seed=config.train.seed)
         engine = Engine(config, layout)
-        restore(engine, first_intact(find_checkpoint(config), config))
-        engine.set_learning_rate(1e-3)
-        losses[run] = one_step(engine, step), one_step(engine, step)
+        losses[run] = []
+        for _ in range(2):
+            restore(engine, first_intact(find_checkpoint(config), config))
+            engine.set_learning_rate(1e-3)
+            losses[run] += [one_step(engine, step), one_step(engine, step)]
         parallel.shut_down()
     return losses
 
 
-def run_training(settings: dict) -> str:
-    """A whole run as `elas train` starts it; what the console showed on this rank."""
+def run_training(argv: list[str]) -> str:
+    """A whole run as `elas train ARGV…` starts it; what the console showed on this rank."""
     import contextlib
     import io
 
     from elas import parallel
     from elas.checkpoint.choose import find_checkpoint
-    from elas.config import from_flat, read_yaml
+    from elas.config.rules import validate
+    from elas.launch.pretrain import parse
     from elas.train.loop import run
 
-    config = from_flat({**read_yaml(settings.pop("config")), **settings})
+    config, _ = parse(argv)
+    validate(config, torch.distributed.get_world_size())
     resume = find_checkpoint(config)
     layout = parallel.initialize(config.parallel, seed=config.train.seed)
     with contextlib.redirect_stdout(io.StringIO()) as shown:
