@@ -183,10 +183,10 @@ def _ratios(rows: list[dict]) -> list[dict]:
     found = []
     for dtype, batch, context in dict.fromkeys(key[:3] for key in by_key):
         for what, of, to in RATIOS:
-            pair = [by_key.get((dtype, batch, context, name)) for name in (of, to)]
-            if all(row and row[what] for row in pair):
+            over, under = (by_key.get((dtype, batch, context, name)) for name in (of, to))
+            if over and under and over[what] and under[what]:
                 case = {"dtype": dtype, "batch": batch, "context": context, "what": what, "of": of, "to": to}
-                found.append(case | {"ratio": pair[0][what] / pair[1][what]})
+                found.append(case | {"ratio": over[what] / under[what]})
     return found
 
 

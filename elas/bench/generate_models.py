@@ -5,6 +5,7 @@ Legend: b batch, n tokens in the cache.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -31,8 +32,9 @@ class Variant:
     @property
     def weight_bytes(self) -> int:
         """Of what a token reads: all parameters but the embedding, of which it reads a row."""
-        embedding = self.model.get_input_embeddings().weight
-        tied = self.model.get_output_embeddings().weight is embedding
+        model: Any = self.model
+        embedding = model.get_input_embeddings().weight
+        tied = model.get_output_embeddings().weight is embedding
         sizes = {id(p): p.numel() * p.element_size() for p in self.model.parameters()}
         return sum(sizes.values()) - (0 if tied else sizes[id(embedding)])
 
@@ -42,9 +44,13 @@ class Variant:
         cache = self.cache()
         with torch.inference_mode():
             self.model(input_ids=torch.ones(1, 1, dtype=torch.int64), past_key_values=cache, use_cache=True)
-        return sum(
-            t.shape[1] * t.shape[3] * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values)
-        )
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for pair in _keys_and_values(cache) for t in pair)
+
+
+def _keys_and_values(cache: Cache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """`[b, heads, n, …]` of every layer."""
+    layers: list[Any] = cache.layers  # all of softmax attention, which the annotation does not say
+    return [(layer.keys, layer.values) for layer in layers]
 
 
 def build(name: str, config: Config, context: int, dtype: torch.dtype) -> Variant:
@@ -56,15 +62,15 @@ def build(name: str, config: Config, context: int, dtype: torch.dtype) -> Varian
         context: longest sequence.
         dtype: of the weights.
     """
-    shape = hf_config(config, step=config.sparsity.dense_steps + 1, dtype=dtype)
+    shape = hf_config(config, step=int(config.sparsity.dense_steps) + 1, dtype=dtype)
     shape.max_position_embeddings = context
     torch.manual_seed(3)
     if name == "hf_llama":
         fields = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
         same = {field: getattr(shape, field) for field in fields.split()}
         llama = LlamaConfig(**same, max_position_embeddings=context, tie_word_embeddings=shape.tie_word_embeddings)
-        return Variant(name, LlamaForCausalLM(llama).to(dtype).eval(), lambda: DynamicCache(config=llama))
-    model = ElasForCausalLM(shape).to(dtype).eval()
+        return Variant(name, _ready(LlamaForCausalLM(llama), dtype), lambda: DynamicCache(config=llama))
+    model = _ready(ElasForCausalLM(shape), dtype)
     if name == "dense_export":
         stock = dense_config(shape)
         model = _dense(model, stock, dtype)
@@ -74,6 +80,11 @@ def build(name: str, config: Config, context: int, dtype: torch.dtype) -> Varian
     if name == "elas_latent":
         model.config.value_cache = "latent"
     return Variant(name, model, growing_cache)
+
+
+def _ready(model: Any, dtype: torch.dtype) -> Any:
+    """In `dtype`, for inference; transformers' models lose their type in `to`."""
+    return model.to(dtype).eval()
 
 
 def _dense(model: ElasForCausalLM, stock, dtype: torch.dtype) -> PreTrainedModel:
@@ -91,7 +102,7 @@ def filled(variant: Variant, batch: int, tokens: int) -> Cache:
     cache = variant.cache()
     with torch.inference_mode():
         variant.model(input_ids=torch.ones(batch, 1, dtype=torch.int64), past_key_values=cache, use_cache=True)
-        for number, layer in enumerate(cache.layers):
-            shapes = [(*t.shape[:2], tokens - 1, t.shape[3]) for t in (layer.keys, layer.values)]
-            cache.update(*(torch.randn(shape, dtype=layer.keys.dtype) for shape in shapes), number)
+        for number, pair in enumerate(_keys_and_values(cache)):
+            keys, values = (torch.randn((*t.shape[:2], tokens - 1, t.shape[3]), dtype=t.dtype) for t in pair)
+            cache.update(keys, values, number)
     return cache
