@@ -18,6 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from elas.accelerator import device as this_device
+from elas.data.tokenizer.found import document_ids
 from elas.errors import UserError
 from elas.hf.source import Source, source_of
 from elas.hf.tokenizer import write_tokenizer
@@ -50,7 +51,11 @@ class ElasLM(HFLM):
         source = source_of(Path(checkpoint))
         arguments.pop("device", None)  # the harness gives it; the model goes to this process's
         model = source.model(getattr(torch, dtype) if dtype else None, str(this_device()))
-        super().__init__(model, backend="causal", tokenizer=harness_tokenizer(source, tokenizer, model), **arguments)
+        found = harness_tokenizer(source, tokenizer, model)
+        if source.checkpoint is not None:  # an export has them: else texts in a batch would go on after their end
+            for role in ("bos", "eos", "pad"):
+                setattr(model.generation_config, f"{role}_token_id", getattr(found, f"{role}_token_id"))
+        super().__init__(model, backend="causal", tokenizer=found, **arguments)
         self._rank, self._world_size = rank, world
         self.source = source
 
@@ -78,7 +83,8 @@ def harness_tokenizer(source: Source, given: str | None, model: torch.nn.Module)
         return AutoTokenizer.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
     path = source.tokenizer(given).path
     with tempfile.TemporaryDirectory(prefix="elas-tokenizer-") as folder:
-        write_tokenizer(path, Path(folder), model.config.max_position_embeddings)
+        eod = document_ids(source.config)[1] if source.config else None
+        write_tokenizer(path, Path(folder), model.config.max_position_embeddings, eod)
         found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if found.eos_token_id is None and found.bos_token_id is None:
         raise UserError(f"tokenizer {path}: has neither a first nor a last token, one of which tasks begin with")

@@ -16,7 +16,7 @@ from elas.errors import ConfigError, UserError
 from elas.export.card import model_card
 from elas.export.folder import new_folder
 from elas.export.hf import Export
-from elas.export.tokenizer import write_tokenizer
+from elas.hf.tokenizer import write_tokenizer
 
 STRETCHES, TOKENS = 8, 256
 NO_TOKENIZER = "none"
