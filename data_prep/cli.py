@@ -133,7 +133,7 @@ def _tokenize_parser() -> Parser:
     add("--slurm-time", default="20:00:00", metavar="T", help="time limit of a job; default: 20:00:00")
     add("--slurm-mem-gb", type=int, default=2, metavar="N", help="memory of a job; default: 2")
     add("--slurm-qos", default="", metavar="NAME", help="quality of service")
-    add("--sbatch", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="further sbatch options")
+    add("--sbatch", nargs="+", action="extend", default=[], metavar="KEY[=VALUE]", help="further sbatch options")
     return parser
 
 
@@ -221,9 +221,14 @@ def _share(text: str | None) -> tuple[int, int] | None:
 
 
 def _sbatch(pairs: list[str]) -> dict[str, str]:
+    """Options of sbatch by name; the value of a flag such as `exclusive` is empty."""
     options = {}
     for pair in pairs:
-        key, _, value = pair.lstrip("-").partition("=")
+        key, equals, value = pair.lstrip("-").partition("=")
+        if not key.replace("-", "").isalnum() or (equals and not value) or "\n" in value:
+            raise UserError(f"--sbatch {pair}: not an option of sbatch; give KEY=VALUE, or KEY for a flag")
+        if key == "array":
+            raise UserError(f"--sbatch {pair}: is set from the tasks; give --task-bytes or --workers instead")
         options[key] = value
     return options
 

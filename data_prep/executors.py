@@ -4,6 +4,7 @@ Every executor marks a finished task with a file in `PREFIX.work/datatrove/compl
 finished with another.
 """
 
+import contextlib
 import ctypes
 import importlib.util
 import logging
@@ -12,8 +13,9 @@ import os
 import shlex
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
@@ -192,26 +194,42 @@ def run_slurm(plan: Plan, options: dict) -> list[str]:
 
     Returns:
         The ids of both jobs, or only of the merge job if all tasks are done.
+
+    Raises:
+        UserError: sbatch refuses a job; its own message precedes on stderr.
     """
     logger.disable("datatrove")
     executor = slurm_executor(plan, options)
     executor.launch_merge_stats = lambda: None  # datatrove's extra job for a statistics table
-    executor.launch_job()
+    with _refused_by_sbatch():
+        executor.launch_job()
     tasks = [] if executor.job_id in (None, -1) else [str(executor.job_id)]
     arguments = {
         "job-name": f"merge-{Path(plan.outputs[0]).name}",
         "partition": options["partition"],
-        "qos": options["qos"],
         "time": options["time"],
         "mem-per-cpu": f"{options['mem_gb']}G",
         "output": str(logging_folder(plan.work) / "merge.log"),
+        **({"qos": options["qos"]} if options["qos"] else {}),
         **options["sbatch"],
     }
     command = f"{shlex.quote(sys.executable)} -m elas.cli prep merge {shlex.quote(plan.outputs[0])}"
-    script = executor.get_launch_file_contents({k: v for k, v in arguments.items() if v}, command)
+    script = executor.get_launch_file_contents(arguments, command)
     (plan.work / "merge.slurm").write_text(script)
     after = [f"--dependency=afterok:{tasks[0]}", "--kill-on-invalid-dep=yes"] if tasks else []
-    return [*tasks, str(launch_slurm_job(script, executor.job_id_retriever, *after))]
+    with _refused_by_sbatch(*tasks):
+        return [*tasks, str(launch_slurm_job(script, executor.job_id_retriever, *after))]
+
+
+@contextlib.contextmanager
+def _refused_by_sbatch(*queued: str) -> Iterator[None]:
+    """Raise `UserError` if sbatch refuses a job; `queued`: ids of the jobs that it has accepted before."""
+    try:
+        yield
+    except subprocess.CalledProcessError as error:
+        left = "".join(f"; job {job} is queued: scancel {job}" for job in queued)
+        fix = "correct the --slurm-… and --sbatch options"
+        raise UserError(f"--executor slurm: sbatch refused the job (status {error.returncode}); {fix}{left}") from None
 
 
 def run_ray(plan: Plan, workers: int, on_progress: Callable[[int], None]) -> None:

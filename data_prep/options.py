@@ -65,6 +65,8 @@ def check_options(output_prefix: str | Path, options: Options) -> list[Path]:
         if least is not None and most is not None and least > most:
             why = f"above --max-{what}={most}, so no document would be left"
             raise ConfigError(f"--min-{what}", least, why, f"give {most} or less")
+    if options.slurm.get("mem_gb", 1) < 1:
+        raise ConfigError("--slurm-mem-gb", options.slurm["mem_gb"], "out of range", "give 1 or more")
     _check_share(options)
     if options.eod_token is not None and not options.append_eod:
         raise ConfigError("--eod-token", options.eod_token, "has no effect with --append-eod no", "remove one of them")

@@ -5,6 +5,7 @@ document as in datatrove's own pipeline.
 """
 
 import inspect
+import re
 from difflib import get_close_matches
 
 import yaml
@@ -35,15 +36,33 @@ def parse_filter(text: str) -> list:
             arguments[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UserError(f"--filter {text}: {value!r} is not YAML; put text in quotes, {key}='\"…\"'") from None
-    takes = [key for key in inspect.signature(known[name]).parameters if key != "exclusion_writer"]
-    for key in arguments:
+    takes = {k: p.default for k, p in inspect.signature(known[name]).parameters.items() if k != "exclusion_writer"}
+    for key, value in arguments.items():
         if key not in takes:
             raise UserError(f"--filter {text}: {name} has no argument {key!r}; it has {', '.join(takes)}")
+        _check_kind(f"--filter {name}:{key}={value}", value, takes[key])
     if "seed" in takes and arguments.get("seed") is None:
         raise UserError(f"--filter {text}: would keep different documents in every run; give {name}:seed=1")
     # A trial run: a missing package shows up only when a filter sees its first document.
-    rejection(make_filters([[name, arguments]]), Document("A few words, to see that all it needs is here.", "sample"))
+    sample = Document("A few words, to see that all it needs is here.", "sample")
+    try:
+        rejection(make_filters([[name, arguments]]), sample)
+    except UserError:
+        raise
+    except (OSError, TypeError, ValueError, re.error) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"--filter {text}: fails on a sample document: {why}; correct its arguments") from error
     return [name, arguments]
+
+
+def _check_kind(where: str, value: object, default: object) -> None:
+    """Raise `UserError` for a value of another kind than the default; datatrove's annotations are not exact enough."""
+    kinds = {bool: "true or false", int | float: "a number", str: "text"}
+    for kind, what in kinds.items():
+        if isinstance(default, kind):
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+                raise UserError(f"{where}: must be {what}; its default is {default}")
+            return
 
 
 def make_filters(filters: list[list]) -> list:
@@ -52,7 +71,7 @@ def make_filters(filters: list[list]) -> list:
     for name, arguments in filters:
         try:
             made.append(_classes()[name](**arguments))
-        except (ImportError, OSError, TypeError, ValueError) as error:
+        except (ImportError, OSError, TypeError, ValueError, re.error) as error:
             raise UserError(f"--filter {name}: cannot be created: {' '.join(str(error).split())}") from error
     return made
 
