@@ -122,3 +122,20 @@ def test_an_unknown_partition_is_one_line_before_any_start(slurm, arguments, tmp
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("--slurm-partition labb: no such partition; give one of lab, urgent")
     assert not list(tmp_path.iterdir())
+
+
+def test_sbatch_refuses_in_one_line_and_flags_reach_both_jobs(slurm, arguments, tmp_path):
+    prefix = tmp_path / "all"
+    command = ["elas", "prep", "tokenize", *arguments, "--output", str(prefix), "--executor", "slurm"]
+    command += ["--slurm-partition", "lab"]
+    refused = slurm.run([*command, "--slurm-time", "soon"], env={"PATH": PATH}, check=False)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "Invalid" in refused.stderr  # SLURM's own words come first
+    assert "sbatch refused the job (status 255); correct the --slurm-… and --sbatch options" in refused.stderr
+    slurm.run([*command, "--sbatch", "hold", "comment=ours"], env={"PATH": PATH})
+    held = slurm.run(["squeue", "-h", "-o", "%r"]).stdout.split()
+    slurm.run(["scancel", "--user=root"])
+    assert len(held) == 2 and "JobHeldUser" in held
+    for script in ("datatrove/launch_script.slurm", "merge.slurm"):
+        lines = Path(f"{prefix}.work", script).read_text().splitlines()
+        assert "#SBATCH --hold" in lines and "#SBATCH --comment=ours" in lines
