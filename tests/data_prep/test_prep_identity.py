@@ -193,3 +193,14 @@ def test_settings_digest_is_that_of_earlier_plans():
     """Finished tasks and corpora are found again by this digest, which depends on the order of the fields."""
     settings = Settings("text", "/t", "s", 5, "uint16", 1, valid_fraction=0.1, filters=[["a", {}]], deduplicate=True)
     assert Plan(settings, [], [], ["/x"], {}).identity["settings"] == "05c1d7840ef21fab"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"tasks": 3}', "\udcff"])
+def test_a_damaged_plan_is_refused_in_one_line(text, tmp_path, capsys):
+    work = tmp_path / "all.work"
+    work.mkdir()
+    (work / "plan.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert exit_status(run, ["prep", "merge", str(tmp_path / "all")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {work}/plan.json: cannot be read (") and error.count("\n") == 1
+    assert "remove the folder and start over" in error
