@@ -63,12 +63,16 @@ class Parser(argparse.ArgumentParser):
         return None
 
 
-def run_command(prog: str, commands: Mapping[str, tuple[Callable | str, str]], argv: list[str], *more: str) -> int:
+Commands = Mapping[str, tuple[Callable[[list[str]], int] | str, str]]
+"""By name: a function of the arguments, or the name of a module with such a `main`; and its description."""
+
+
+def run_command(prog: str, commands: Commands, argv: list[str], *more: str) -> int:
     """Run one command of a group such as `elas prep`.
 
     Args:
         prog: the group as typed.
-        commands: by name, a function of the arguments (or the name of a module with such a `main`) and its description.
+        commands: of the group.
         argv: the command's name and its arguments.
         more: lines of `--help` below the commands.
 

@@ -39,10 +39,12 @@ def _measure(preset: str, repeats: int, folder: str) -> dict:
     from elas import parallel
     from elas.checkpoint import state
     from elas.checkpoint.choose import find_checkpoint
+    from elas.checkpoint.identity import manifest_facts
     from elas.checkpoint.resume import restore
     from elas.checkpoint.saver import Saver
     from elas.config import load_config
     from elas.engine.engine import Engine
+    from elas.run_dir import checkpoints_dir
 
     small = {"train.micro_batch_size": 1, "train.global_batch_size": 1, "train.run_dir": folder, "checkpoint.keep": 1}
     config = load_config(preset, small)
@@ -52,7 +54,8 @@ def _measure(preset: str, repeats: int, folder: str) -> dict:
     ids = torch.randint(config.model.vocab_size, (1, config.model.seq_length + 1))
     batch = ids[:, :-1], ids[:, 1:]
     engine.step(iter([batch] * engine.micro_batches))
-    saver, times = Saver(config, engine), {False: [], True: []}
+    saver = Saver(config.checkpoint, checkpoints_dir(config), engine, manifest_facts(config))
+    times = {False: [], True: []}
     for number in range(2 * repeats + 2):  # the first of each kind plans and allocates, and is not counted
         beside = config.checkpoint.async_save = bool(number % 2)
         start = time.perf_counter()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from elas.checkpoint.identity import effective, typed
-from elas.config import Config, LowRankConfig
+from elas.config import Config, LowRankConfig, SparsityConfig
 from elas.errors import ConfigError
 from elas.megatron.arguments import sections
 from elas.model.check import DEFAULTS
@@ -219,7 +219,7 @@ def notes(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
 
 def flags(config: Config) -> str:
     """What Megatron-LM needs on its command line to compute the same, with `elas.megatron.elas_builder`."""
-    held, low_rank, sparsity = saved(config), config.low_rank, config.sparsity
+    held, low_rank = saved(config), config.low_rank
     named = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length",
              "max_position_embeddings", "position_embedding_type", "rotary_base", "normalization", "hidden_dropout",
              "attention_dropout")  # fmt: skip
@@ -228,19 +228,29 @@ def flags(config: Config) -> str:
     if held["group_query_attention"]:
         words.append(f"--group-query-attention --num-query-groups {held['num_query_groups']}")
     words.append("--swiglu" if held["swiglu"] else "--squared-relu")
-    words += ["--untie-embeddings-and-output-weights"] * held["untie_embeddings_and_output_weights"]
-    words += ["--bf16"] * held["bf16"]
+    if held["untie_embeddings_and_output_weights"]:
+        words.append("--untie-embeddings-and-output-weights")
+    if held["bf16"]:
+        words.append("--bf16")
     words.append(f"--low-rank {low_rank.kind}")
-    words += [f"--rank {low_rank.rank}"] * (low_rank.kind != "none")
-    words += [f"--low-rank-activation {low_rank.activation}"] * (low_rank.kind == "cola")
+    if low_rank.kind != "none":
+        words.append(f"--rank {low_rank.rank}")
+    if low_rank.kind == "cola":
+        words.append(f"--low-rank-activation {low_rank.activation}")
+    return " ".join([*words, *_sparsity_flags(config)])
+
+
+def _sparsity_flags(config: Config) -> Iterator[str]:
+    sparsity, default = config.sparsity, SparsityConfig()
     if sparsity.kind != "2:4":
-        return " ".join([*words, *["--no-sparsity-24"] * (_relu2(config))])
-    usual = type(sparsity)()
-    words += [f"--dense-steps {sparsity.dense_steps}"] * bool(sparsity.dense_steps)
+        if _relu2(config):
+            yield "--no-sparsity-24"
+        return
+    if sparsity.dense_steps:
+        yield f"--dense-steps {sparsity.dense_steps}"
     for name in ("method", "gradient", "backward", "scale"):
-        value = getattr(sparsity, name)
-        words += [f"--sparsity-{name} {value}"] * (value != getattr(usual, name))
-    return " ".join(words)
+        if getattr(sparsity, name) != getattr(default, name):
+            yield f"--sparsity-{name} {getattr(sparsity, name)}"
 
 
 def _relu2(config: Config) -> bool:

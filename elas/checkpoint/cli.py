@@ -197,6 +197,8 @@ def _tensors(found: Checkpoint) -> list[dict]:
     """Name, shape and number of elements of every weight."""
     import pickle
 
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     from elas.checkpoint.storage import read_index
 
     try:
@@ -204,7 +206,7 @@ def _tensors(found: Checkpoint) -> list[dict]:
     except (OSError, pickle.UnpicklingError, EOFError, AttributeError) as error:
         raise UserError(f"{found.path}: its index cannot be read ({error}); see elas checkpoint verify") from error
     weights = {name.removeprefix("weight."): entry.size for name, entry in index.state_dict_metadata.items()
-               if name.startswith("weight.")}  # fmt: skip
+               if name.startswith("weight.") and isinstance(entry, TensorStorageMetadata)}  # fmt: skip
     return [{"name": name, "shape": list(size), "numel": size.numel()} for name, size in sorted(weights.items())]
 
 

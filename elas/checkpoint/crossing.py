@@ -94,4 +94,5 @@ class OnDemand(PartOfTensor):
         return [ChunkStorageMetadata(torch.Size(at), torch.Size(size)) for at, (size, _) in self.makers.items()]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
+        assert index.offset is not None  # of a part of a tensor
         return self.makers[tuple(index.offset)][1]()

@@ -75,7 +75,7 @@ def adam_here() -> str:
 _FORMAT = {"sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
 
 
-def _tensors(checkpoint: Checkpoint, config: Config, moments: bool) -> storage.Tensors:
+def _tensors(checkpoint: Checkpoint, config: Config, moments: bool) -> dict[str, OnDemand | list]:
     """All of Megatron's tensors, each read from the checkpoint when it is written."""
     dtype = getattr(torch, config.train.dtype)
     kinds = [("weight", "", dtype)]

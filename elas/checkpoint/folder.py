@@ -132,13 +132,18 @@ def damaged_files(checkpoint: Checkpoint, names: Iterable[str] | None = None) ->
 
 def checkpoints_in(folder: Path) -> Iterator[Path]:
     """Folders of checkpoints, newest first by name, intact or not; symbolic links are ignored."""
-    found = [(int(m[1]), path) for path in folder.glob("step_*") if (m := _NAME.fullmatch(path.name))]
-    yield from (path for _, path in sorted(found, reverse=True) if not path.is_symlink())
+    yield from (path for _, path in _numbered(folder))
 
 
 def newer_than(folder: Path, step: int) -> set[str]:
     """Names of the checkpoint folders after a step, intact or not."""
-    return {path.name for path in checkpoints_in(folder) if int(_NAME.fullmatch(path.name)[1]) > step}
+    return {path.name for number, path in _numbered(folder) if number > step}
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    """Folders of checkpoints with the steps that their names give, newest first."""
+    found = [(int(m[1]), path) for path in folder.glob("step_*") if (m := _NAME.fullmatch(path.name))]
+    return [(step, path) for step, path in sorted(found, reverse=True) if not path.is_symlink()]
 
 
 def file_facts(path: Path) -> dict:

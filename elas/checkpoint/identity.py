@@ -25,6 +25,12 @@ def identity(config: Config) -> dict[str, Any]:
     return effective(config) | corpus_identity(config)
 
 
+def manifest_facts(config: Config) -> dict[str, Any]:
+    """The entries of a checkpoint's manifest that describe its run; they are the same at every save."""
+    facts = {"identity": identity(config), "versions": versions()}
+    return {**facts, "config": config.to_dict(), "shares": dict(config.shares)}
+
+
 def effective(config: Config) -> dict[str, Any]:
     """Effective values, by key, of the settings that must not change; those without effect are left out."""
     found = {key: typed(config, key) for key in (*SHAPE, *_FUNCTION, *_RUN)}

@@ -223,6 +223,7 @@ def _manifest(foreign: Foreign, config: Config, weights_only: bool) -> dict:
         "layout": layout,
         "versions": versions(),
         "config": config.to_dict(),
+        "shares": dict(config.shares),
         "imported_from": str(foreign.path.resolve()),
         "weights_only": weights_only,
     }

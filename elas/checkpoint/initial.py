@@ -21,13 +21,15 @@ KEY = "checkpoint.init_from"
 class Initial:
     """The checkpoint whose weights a new run starts with."""
 
+    given: str
+    """`checkpoint.init_from` as the user gave it."""
     checkpoint: Checkpoint
     differs: tuple[str, ...]
     """One line for each setting that differs and changes the model's function, but not its shapes."""
 
-    def facts(self, config: Config) -> dict:
+    def facts(self) -> dict:
         """The entry `init_from` of the run's manifests."""
-        given = str(Path(config.checkpoint.init_from).resolve())
+        given = str(Path(self.given).resolve())
         return {"given": given, "checkpoint": str(self.checkpoint.path.resolve()), "step": self.checkpoint.step}
 
     def says(self) -> list[str]:
@@ -54,7 +56,7 @@ def find_initial(config: Config, resume: Checkpoint | None) -> Initial | None:
     if given is None:
         return None
     if resume is not None:
-        _check_origin(config, resume)
+        _check_origin(config, given, resume)
         return None
     found = find(given, KEY)
     written, there, here = written_config(found), effective(written_config(found)), effective(config)
@@ -72,12 +74,11 @@ def find_initial(config: Config, resume: Checkpoint | None) -> Initial | None:
         for key in function
         if there.get(key, here[key]) != here[key]
     ]
-    return Initial(found, tuple(differs))
+    return Initial(given, found, tuple(differs))
 
 
-def _check_origin(config: Config, resume: Checkpoint) -> None:
+def _check_origin(config: Config, given: str, resume: Checkpoint) -> None:
     """Raise `ConfigError` unless the resumed run started from `init_from`, which must not be ignored silently."""
-    given = config.checkpoint.init_from
     if config.checkpoint.resume != "auto":
         fix = "give one of the two"
         raise ConfigError(KEY, given, f"conflicts with checkpoint.resume={config.checkpoint.resume}", fix)

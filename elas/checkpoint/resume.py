@@ -23,7 +23,10 @@ def first_intact(found: Checkpoint, config: Config) -> Checkpoint:
         if config.checkpoint.resume != "auto":
             fix = "give the folder of an intact checkpoint"
             raise ConfigError("checkpoint.resume", str(found.path), ", ".join(problems), fix)
-        found = newest_checkpoint(config, (*found.passed_over, f"{found.path}: {', '.join(problems)}"))
+        damaged = (*found.passed_over, f"{found.path}: {', '.join(problems)}")
+        older = newest_checkpoint(config, damaged)
+        assert older is not None  # with damaged ones, it returns an intact one or raises
+        found = older
 
 
 def restore(engine, checkpoint: Checkpoint) -> None:

@@ -10,13 +10,11 @@ import torch.distributed as dist
 
 from elas.checkpoint import selfcheck, state, storage
 from elas.checkpoint.folder import Checkpoint, file_facts, newer_than, prune, put_in_place
-from elas.checkpoint.identity import identity, versions
 from elas.checkpoint.tensors import PartOfTensor
-from elas.config import Config
+from elas.config import CheckpointConfig
 from elas.console import Console
 from elas.engine.engine import Engine
 from elas.errors import Failure
-from elas.run_dir import checkpoints_dir
 
 
 class Saver:
@@ -26,8 +24,11 @@ class Saver:
     completes the checkpoint once all ranks are `ready`. Only one checkpoint is written at a time.
 
     Args:
-        config: the run's configuration.
+        settings: `checkpoint.*`.
+        folder: the run's checkpoints.
         engine: the engine whose state is saved.
+        facts: entries of every manifest, from `elas.checkpoint.identity.manifest_facts`.
+        resumed: the checkpoint that the run resumed from; newer ones were skipped and never count for `keep`.
 
     Attributes:
         blocked_s: seconds that the last `save` blocked training.
@@ -35,21 +36,17 @@ class Saver:
         last_step: the step that it holds.
     """
 
-    def __init__(self, config: Config, engine: Engine):
-        self.config, self.engine = config, engine
-        self.identity = identity(config)
+    def __init__(
+        self, settings: CheckpointConfig, folder: Path, engine: Engine, facts: dict, resumed: Checkpoint | None = None
+    ):
+        self.settings, self.folder, self.engine, self.facts = settings, folder, engine, facts
         self.blocked_s = 0.0
-        self.last: Path | None = None
-        self.last_step = 0
-        self._left_alone: set[str] = set()
+        self.last = resumed.path if resumed else None
+        self.last_step = resumed.step if resumed else 0
+        self._left_alone = newer_than(folder, resumed.step) if resumed else set()
         self._plan: storage.Plan | None = None
         self._copies: storage.Tensors | None = None
         self._writing: _Writing | None = None
-
-    def resumed_from(self, resumed: Checkpoint) -> None:
-        """Set the checkpoint that the run resumed from. Newer ones were skipped and never count for `keep`."""
-        self.last, self.last_step = resumed.path, resumed.step
-        self._left_alone = newer_than(checkpoints_dir(self.config), resumed.step)
 
     @property
     def ready(self) -> bool:
@@ -83,7 +80,7 @@ class Saver:
         """
         start = time.perf_counter()
         self.finish()
-        target = checkpoints_dir(self.config) / f"step_{step:08d}"
+        target = self.folder / f"step_{step:08d}"
         self._check(target)
         partial = target.with_name(target.name + ".partial")
         manifest = self._manifest(step, tokens, facts or {})
@@ -91,11 +88,11 @@ class Saver:
         tensors = state.capture(self.engine) | {state.random_name(): state.capture_random()}
         if self._plan is None:
             self._plan = storage.make_plan(tensors)
-        if self.config.checkpoint.async_save:
+        if self.settings.async_save:
             tensors = self._copy(tensors)
         sample = selfcheck.Sample(self.engine, step) if dist.get_rank() == 0 else None
         self._writing = _Writing(partial, target, manifest, self._plan, tensors, sample)
-        if self.config.checkpoint.async_save:
+        if self.settings.async_save:
             self._writing.start()
         else:
             self._writing.run()
@@ -143,13 +140,14 @@ class Saver:
         """Write the index and the manifest and rename the folder; returns the problem, or None."""
         files = {name: facts for of_rank, _ in results for name, facts in of_rank.items()}
         try:
-            storage.write_index(writing.partial, self._plan, [written for _, written in results])
+            storage.write_index(writing.partial, writing.plan, [written for _, written in results])
             files[storage.INDEX] = file_facts(writing.partial / storage.INDEX)
             for name, facts in files.items():
                 if not (writing.partial / name).is_file():
                     return f"rank 0 does not see {name}: train.run_dir must lie on a file system that all hosts share"
                 if (writing.partial / name).stat().st_size != facts["bytes"]:
                     return f"{name} is truncated"
+            assert writing.sample is not None  # on rank 0
             if difference := writing.sample.difference(writing.partial):
                 return f"rank 0: {difference}"
             put_in_place(writing.partial, writing.target, writing.manifest | {"files": files})
@@ -157,7 +155,7 @@ class Saver:
             return f"rank 0: {error.strerror or error}"
         try:
             self._left_alone.discard(writing.target.name)
-            prune(writing.target, self.config.checkpoint.keep, self.config.checkpoint.keep_every, self._left_alone)
+            prune(writing.target, self.settings.keep, self.settings.keep_every, self._left_alone)
         except OSError as error:  # not an error of the save: the new checkpoint is complete
             Console("err").say(f"warning: an old checkpoint could not be removed ({error})")
         return None
@@ -182,11 +180,8 @@ class Saver:
             "tokens": tokens,
             "optimizer_step": state.step_count(self.engine),
             **facts,
-            "identity": self.identity,
             "layout": state.layout_facts(self.engine),
-            "versions": versions(),
-            "config": self.config.to_dict(),
-            "shares": dict(self.config.shares),
+            **self.facts,
         }
 
     def _copy(self, tensors: storage.Tensors) -> storage.Tensors:
@@ -200,6 +195,7 @@ class Saver:
         for name, tensor in tensors.items():
             copy = self._copies[name]
             if isinstance(tensor, PartOfTensor):
+                assert isinstance(copy, PartOfTensor)
                 for offsets, part in tensor.parts.items():
                     copy.parts[offsets].copy_(part, non_blocking=True)
             else:
@@ -233,7 +229,7 @@ class _Writing:
     ):
         self.partial, self.target, self.manifest, self.sample = partial, target, manifest, sample
         self.problem: str | None = None
-        self._plan, self._tensors = plan, tensors
+        self.plan, self._tensors = plan, tensors
         self._results: tuple[dict, list] = ({}, [])
         self._thread = threading.Thread(target=self.run, name="checkpoint", daemon=True)
         self._started = False
@@ -250,12 +246,12 @@ class _Writing:
     def run(self) -> None:
         """Write this rank's part, and record every file's size and checksum."""
         try:
-            written = storage.write(self.partial, self._plan, self._tensors)
+            written = storage.write(self.partial, self.plan, self._tensors)
             names = sorted({result.storage_data.relative_path for result in written})
             self._results = {name: file_facts(self.partial / name) for name in names}, written
         except Exception as error:  # in a thread; `Saver.finish` raises it on every rank
             self.problem = _why(error)
-        self._tensors = None
+        self._tensors = {}
 
     def wait(self) -> tuple[dict, list]:
         """Wait until it is written; returns the facts of the files, and DCP's results."""

@@ -8,6 +8,7 @@ import base64
 import json
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ def capture_random() -> torch.Tensor:
         "numpy": numpy_state,
         "torch": _text(torch.get_rng_state()),
         "cuda": _text(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None,
-        "megatron": {name: _text(state) for name, state in get_cuda_rng_tracker().get_states().items()},
+        "megatron": {name: _text(state) for name, state in _megatron_streams().get_states().items()},
     }
     text = json.dumps(facts).encode()
     return torch.frombuffer(bytearray(text.ljust(RANDOM_BYTES)), dtype=torch.uint8)
@@ -125,7 +126,11 @@ def restore_random(tensor: torch.Tensor) -> None:
     torch.set_rng_state(_tensor(facts["torch"]))
     if facts["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(_tensor(facts["cuda"]))
-    get_cuda_rng_tracker().set_states({name: _tensor(text) for name, text in facts["megatron"].items()})
+    _megatron_streams().set_states({name: _tensor(text) for name, text in facts["megatron"].items()})
+
+
+def _megatron_streams() -> Any:
+    return get_cuda_rng_tracker()  # annotated as optional, but never None
 
 
 def _saves(engine: Engine, parameter: torch.nn.Parameter, number: int) -> bool:

@@ -7,20 +7,23 @@ tensors are read with `weights_only`, and the index, also a pickle, with an unpi
 
 import pickle
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 
 INDEX = ".metadata"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Prefixes of the names of Adam's moments in a checkpoint; a weight's is `weight`."""
-Tensors = dict[str, torch.Tensor]
+Tensors = Mapping[str, torch.Tensor]
 
 _KNOWN = {
     "torch.distributed.checkpoint.metadata": {
@@ -50,8 +53,8 @@ def make_plan(tensors: Tensors) -> Plan:
     """Plan who writes what; every rank must call it. A plan is valid while names and rectangles stay the same."""
     rank, world = dist.get_rank(), dist.get_world_size()
     planner = _planner(tensors)
-    gathered: list = [None] * world if rank == 0 else None
-    dist.gather_object(planner.create_local_plan(), gathered, dst=0)
+    gathered: list = [None] * world if rank == 0 else []
+    dist.gather_object(planner.create_local_plan(), gathered or None, dst=0)
     metadata, plans = None, None
     if rank == 0:
         plans, metadata = planner.create_global_plan(gathered)
@@ -61,7 +64,7 @@ def make_plan(tensors: Tensors) -> Plan:
     return Plan(mine[0], metadata)
 
 
-def write(folder: Path, plan: Plan, tensors: Tensors) -> list[WriteResult]:
+def write(folder: Path, plan: Plan, tensors: Mapping[str, Any]) -> list[WriteResult]:
     """Write and sync this rank's part; needs no other rank."""
     planner = _planner(tensors)
     writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
@@ -70,11 +73,12 @@ def write(folder: Path, plan: Plan, tensors: Tensors) -> list[WriteResult]:
 
 def write_index(folder: Path, plan: Plan, results: list[list[WriteResult]]) -> None:
     """Write the index of all ranks' parts; call it on rank 0 only."""
+    assert plan.metadata is not None  # on rank 0
     plan.metadata.planner_data = None
     FileSystemWriter(folder).finish(plan.metadata, results)
 
 
-def write_alone(folder: Path, tensors: Tensors) -> None:
+def write_alone(folder: Path, tensors: Mapping[str, torch.Tensor | list]) -> None:
     """Write tensors and their index from one process, without process groups; `folder` must exist."""
     planner = _planner(tensors)
     plans, metadata = planner.create_global_plan([planner.create_local_plan()])
@@ -106,14 +110,14 @@ def read(folder: Path, tensors: Tensors, index: Metadata | None = None) -> None:
     reader, planner = _Reader(folder), DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     metadata = index or reader.read_metadata()
     for name, tensor in tensors.items():
-        if name not in metadata.state_dict_metadata:
+        entry = metadata.state_dict_metadata.get(name)
+        if not isinstance(entry, TensorStorageMetadata):
             raise RuntimeError(f"{name} is not in the checkpoint")
-        there = metadata.state_dict_metadata[name].size
-        if there != tensor.size():
+        if entry.size != tensor.size():
             raise RuntimeError(
-                f"{name} has shape {tuple(there)} in the checkpoint, {tuple(tensor.size())} in the model"
+                f"{name} has shape {tuple(entry.size)} in the checkpoint, {tuple(tensor.size())} in the model"
             )
-    planner.set_up_planner(tensors, metadata, is_coordinator=True)
+    planner.set_up_planner(dict(tensors), metadata, is_coordinator=True)
     reader.set_up_storage_reader(metadata, is_coordinator=True)
     plan = planner.finish_plan(reader.prepare_local_plan(planner.create_local_plan()))
     reader.read_data(plan, planner).wait()
@@ -128,11 +132,11 @@ def read_whole(
     return tensor
 
 
-def _planner(tensors: Tensors) -> DefaultSavePlanner:
+def _planner(tensors: Mapping[str, Any]) -> DefaultSavePlanner:
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        planner.set_up_planner(tensors, None, is_coordinator=not dist.is_initialized() or dist.get_rank() == 0)
+        planner.set_up_planner(dict(tensors), None, is_coordinator=not dist.is_initialized() or dist.get_rank() == 0)
     return planner
 
 

@@ -37,8 +37,8 @@ class Place:
         Yields:
             Offsets in the whole tensor, sizes, and the index of the first element in the flattened shard.
         """
-        columns = self.shape[1] if len(self.shape) > 1 else 1
-        block = self.shape[0] // self.stride if self.dim == 0 else self.shape[0]
+        shard_rows, columns = (*self.shape, 1)[:2]  # of a vector: one column
+        block = shard_rows // self.stride if self.dim == 0 else shard_rows
         end = start + numel
         while start < end:
             row, column = divmod(start, columns)
@@ -110,6 +110,7 @@ class PartOfTensor(torch.Tensor):
         return [ChunkStorageMetadata(torch.Size(offsets), part.size()) for offsets, part in self.parts.items()]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
+        assert index.offset is not None  # of a part of a tensor
         return self.parts[tuple(index.offset)]
 
     @classmethod

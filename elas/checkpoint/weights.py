@@ -93,7 +93,7 @@ def parameters_by_name(chunks: Iterable[torch.nn.Module]) -> dict[str, torch.nn.
 
 def model_weights(chunks: Iterable[torch.nn.Module], layout: "Layout") -> storage.Tensors:
     """The model's weights on this rank, in their own dtype, as views to load into; by `weight.NAME`."""
-    tensors: storage.Tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, parameter in parameters_by_name(chunks).items():
         flat, start = held(parameter, layout)
         if flat.numel():

@@ -46,7 +46,8 @@ def catalogue() -> dict[str, Key]:
         for field in dataclasses.fields(cls):
             key = f"{section}.{field.name}"
             kinds = parts_of(field.type)
-            if {int, float} & set(kinds) and not isinstance(range_of(field.type), Range):
+            inside = [part for kind in kinds for part in typing.get_args(kind)]  # of a list
+            if any(part in (int, float) for part in [*kinds, *inside]) and not isinstance(range_of(field.type), Range):
                 raise TypeError(f"elas.config.schema: {key} is a number without a Range; see elas.config.kinds")
             text = helps[cls.__name__, field.name]
             found[key] = Key(key, _type_name(kinds), field.default, _range_text(field.type), text)
@@ -55,7 +56,7 @@ def catalogue() -> dict[str, Key]:
 
 def section_help(section: str) -> str:
     """A section's description in one sentence."""
-    return " ".join(inspect.getdoc(schema.SECTIONS[section]).split())
+    return " ".join((inspect.getdoc(schema.SECTIONS[section]) or "").split())
 
 
 def _descriptions() -> dict[tuple[str, str], str]:
@@ -65,6 +66,7 @@ def _descriptions() -> dict[tuple[str, str], str]:
         if isinstance(node, ast.ClassDef):
             for field, text in zip(node.body, node.body[1:]):
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    assert isinstance(field.target, ast.Name)  # of a class's field
                     found[node.name, field.target.id] = " ".join(ast.literal_eval(text.value).split())
     return found
 

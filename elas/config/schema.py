@@ -5,8 +5,7 @@ description in the string below it. `elas config`, `--show-config` and the range
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from elas.config import pruning
 from elas.config.kinds import (
@@ -259,6 +258,10 @@ class Config:
     shares: ClassVar[Mapping[str, float]] = MappingProxyType({})
     """Shares of train.steps as given, by key (`elas.config.shares`); the fields themselves hold steps."""
 
+    def __post_init__(self):
+        # Shares of train.steps as given, by key (`elas.config.shares`); the fields themselves hold steps.
+        self.shares: Mapping[str, float] = {}
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as nested plain dicts."""
         return dataclasses.asdict(self)
@@ -272,7 +275,7 @@ def ffn_width(config: Config) -> int:
     return int(-(-wanted // 64) * 64)
 
 
-SECTIONS = {f.name: f.default_factory for f in dataclasses.fields(Config)}
+SECTIONS: dict[str, type[Any]] = {f.name: type(getattr(Config(), f.name)) for f in dataclasses.fields(Config)}
 KEYS = [f"{name}.{f.name}" for name, cls in SECTIONS.items() for f in dataclasses.fields(cls)]
 SPARSITY_KEYS = {f.name: f"sparsity.{f.name}" for f in dataclasses.fields(SparsityConfig)}
 """Keys of the `sparsity` section by field; its options of the kernel have the fields' names there."""

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,12 +31,20 @@ Epoch = PackedDocuments | TruncatedDocuments
 Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and labels, int64 [micro_batch_size, seq_length]
 
 
+class Samples(Protocol):
+    """A dataset of samples: `tokens` and `labels`, int64 `[seq_length]`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict: ...
+
+
 @dataclass(frozen=True)
 class Datasets:
     """Training and validation samples; `valid` is None when validation is off."""
 
-    train: torch.utils.data.Dataset
-    valid: torch.utils.data.Dataset | None
+    train: Samples
+    valid: Samples | None
     """The samples of one validation, each once."""
     valid_available: int = 0
     """Samples available for validation; more than `len(valid)` if `train.eval_batches` covers only a part."""
@@ -46,6 +55,7 @@ class Datasets:
         """How many of the first `consumed` training samples come from each source; empty without a blend."""
         if not self.sources:
             return {}
+        assert isinstance(self.train, BlendedDataset)  # of several sources
         drawn = np.bincount(self.train.dataset_index[:consumed], minlength=len(self.sources))
         return dict(zip(self.sources, drawn.tolist()))
 
@@ -99,24 +109,25 @@ def _one_epoch(config: Config, prefix: str, part: Split, shares: tuple[float, fl
 
 def _blend(
     config: Config, key: str, parts: list[Epoch | None], weights: list[float] | None, samples: int
-) -> torch.utils.data.Dataset:
+) -> Epochs | BlendedDataset:
     """`samples` samples of the parts, drawn by weight (by size if None)."""
-    if not all(part is not None and len(part) for part in parts):
+    epochs = [part for part in parts if part is not None and len(part)]
+    if len(epochs) < len(parts):
         why = f"one of its parts has too few tokens for one sample of model.seq_length={config.model.seq_length}"
         raise ConfigError(
             key, getattr(config.data, key.split(".")[1]), why, "use a larger corpus or another data.split"
         )
-    if len(parts) == 1:
-        return Epochs(parts[0], samples, config.train.seed)
-    sources = [Epochs(part, samples, config.train.seed) for part in parts]
-    weights = weights or [float(len(part)) for part in parts]
+    if len(epochs) == 1:
+        return Epochs(epochs[0], samples, config.train.seed)
+    sources = [Epochs(epoch, samples, config.train.seed) for epoch in epochs]
+    weights = weights or [float(len(epoch)) for epoch in epochs]
     settings = packed_settings(config.train.seed, config.model.seq_length, _cache(config))
     return build_indexed(BlendedDataset, sources, weights, samples, settings)
 
 
 def _each_once(
     config: Config, key: str, parts: list[Epoch | None], weights: list[float] | None, samples: int
-) -> tuple[torch.utils.data.Dataset, int]:
+) -> tuple[Samples, int]:
     """At most `samples` of the parts' samples, each at most once, and how many are available.
 
     A blend ends when its first source is exhausted, so that its weights hold.
@@ -125,19 +136,18 @@ def _each_once(
     shares = np.array(weights or sizes)
     available = int(min(sizes / shares) * shares.sum() + 1e-6) if sizes.all() else 0
     blend = _blend(config, key, parts, weights, min(samples, available))
-    if len(parts) == 1:
+    if isinstance(blend, Epochs):
         return blend, available
     # Megatron follows the weights only to within a sample, so a source may be exhausted slightly earlier.
     exhausted = blend.dataset_sample_index >= sizes[blend.dataset_index]
     if not exhausted.any():
         return blend, available
     end = int(np.argmax(exhausted))
-    return torch.utils.data.Subset(blend, range(end)), end
+    first: Any = torch.utils.data.Subset(blend, range(end))  # Subset's annotations lack what it subsets
+    return first, end
 
 
-def micro_batches(
-    dataset: torch.utils.data.Dataset, config: Config, layout: Layout, *, consumed: int = 0
-) -> Iterator[Batch]:
+def micro_batches(dataset: Samples, config: Config, layout: Layout, *, consumed: int = 0) -> Iterator[Batch]:
     """This data-parallel rank's micro-batches, starting after `consumed` samples of the whole run.
 
     Yields:
@@ -153,7 +163,7 @@ def micro_batches(
         yield _batch(dataset, range(first, first + size), config, "data.train")
 
 
-def whole_set(dataset: torch.utils.data.Dataset, config: Config, layout: Layout) -> Iterator[list[Batch]]:
+def whole_set(dataset: Samples, config: Config, layout: Layout) -> Iterator[list[Batch]]:
     """This data-parallel rank's share of every sample once, as the micro-batches of each global batch.
 
     All ranks get the same number of global batches and micro-batches. Missing samples in the last ones are replaced by
@@ -168,7 +178,7 @@ def whole_set(dataset: torch.utils.data.Dataset, config: Config, layout: Layout)
         yield [_batch(dataset, range(first, first + size), config, key) for first in firsts]
 
 
-def _batch(dataset: torch.utils.data.Dataset, places: range, config: Config, key: str) -> Batch:
+def _batch(dataset: Samples, places: range, config: Config, key: str) -> Batch:
     """One micro-batch on this process's device; rows past the end of the dataset are blank."""
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     samples = [dataset[index] for index in places if index < len(dataset)]

@@ -12,7 +12,7 @@ from elas.data.token_files import TokenFiles, manifest_tokenizer, manifest_vocab
 from elas.errors import ConfigError, UserError
 
 
-def parse_blend(key: str, value: str | list[str]) -> tuple[list[str], list[float] | None]:
+def parse_blend(key: str, value: str | list[str] | None) -> tuple[list[str], list[float] | None]:
     """Parse the prefixes and weights of a data setting.
 
     Args:
@@ -25,7 +25,7 @@ def parse_blend(key: str, value: str | list[str]) -> tuple[list[str], list[float
     Raises:
         ConfigError: no prefix, weights that are not positive numbers, or the same corpus twice.
     """
-    parts = value.split() if isinstance(value, str) and not os.path.exists(f"{value}.idx") else value
+    parts = value.split() if isinstance(value, str) and not os.path.exists(f"{value}.idx") else value or []
     parts = [parts] if isinstance(parts, str) else list(parts)
     weights = [_weight(part) for part in parts[::2]]
     if not parts:
@@ -34,10 +34,10 @@ def parse_blend(key: str, value: str | list[str]) -> tuple[list[str], list[float
         return _distinct(key, value, parts), None
     if len(parts) % 2 or not all(weight and 0 < weight < math.inf for weight in weights):
         raise ConfigError(key, value, "is not a blend", "write [WEIGHT, PREFIX, WEIGHT, PREFIX, …], weights above 0")
-    return _distinct(key, value, parts[1::2]), [float(weight) for weight in weights]
+    return _distinct(key, value, parts[1::2]), [weight for weight in weights if weight is not None]
 
 
-def _distinct(key: str, value: str | list[str], prefixes: list[str]) -> list[str]:
+def _distinct(key: str, value: str | list[str] | None, prefixes: list[str]) -> list[str]:
     """Check that no corpus is named twice, in any spelling: both of its shares would start with the same samples."""
     seen: dict[str, str] = {}
     for prefix in prefixes:
@@ -75,7 +75,8 @@ def check_corpus(config: Config) -> None:
             why = _too_small(config, files, np.arange(files.documents))
             if why:
                 raise ConfigError(key, prefix, f"holds {why}", "use a larger corpus or shorter sequences")
-            if tokenizer is not None:  # before comparing sizes, which mean nothing for another tokenizer
+            if tokenizer is not None and data.tokenizer is not None:
+                # Before comparing sizes, which mean nothing for another tokenizer.
                 fix = "tokenise the corpus again with this one"
                 check_made_with("data.tokenizer", data.tokenizer, tokenizer, prefix, fix)
             vocabulary = manifest_vocabulary(prefix)
@@ -87,7 +88,7 @@ def check_corpus(config: Config) -> None:
     if tokenizer is not None:
         _check_vocabulary(config, tokenizer.vocab_size, f"data.tokenizer={data.tokenizer}")
     _check_split(config)
-    _check_cache(config)
+    _check_cache(data.cache)
 
 
 def corpus_identity(config: Config) -> dict:
@@ -114,16 +115,16 @@ def held_out_identity(scheme: str, documents: list[int], shares: tuple[float, fl
     return [scheme, *counts] if any(counts) else None
 
 
-def _check_cache(config: Config) -> None:
-    if config.data.cache is None:
+def _check_cache(cache: str | None) -> None:
+    if cache is None:
         return
     try:
-        Path(config.data.cache).mkdir(parents=True, exist_ok=True)
+        Path(cache).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         why = f"cannot create the folder ({error.strerror})"
-        raise ConfigError("data.cache", config.data.cache, why, "give another, or null") from None
-    if not os.access(config.data.cache, os.W_OK):
-        raise ConfigError("data.cache", config.data.cache, "is not writable", "give another folder, or null")
+        raise ConfigError("data.cache", cache, why, "give another, or null") from None
+    if not os.access(cache, os.W_OK):
+        raise ConfigError("data.cache", cache, "is not writable", "give another folder, or null")
 
 
 def open_tokenizer(key: str, path: str):
@@ -182,13 +183,13 @@ def unused_vocabulary(config: Config) -> list[str]:
     """
     model = config.model
     prefixes = [p for k in ("train", "valid") if (v := getattr(config.data, k)) for p in parse_blend(f"data.{k}", v)[0]]
-    sizes = [manifest_vocabulary(prefix) for prefix in prefixes]
-    if not sizes or None in sizes or model.vocab_size <= 1.25 * max(sizes) + 1024:
+    sizes = [size for prefix in prefixes if (size := manifest_vocabulary(prefix)) is not None]
+    largest = max(sizes, default=0)
+    if not sizes or len(sizes) < len(prefixes) or model.vocab_size <= 1.25 * largest + 1024:
         return []
-    tables = 1 if model.tie_embeddings else 2
-    wasted = (model.vocab_size - max(sizes)) * model.hidden_size * tables
-    why = f"the tokenizer has {max(sizes)} tokens, so {wasted / 1e6:,.1f} M parameters are never used"
-    return [f"model.vocab_size={model.vocab_size}: {why}; give about {-(-max(sizes) // 128) * 128}"]
+    wasted = (model.vocab_size - largest) * model.hidden_size * (1 if model.tie_embeddings else 2)
+    why = f"the tokenizer has {largest} tokens, so {wasted / 1e6:,.1f} M parameters are never used"
+    return [f"model.vocab_size={model.vocab_size}: {why}; give about {-(-largest // 128) * 128}"]
 
 
 def _check_split(config: Config) -> None:

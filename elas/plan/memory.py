@@ -56,7 +56,7 @@ def estimate(config: Config, world_size: int) -> Memory:
         weights=e * (part if stage == 3 else held),
         gradients=_gradients(values, stage, held, part, e, micro_batches),
         optimizer=0 if offloads_optimizer(values) else (masters + 8) * (part if stage else held),
-        activations=_in_flight(config, micro_batches) * _layer_bytes(config, e),
+        activations=int(_in_flight(config, micro_batches) * _layer_bytes(config, e)),
         logits=_logits(config, e),
         runtime=RUNTIME,
     )

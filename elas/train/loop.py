@@ -5,6 +5,7 @@ import time
 from functools import partial
 
 from elas.checkpoint.folder import Checkpoint, read_checkpoint
+from elas.checkpoint.identity import manifest_facts
 from elas.checkpoint.initial import Initial, load_initial
 from elas.checkpoint.resume import first_intact, restore
 from elas.checkpoint.saver import Saver
@@ -20,7 +21,7 @@ from elas.model import observe
 from elas.model.activation import set_sparse
 from elas.optim.schedule import learning_rate
 from elas.parallel import Layout
-from elas.run_dir import clear_markers, write_marker
+from elas.run_dir import checkpoints_dir, clear_markers, write_marker
 from elas.train import events, history, start
 from elas.train.anomalies import BadSteps, Spikes
 from elas.train.bits import BitsPerByte
@@ -106,13 +107,11 @@ class _Run:
         if initial:
             progress.begin("reading the initial weights")
             load_initial(self.engine, initial)
-        self.origin = initial.facts(config) if initial else resume.manifest.get("init_from") if resume else None
+        self.origin = initial.facts() if initial else resume.manifest.get("init_from") if resume else None
         if layout.rank == 0:
             clear_markers(config.train.run_dir)
         self.metrics = Metrics(config.train.run_dir, config.log, last_step=self.step, writes=layout.rank == 0)
-        self.saver = Saver(config, self.engine)
-        if resume:
-            self.saver.resumed_from(resume)
+        self.saver = Saver(config.checkpoint, checkpoints_dir(config), self.engine, manifest_facts(config), resume)
         self.saved = (self.step, self.consumed)  # state in the newest checkpoint; step 0 needs none
         ledger.follow(self._standing)
         self.validation_due = bool(resume and resume.manifest.get("validation_due"))

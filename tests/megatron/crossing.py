@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from small import COLA, FULL, SWIGLU, small
 from small import KINDS as ALL_KINDS
-from support.parity_run import SMALL, _step, tokens
+from support.parity_run import SMALL, _step, saver_of, tokens
 
 from elas.checkpoint.resume import first_intact
 
@@ -87,11 +87,9 @@ def shapes() -> dict[str, list]:
 
 def leave(kind: str, folder: str) -> list[float]:
     """Train by our engine, save, export; losses of the steps after the checkpoint."""
-    from elas.checkpoint.saver import Saver
-
     config, engine = _engine(kind, f"{folder}/ours")
     _steps(engine, 0, FIRST)
-    Saver(config, engine).save(FIRST, tokens=0, facts={"consumed_samples": FIRST * config.train.global_batch_size})
+    saver_of(config, engine).save(FIRST, tokens=0, facts={"consumed_samples": FIRST * config.train.global_batch_size})
     losses = _steps(engine, FIRST, LEFT)
     _command("export", f"{folder}/ours", f"{folder}/exported", "--adam", "torch")
     return losses

@@ -27,6 +27,7 @@ def settings(run_dir: str) -> dict:
 def main() -> None:
     from elas import parallel
     from elas.checkpoint.folder import checkpoints_in, read_checkpoint
+    from elas.checkpoint.identity import manifest_facts
     from elas.checkpoint.resume import restore
     from elas.checkpoint.saver import Saver
     from elas.config import load_config
@@ -48,7 +49,8 @@ def main() -> None:
         loss, norm = engine.step(iter(batches[step * each : (step + 1) * each]))
         steps.append({"iteration": step + 1, "loss": loss, "norm": norm})
         if step + 1 == STOPS and not first:
-            Saver(config, engine).save(STOPS, tokens=0, facts={"consumed_samples": STOPS * BATCH})
+            saver = Saver(config.checkpoint, checkpoints_dir(config), engine, manifest_facts(config))
+            saver.save(STOPS, tokens=0, facts={"consumed_samples": STOPS * BATCH})
     out.write_text(json.dumps(steps))
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from support.parity_run import SMALL, _step
+from support.parity_run import SMALL, _step, saver_of
 
 from elas.checkpoint.resume import first_intact
 
@@ -26,12 +26,10 @@ def _engine(overrides: dict, run_dir: str):
 
 def save(overrides: dict, run_dir: str) -> float:
     """Train `STEPS` steps, save, and take one more; its loss."""
-    from elas.checkpoint.saver import Saver
-
     config, engine, step = _engine(overrides, run_dir)
     for number in range(STEPS):
         step(number)
-    saver = Saver(config, engine)
+    saver = saver_of(config, engine)
     saver.save(STEPS, tokens=0, facts={"consumed_samples": 0})
     if not config.checkpoint.async_save:
         return step(STEPS)[0]
@@ -43,12 +41,11 @@ def save(overrides: dict, run_dir: str) -> float:
 def scrambled_save(overrides: dict, run_dir: str) -> tuple[str, list[str], tuple]:
     """Save, misread where weights lie, save again; the error, the checkpoints that are there, and read-back's words."""
     from elas.checkpoint import selfcheck
-    from elas.checkpoint.saver import Saver
     from elas.errors import Failure
 
     config, engine, step = _engine(overrides, run_dir)
     step(0)
-    saver = Saver(config, engine)
+    saver = saver_of(config, engine)
     saver.save(1, tokens=0, facts={"consumed_samples": 0})
     samples = [selfcheck.Sample(engine, 1)]
     step(1)
@@ -82,13 +79,12 @@ def load(overrides: dict, source: str, run_dir: str) -> float:
     """Load what `save` left in `source`, save it again from this layout, and take the next step; its loss."""
     from elas.checkpoint.choose import find_checkpoint
     from elas.checkpoint.resume import restore
-    from elas.checkpoint.saver import Saver
 
     config, engine, step = _engine({**overrides, "train.seed": 77}, run_dir)  # other weights before it is loaded
     config.train.seed = SMALL["train.seed"]
     config.checkpoint.resume = str(Path(source) / "checkpoints" / f"step_{STEPS:08d}")
     restore(engine, first_intact(find_checkpoint(config), config))
-    Saver(config, engine).save(STEPS, tokens=0, facts={"consumed_samples": 0})
+    saver_of(config, engine).save(STEPS, tokens=0, facts={"consumed_samples": 0})
     return step(STEPS)[0]
 
 

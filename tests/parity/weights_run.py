@@ -2,17 +2,16 @@
 
 import torch
 from reshard_run import STEPS, _engine
-from support.parity_run import SMALL, tokens
+from support.parity_run import SMALL, saver_of, tokens
 
 
 def save(overrides: dict, run_dir: str) -> tuple[dict[str, torch.Tensor], float]:
     """Train a step and save; this rank's fp32 parameters with their names, and the validation loss after it."""
-    from elas.checkpoint.saver import Saver
     from elas.checkpoint.weights import parameters_by_name
 
     config, engine, step = _engine(overrides, run_dir)
     step(STEPS)
-    Saver(config, engine).save(STEPS, tokens=0, facts={"consumed_samples": 0})
+    saver_of(config, engine).save(STEPS, tokens=0, facts={"consumed_samples": 0})
     size, layout = config.train.micro_batch_size, engine.layout
     samples = tokens(0)
     starts = [(m * layout.dp + layout.dp_rank) * size for m in range(engine.micro_batches)]

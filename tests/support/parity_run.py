@@ -73,6 +73,15 @@ def curve(overrides: dict, fault: str | None = None, steps: int = STEPS) -> list
             setattr(grads, fault, kept)
 
 
+def saver_of(config, engine):
+    """A `Saver` as the training loop makes it."""
+    from elas.checkpoint.identity import manifest_facts
+    from elas.checkpoint.saver import Saver
+    from elas.run_dir import checkpoints_dir
+
+    return Saver(config.checkpoint, checkpoints_dir(config), engine, manifest_facts(config))
+
+
 def _step(engine, step: int, set_sparse, cycle) -> tuple[float, float]:
     set_sparse(engine.chunks, step >= DENSE_STEPS)
     lr = engine.config.optimizer.lr

@@ -87,12 +87,13 @@ def test_every_key_has_a_type_a_range_and_a_meaning(tmp_path, capsys):
     assert by_key["optimizer.beta1"]["default"] == 0.9
 
 
-def test_a_number_without_a_range_cannot_be_a_key(monkeypatch):
+@pytest.mark.parametrize("kind", [int, float | None, list[int], list[float] | str])
+def test_a_number_without_a_range_cannot_be_a_key(monkeypatch, kind):
     @dataclass(kw_only=True)
     class Bare:
         """A section."""
 
-        number: float | None = 1.0
+        number: kind = None
         """Described."""
 
     monkeypatch.setitem(schema.SECTIONS, "bare", Bare)

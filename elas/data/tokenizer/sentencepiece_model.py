@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from elas.data.tokenizer.special_tokens import NamedTokens, hide_pieces, missing_eod, present, without_prefix
 from elas.errors import UserError
@@ -105,7 +106,8 @@ class SentencePieceTokenizer:
     def spelling(self, ids: Sequence[int]) -> str:
         """Text of `ids`, including the names of special tokens."""
         size = self._sp.vocab_size()
-        return self._sp.decode([int(i) if i < size else self.token_of(int(i)) for i in ids])
+        mixed: Any = [int(i) if i < size else self.token_of(int(i)) for i in ids]  # which the stub does not know
+        return self._sp.decode(mixed)
 
     @property
     def vocab_size(self) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from elas.errors import UserError
 
@@ -79,11 +80,17 @@ def _content(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
+def _proto(model: bytes) -> Any:
+    """A serialised SentencePiece model as a protobuf message, whose class exists at run time only."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    generated: Any = sentencepiece_model_pb2
+    return generated.ModelProto.FromString(model)
+
+
 def hide_pieces(model: bytes, ids: Collection[int]) -> bytes:
     """A serialised SentencePiece model in which no text yields the pieces `ids`; all ids are unchanged."""
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
-    proto = ModelProto.FromString(model)
+    proto = _proto(model)
     for number in ids:
         if number < len(proto.pieces):
             proto.pieces[number].piece = _HIDDEN + proto.pieces[number].piece
@@ -92,9 +99,7 @@ def hide_pieces(model: bytes, ids: Collection[int]) -> bytes:
 
 def without_prefix(model: bytes) -> bytes:
     """A serialised SentencePiece model that prepends no space to a text and keeps spaces at its ends."""
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
-    proto = ModelProto.FromString(model)
+    proto = _proto(model)
     proto.normalizer_spec.add_dummy_prefix = False
     proto.normalizer_spec.remove_extra_whitespaces = False
     return proto.SerializeToString()
