@@ -6,12 +6,8 @@ from elas.files import write_json
 
 def main(argv: list[str]) -> int:
     """Run `elas build` with the arguments `argv`; returns 0, or raises `UserError` if a library cannot be built."""
-    parser = Parser(
-        "elas build",
-        "Compile the CPU kernel, and with --offload DeepSpeed's CPU Adam, for this torch, Python and processor; later "
-        "runs use these builds.",
-        "elas build --offload",
-    )
+    what = "Compile the CPU kernel, and with --offload DeepSpeed's CPU Adam, for this torch, Python and processor"
+    parser = Parser("elas build", f"{what}; later runs use these builds.", "elas build --offload")
     parser.add_argument("--offload", action="store_true", help="also DeepSpeed's CPU Adam, for offloaded optimizers")
     options = parser.parse_args(argv)
     import torch

@@ -1,4 +1,4 @@
-"""Atomic writes of JSON files, and reading of JSONL rows."""
+"""Atomic writes of JSON files, flushing to disk, and reading of JSONL rows."""
 
 import json
 import os
@@ -17,20 +17,26 @@ def write_json(path: Path | None, facts: dict) -> None:
     if path is None:
         return
     text = json.dumps(facts, indent=2) + "\n"
-    if path.exists() and not path.is_file():
-        try:
-            path.write_text(text)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); give another path") from error
-        return
-    path = path.resolve()  # so that a symbolic link is kept and its target replaced
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            path.write_text(text)
+            return
+        target = path.resolve()  # so that a symbolic link is kept and its target replaced
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        target.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text)
-        partial.replace(path)
+        partial.replace(target)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); give another path") from error
+
+
+def sync(path: Path) -> None:
+    """Flush a file to disk; of a folder, its new and renamed entries."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

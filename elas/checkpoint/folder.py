@@ -9,7 +9,6 @@ byte that changes later is detected: in the files by the manifest, in the manife
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
@@ -17,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from elas.errors import ConfigError, UserError
+from elas.files import sync
 
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
 FORMAT = 2
@@ -156,15 +156,13 @@ def put_in_place(partial: Path, target: Path, manifest: dict) -> None:
     """Write the manifest of a folder whose files are all on disk, and rename the folder to `target`."""
     data = json.dumps({"format": FORMAT, **manifest}, indent=1).encode()
     for name, content in ((MANIFEST, data), (SEAL, _seal(data).encode())):
-        with (partial / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    _flush(partial)
+        (partial / name).write_bytes(content)
+        sync(partial / name)
+    sync(partial)
     if target.exists():
         remove(target)
     partial.rename(target)
-    _flush(target.parent)
+    sync(target.parent)
 
 
 def remove(folder: Path) -> None:
@@ -196,12 +194,3 @@ def prune(newest: Path, keep: int, keep_every: int, left_alone: Collection[str] 
 def _seal(data: bytes) -> str:
     """The manifest's checksum, in the format of sha256sum."""
     return f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}\n"
-
-
-def _flush(folder: Path) -> None:
-    """Sync a folder, so that renames and new files in it reach the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from elas.errors import Failure, UserError
+from elas.files import sync
 from elas.plan.shapes import Shape
 
 SHARD_BYTES = 5 * 10**9
@@ -40,10 +40,10 @@ def new_folder(target: Path) -> Iterator[Path]:
         yield partial
         for path in partial.rglob("*"):
             if path.is_file():
-                _sync(path)
-        _sync(partial)
+                sync(path)
+        sync(partial)
         partial.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         if error.errno == 28:
@@ -108,11 +108,3 @@ def write_tensors(
         index = {"metadata": {"total_size": size, "total_parameters": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     return size
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
