@@ -1,9 +1,9 @@
-"""Arguments of Megatron-LM's that decide what a model computes: those of our configurations, and those it saved.
+"""Compares Megatron-LM's saved arguments with our configuration: those that decide what a model computes.
 
-Which they are follows from `elas.model.features`: every field of `TransformerConfig` in `WORKS` or `REFUSED`, but for
-how a step is run (`LAYOUT`, `HOW_ONLY`), and what Megatron-LM hands to `GPTModel` beside it. A new field of either
-table is compared without being named here. Saved are the names that Megatron-LM gives its arguments, which are the
-fields' but for a few (`_read`).
+They follow from `elas.model.features`: every field of `TransformerConfig` in `WORKS` or `REFUSED`, except those that
+only decide how a step is run (`LAYOUT`, `HOW_ONLY`), and the options that Megatron-LM passes to `GPTModel` besides. A
+field added to either table is compared without a change here. Checkpoints hold the names of Megatron-LM's arguments;
+`_read` translates the few that differ from the fields' names.
 """
 
 import argparse
@@ -27,14 +27,9 @@ _LAYOUT = (
     "perform_initialization"
 )
 LAYOUT = set(_LAYOUT.split())
-"""Fields that work, and say on which ranks a model lies or how it is drawn."""
-_SPELT_OTHERWISE = {
-    "activation_func",
-    "gated_linear_unit",
-    "bf16",
-    "fp16",
-    "params_dtype",
-}  # as rows of their own, below
+"""Fields that work and decide only where a model lies or how it is initialised."""
+# Compared as `activation` and `dtype`.
+_SPELT_OTHERWISE = {"activation_func", "gated_linear_unit", "bf16", "fp16", "params_dtype"}
 FIELDS = tuple(
     name
     for name in (*WORKS, *REFUSED)
@@ -44,10 +39,10 @@ FIELDS = tuple(
 OF_GPT_MODEL = {
     "position_embedding_type": "rope",
     "rotary_percent": 1.0,
-    "use_rope_scaling": False,  # and without it `rope_scaling_factor` says nothing
+    "use_rope_scaling": False,  # without it, `rope_scaling_factor` has no effect
     "rotary_seq_len_interpolation_factor": None,
 }
-"""What Megatron-LM hands to `GPTModel` and `elas train` has one value of."""
+"""Arguments of `GPTModel` for which `elas train` supports a single value."""
 KEYS = {
     "num_layers": "model.num_layers",
     "hidden_size": "model.hidden_size",
@@ -60,13 +55,13 @@ KEYS = {
     "tie_embeddings": "model.tie_embeddings",
     "dtype": "train.dtype",
 }
-"""Arguments that a setting of ours decides."""
+"""Arguments that a setting of ours determines, with its key."""
 TRAINING = {"dtype", "hidden_dropout", "attention_dropout", "qk_clip"}
-"""Of training alone: weights without moments do not depend on them."""
+"""Arguments that affect training only; they are not compared with `--weights-only`."""
 
 
 def computed(config: Config) -> dict[str, object]:
-    """What `elas train` computes, by Megatron-LM's saved names (and by those of `KEYS`)."""
+    """What `elas train` computes, by the names of Megatron-LM's saved arguments and of `KEYS`."""
     mine, model = transformer_config(config), config.model
     return {
         **{name: getattr(mine, name, DEFAULTS.get(name)) for name in FIELDS},
@@ -80,7 +75,7 @@ def computed(config: Config) -> dict[str, object]:
 
 
 def saved(config: Config) -> dict[str, object]:
-    """Arguments as Megatron-LM saves them, of the model that a configuration describes."""
+    """The arguments that Megatron-LM would save for a configuration's model."""
     found = computed(config)
     activation, dtype = found.pop("activation"), found.pop("dtype")
     groups = found["num_query_groups"]
@@ -107,19 +102,19 @@ def saved(config: Config) -> dict[str, object]:
 
 
 def _read(arguments: argparse.Namespace) -> dict[str, object]:
-    """Saved arguments, under the names of `computed`."""
+    """Saved arguments by the names that `computed` uses."""
     there = dict(vars(arguments))
-    if "norm_epsilon" in there:  # the flag's name, and that of other versions
+    if "norm_epsilon" in there:  # the option's name, which other versions save
         there.setdefault("layernorm_epsilon", there["norm_epsilon"])
     if "num_experts" in there:
         there["num_moe_experts"] = there["num_experts"]
     there["quant_recipe"] = next((there[key] for key in _QUANTIZED if there.get(key) is not None), None)
-    if not there.get("group_query_attention"):  # then Megatron-LM reads no num_query_groups, whatever it is
+    if not there.get("group_query_attention"):  # then Megatron-LM ignores num_query_groups
         there["num_query_groups"] = there.get("num_attention_heads")
     if there["num_query_groups"] is None:
         del there["num_query_groups"]
     if there.get("window_size") is None:
-        there["window_attn_skip_freq"] = None  # of a window that there is none of
+        there["window_attn_skip_freq"] = None  # no effect without a window
     if "untie_embeddings_and_output_weights" in there:
         there["tie_embeddings"] = not there["untie_embeddings_and_output_weights"]
     if "swiglu" in there or "squared_relu" in there:
@@ -138,28 +133,28 @@ def _activation(there: dict) -> str:
 
 
 def check_same_model(config: Config, arguments: argparse.Namespace, path: Path, weights_only: bool) -> None:
-    """Check that Megatron-LM trained the model of a configuration.
+    """Check that Megatron-LM trained the model that a configuration describes.
 
     Args:
         config: ours.
-        arguments: those saved; what they do not hold is not compared (`notes` says so).
-        path: of the checkpoint, for messages.
-        weights_only: leave out what matters to training alone.
+        arguments: Megatron-LM's saved arguments; missing ones are not compared (`notes` reports them).
+        path: the checkpoint, for messages.
+        weights_only: do not compare arguments that affect training only.
 
     Raises:
-        ConfigError: the first argument that says another model.
+        ConfigError: the first argument that differs.
     """
     there = _read(arguments)
     for name, mine in computed(config).items():
         theirs = there.get(name)
         if name not in there or (weights_only and name in TRAINING) or _same(mine, theirs):
             continue
-        alone = ", or add --weights-only to take the weights alone" if name in TRAINING else ""
+        weights = ", or add --weights-only to import only the weights" if name in TRAINING else ""
         if name not in KEYS:
-            why = f"Megatron-LM trained {path} with it, and elas train computes {mine!r} alone"
-            raise ConfigError(name, theirs, why, f"go on with it in Megatron-LM{alone}")
+            why = f"Megatron-LM trained {path} with it, and elas train supports only {mine!r}"
+            raise ConfigError(name, theirs, why, f"continue in Megatron-LM{weights}")
         why = f"Megatron-LM trained {path} with {theirs!r}"
-        raise ConfigError(KEYS[name], _shown(config, KEYS[name], mine), why, f"{_way(name, theirs)}{alone}")
+        raise ConfigError(KEYS[name], _shown(config, KEYS[name], mine), why, f"{_fix(name, theirs)}{weights}")
     _check_sections(config, arguments, path)
 
 
@@ -168,13 +163,13 @@ def _shown(config: Config, key: str, mine: object) -> object:
     return mine if given is None else given
 
 
-def _way(name: str, theirs: object) -> str:
+def _fix(name: str, theirs: object) -> str:
     choices = {"activation": ("swiglu", "relu2"), "dtype": ("float32", "bfloat16")}.get(name)
-    return f"set it to {theirs}" if choices is None or theirs in choices else "go on with it in Megatron-LM"
+    return f"set it to {theirs}" if choices is None or theirs in choices else "continue in Megatron-LM"
 
 
 def _same(mine: object, theirs: object) -> bool:
-    return mine == theirs or not (mine or theirs)  # None, False and 0 ask for the same
+    return mine == theirs or not (mine or theirs)  # None, False and 0 mean the same
 
 
 def _check_sections(config: Config, arguments: argparse.Namespace, path: Path) -> None:
@@ -189,7 +184,7 @@ def _check_sections(config: Config, arguments: argparse.Namespace, path: Path) -
 
 
 def _sections(config: Config, arguments: argparse.Namespace) -> Config:
-    """Our configuration with the two sections of saved arguments, as far as they hold them."""
+    """Our configuration, with `low_rank` and `sparsity` replaced by what the saved arguments hold of them."""
     if not hasattr(arguments, "sparsity_method"):  # not by `elas.megatron.extra_args_provider`
         given = {field.name: getattr(arguments, f"low_rank_{field.name}", None) for field in _LOW_RANK}
         given = {name: value for name, value in given.items() if value is not None}
@@ -202,23 +197,23 @@ _LOW_RANK = dataclasses.fields(LowRankConfig)
 
 
 def notes(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
-    """Lines for the console: what saved arguments do not say, and how 2:4 was trained where that may change."""
+    """Lines for the console: settings that the saved arguments lack, and changes in how 2:4 is trained."""
     there, held = _read(arguments), vars(arguments)
     keys = [key for name, key in KEYS.items() if there.get(name) is None]
     keys += [] if "low_rank_kind" in held else ["low_rank"]
     keys += [] if "sparsity_method" in held else ["sparsity"]
     if keys:
-        yield f"Megatron-LM's arguments do not say {', '.join(keys)}: taken from this configuration"
+        yield f"Megatron-LM's arguments lack {', '.join(keys)}: taken from this configuration"
     theirs = _sections(config, arguments)
     if config.sparsity.kind == "2:4":
         for key in ("sparsity.dense_steps", "sparsity.gradient", "sparsity.backward"):
             mine, before = typed(config, key), typed(theirs, key)
             if mine != before:
-                yield f"{key}={mine!r} from here on; Megatron-LM trained with {before!r}"
+                yield f"{key}={mine!r} from now on; Megatron-LM trained with {before!r}"
 
 
 def flags(config: Config) -> str:
-    """What Megatron-LM needs on its command line to compute the same, with `elas.megatron.elas_builder`."""
+    """The command-line options with which Megatron-LM and `elas.megatron.elas_builder` compute the same."""
     held, low_rank = saved(config), config.low_rank
     named = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length",
              "max_position_embeddings", "position_embedding_type", "rotary_base", "normalization", "hidden_dropout",

@@ -1,4 +1,4 @@
-"""Names and tensors of Megatron-LM's `torch_dist` checkpoints, for those of ours; both are whole, whatever the layout.
+"""Maps our weights to tensors of Megatron-LM's `torch_dist` checkpoints; both hold whole tensors, whatever the layout.
 
 Legend: L layers.
 
@@ -9,7 +9,8 @@ Legend: L layers.
     exp_avg.decoder.layers.3.…                       optimizer.state.exp_avg.decoder.layers.…
     exp_avg_sq.decoder.layers.3.…                    optimizer.state.exp_avg_sq.decoder.layers.…
 
-Both are files of torch.distributed.checkpoint. Tensors go over one by one, so memory is that of the largest.
+Both use the file format of torch.distributed.checkpoint. Tensors are converted one by one, so the memory needed is that
+of the largest.
 """
 
 import re
@@ -28,12 +29,12 @@ _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 
 @dataclass(frozen=True)
 class Spot:
-    """Where a weight of ours lies in a Megatron checkpoint.
+    """The position of one of our weights in a Megatron checkpoint.
 
     Args:
-        key: name of the tensor there, without a prefix of the optimizer's.
-        shape: of the weight.
-        layer: index in the tensor's first dimension; None where the tensor is the weight.
+        key: name of the tensor there, without an optimizer prefix.
+        shape: shape of the weight.
+        layer: index in the tensor's first dimension; None if the tensor is the weight itself.
         layers: size of that dimension.
     """
 
@@ -49,20 +50,20 @@ class Spot:
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Of the weight in the tensor."""
+        """Offsets of the weight in the tensor."""
         return (0,) * len(self.shape) if self.layer is None else (self.layer, *(0,) * len(self.shape))
 
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor of the weight's shape as the piece that it is there."""
+        """View a tensor of the weight's shape as a slice of the tensor there."""
         return tensor if self.layer is None else tensor[None]
 
 
 def spots(shapes: dict[str, tuple[int, ...]], stacked: bool = True) -> dict[str, Spot]:
-    """Where each weight lies.
+    """The position of each weight, by its name.
 
     Args:
-        shapes: of the model, from `elas.plan.shapes.weight_shapes`.
-        stacked: whether layers share tensors; Megatron keeps them apart with `non_homogeneous_layers`.
+        shapes: the model's, from `elas.plan.shapes.weight_shapes`.
+        stacked: whether all layers share a tensor; with `non_homogeneous_layers`, Megatron keeps them apart.
     """
     matches = {name: _LAYER.fullmatch(name) for name in shapes}
     layers = 1 + max(int(match[1]) for match in matches.values() if match)
@@ -75,17 +76,17 @@ def spots(shapes: dict[str, tuple[int, ...]], stacked: bool = True) -> dict[str,
 
 
 class OnDemand(PartOfTensor):
-    """A tensor for writing whose rectangles are made when they are written.
+    """A tensor to write whose rectangles are computed only when they are written.
 
     Attributes:
-        makers: offsets in the whole tensor → size of the rectangle, and what makes it.
+        makers: offsets in the whole tensor → size of the rectangle, and the function that computes it.
     """
 
     makers: dict[tuple[int, ...], tuple[tuple[int, ...], Callable[[], torch.Tensor]]]
 
     @staticmethod
     def __new__(cls, full_shape: tuple[int, ...], dtype: torch.dtype, makers: dict):
-        """A wrapper without memory of its own."""
+        """Create a wrapper without storage of its own."""
         made = torch.Tensor._make_wrapper_subclass(cls, full_shape, dtype=dtype)
         made.makers = makers
         return made

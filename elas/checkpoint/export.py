@@ -1,7 +1,7 @@
-"""`elas checkpoint export`: a checkpoint of ours, written for Megatron-LM to `--load`.
+"""`elas checkpoint export`: writes one of our checkpoints for Megatron-LM's `--load`.
 
-What Megatron-LM keeps beside tensors, in `common.pt`, is made here as `generate_state_dict` of Megatron-LM core_v0.16.1
-makes it, in a form that each of its optimizers reads: fp32, bf16, and the fully reshardable distributed one.
+`common.pt`, which holds Megatron-LM's state besides tensors, follows `generate_state_dict` of Megatron-LM core_v0.16.1,
+in a form that each of its optimizers can read: fp32, bf16, and the fully reshardable distributed one.
 """
 
 import argparse
@@ -27,26 +27,26 @@ _LINEARS = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.line
 
 
 def export(checkpoint: Checkpoint, target: Path, adam: str) -> dict:
-    """Write it.
+    """Write a checkpoint of Megatron-LM.
 
     Args:
-        checkpoint: intact.
-        target: a folder that is not there yet, for `--load`.
-        adam: `fused` where Megatron-LM runs with Apex or Transformer Engine, `torch` where it does not: their states
-            keep the step in different places, and neither reads the other's.
+        checkpoint: one of ours, intact.
+        target: the folder to create, for `--load`.
+        adam: `fused` if Megatron-LM runs with Apex or Transformer Engine, else `torch`: they store the step in
+            different places, and neither can read the other's state.
 
     Returns:
-        Facts for the console: `iteration`, `moments`, `folder`, the `flags` that Megatron-LM needs to
-        compute the same, and the size of its padded `vocabulary`.
+        Facts for the console: `iteration`, `moments`, `folder`, the `flags` with which Megatron-LM computes the same,
+        and the size of its padded `vocabulary`.
 
     Raises:
         UserError: the target exists, or cannot be written.
-        Failure: the checkpoint's tensors are not those of its configuration.
+        Failure: the checkpoint's tensors do not match its configuration.
     """
     config = written_config(checkpoint)
     partial_ = target.with_name(target.name + ".partial")
     if target.exists():
-        raise UserError(f"{target}: exists; give a folder that does not")
+        raise UserError(f"{target}: already exists; give a folder that does not exist")
     folder = partial_ / f"iter_{checkpoint.step:07d}"
     moments = config.optimizer.kind != "loro" and not checkpoint.manifest.get("weights_only")
     try:
@@ -59,7 +59,7 @@ def export(checkpoint: Checkpoint, target: Path, adam: str) -> dict:
         (partial_ / "latest_checkpointed_iteration.txt").write_text(str(checkpoint.step))
         partial_.rename(target)
     except (RuntimeError, KeyError) as error:
-        raise Failure(f"{checkpoint.path}: is not the checkpoint of its own settings ({error})") from error
+        raise Failure(f"{checkpoint.path}: its tensors do not match its settings ({error})") from error
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
     facts = {"iteration": checkpoint.step, "moments": moments, "folder": str(target)}
@@ -67,7 +67,7 @@ def export(checkpoint: Checkpoint, target: Path, adam: str) -> dict:
 
 
 def adam_here() -> str:
-    """The kind of Adam that Megatron-LM would run on this machine."""
+    """The kind of Adam that Megatron-LM would use on this machine."""
     found = any(importlib.util.find_spec(name) for name in ("transformer_engine", "apex"))
     return "fused" if found else "torch"
 
@@ -76,7 +76,7 @@ _FORMAT = {"sharded_backend_version": 1, "common_backend": "torch", "common_back
 
 
 def _tensors(checkpoint: Checkpoint, config: Config, moments: bool) -> dict[str, OnDemand | list]:
-    """All of Megatron's tensors, each read from the checkpoint when it is written."""
+    """All tensors of Megatron's checkpoint; each is read from ours when it is written."""
     dtype = getattr(torch, config.train.dtype)
     kinds = [("weight", "", dtype)]
     if moments:
@@ -94,7 +94,7 @@ def _tensors(checkpoint: Checkpoint, config: Config, moments: bool) -> dict[str,
 
 
 def _extra_states(config: Config) -> dict[str, list]:
-    """The nothing that Megatron-core's own linears, which full rank is made of, keep for Transformer Engine's sake."""
+    """The empty states that Megatron-core's own linears, used at full rank, save for Transformer Engine."""
     if config.low_rank.kind != "none":
         return {}
     layers = config.model.num_layers
@@ -111,7 +111,7 @@ def _read(folder: Path, name: str, spot: Spot, dtype: torch.dtype) -> torch.Tens
 
 
 def _dense_steps(checkpoint: Checkpoint, config: Config) -> dict[str, torch.Tensor]:
-    """The step that each layer with dense steps keeps, `[L, 1]`: evaluation runs as the last trained step did."""
+    """The step that each layer with dense steps saves, `[L, 1]`, for evaluation to prune as the last training step."""
     if config.sparsity.kind != "2:4" or not config.sparsity.dense_steps:
         return {}
     names = ["mlp"] if config.model.activation == "relu2" else []
@@ -122,7 +122,7 @@ def _dense_steps(checkpoint: Checkpoint, config: Config) -> dict[str, torch.Tens
 
 
 def _common(checkpoint: Checkpoint, config: Config, moments: bool, adam: str) -> dict:
-    """What Megatron-LM calls the common state."""
+    """Megatron-LM's common state, the content of `common.pt`."""
     arguments = _arguments(checkpoint, config)
     arguments.no_save_optim = not moments
     metadata = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
@@ -161,7 +161,7 @@ def _optimizer(checkpoint: Checkpoint, config: Config, adam: str) -> dict:
 
 
 def _schedule(checkpoint: Checkpoint, config: Config) -> dict:
-    """Consumed samples count; the rest is Megatron's to override, whose schedules are others than ours."""
+    """Only the consumed samples matter: Megatron-LM's schedules differ from ours, so users override the rest there."""
     samples, optimizer = checkpoint.manifest["consumed_samples"], config.optimizer
     return {
         "max_lr": optimizer.lr,
@@ -178,12 +178,12 @@ def _schedule(checkpoint: Checkpoint, config: Config) -> dict:
 
 
 def _arguments(checkpoint: Checkpoint, config: Config) -> argparse.Namespace:
-    """Arguments of Megatron-LM's that describe the model and how far training is."""
+    """Megatron-LM's arguments that describe the model and the progress of training."""
     return argparse.Namespace(
         **saved(config),
         tensor_model_parallel_size=1,
         pipeline_model_parallel_size=1,
-        world_size=0,  # of no layout: Megatron-LM then leaves random streams and the rerun machine alone
+        world_size=0,  # matches no layout, so that Megatron-LM restores neither random streams nor the rerun machine
         data_parallel_size=0,
         no_save_rng=True,
         consumed_train_samples=checkpoint.manifest["consumed_samples"],

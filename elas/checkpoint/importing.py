@@ -1,7 +1,7 @@
-"""`elas checkpoint import`: a `torch_dist` checkpoint of Megatron-LM, written as one of ours to go on from.
+"""`elas checkpoint import`: writes a `torch_dist` checkpoint of Megatron-LM as one of ours, to resume from.
 
-Reading executes nothing: tensors and the index as for our own checkpoints, the common state with torch's `weights_only`
-and the types that Megatron-core lists as safe.
+Reading executes no code: tensors and the index are read like those of our own checkpoints, the common state with
+torch's `weights_only` and the types that Megatron-core lists as safe.
 """
 
 import argparse
@@ -30,15 +30,15 @@ _TRACKER = "latest_checkpointed_iteration.txt"
 
 @dataclass(frozen=True)
 class Foreign:
-    """A checkpoint of Megatron-LM's.
+    """A checkpoint of Megatron-LM.
 
     Attributes:
         path: folder of one iteration.
-        iteration: done when it was written.
-        arguments: Megatron-LM's.
+        iteration: number of iterations done when it was written.
+        arguments: Megatron-LM's saved arguments.
         sizes: shape of each tensor, by name.
-        step: of the optimizer; None where it holds no moments that can be read.
-        why_no_moments: what the reason is.
+        step: steps that the optimizer took; None if there are no readable moments.
+        why_no_moments: the reason, if there are none.
     """
 
     path: Path
@@ -50,13 +50,13 @@ class Foreign:
 
 
 def read_foreign(path: Path) -> Foreign:
-    """Read what a checkpoint holds; needs no process group.
+    """Read a checkpoint's index and common state; needs no process group.
 
     Args:
-        path: Megatron-LM's `--save` folder, or that of an iteration in it.
+        path: Megatron-LM's `--save` folder, or an iteration's folder in it.
 
     Raises:
-        UserError: no such checkpoint there, or another format.
+        UserError: there is no such checkpoint, it is damaged, or it has another format.
     """
     folder = path
     if (path / _TRACKER).is_file():
@@ -81,43 +81,44 @@ def read_foreign(path: Path) -> Foreign:
 def _read_common(path: Path) -> dict:
     from megatron.core.safe_globals import register_safe_globals
 
-    register_safe_globals()  # not torch's context manager: on leaving it, Megatron-core could not read its own files
+    # Not torch's context manager: at its end, Megatron-core would be unable to read its own files.
+    register_safe_globals()
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # torch's words tell users to execute the file
-        raise pickle.UnpicklingError(f"{path.name} is damaged, or holds more than arguments and numbers") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # torch's message advises executing the file
+        raise pickle.UnpicklingError(f"{path.name} is damaged, or contains more than arguments and numbers") from error
 
 
 def _moments(common: dict, sizes: dict) -> tuple[int | None, str]:
-    """The optimizer's step, or None and why its moments cannot be had."""
+    """The optimizer's step; or None, and why there are no readable moments."""
     kind = (common.get("content_metadata") or {}).get("distrib_optim_sharding_type")
     if not any(name.startswith(f"{OPTIMIZER}exp_avg.") for name in sizes):
         if kind and kind != "fully_reshardable":
-            return None, f"the distributed optimizer's are {kind}; save with --dist-ckpt-optim-fully-reshardable"
-        return None, "it was saved without the optimizer, or with another than Adam"
+            return None, f"those of the distributed optimizer are {kind}; save with --dist-ckpt-optim-fully-reshardable"
+        return None, "it was saved without an optimizer, or with one other than Adam"
     outer = common.get("optimizer") or {}
     for state in (outer, outer.get("optimizer") or {}):
         step = (state.get("state") or {}).get("common_step")
         found = [step] if step is not None else [g["step"] for g in state.get("param_groups") or () if "step" in g]
         if found:
             return int(found[0]), ""
-    return None, "it does not say how many steps the optimizer took"
+    return None, "the number of optimizer steps is missing"
 
 
 def check_fits(foreign: Foreign, config: Config, weights_only: bool) -> dict[str, Spot]:
-    """Check that the checkpoint is of the configuration's model.
+    """Check that the checkpoint holds the configuration's model.
 
     Args:
         foreign: from `read_foreign`.
-        config: of the run that is to go on from it.
-        weights_only: what matters to training alone may differ.
+        config: configuration of the run that will resume from it.
+        weights_only: arguments that affect training only may differ.
 
     Returns:
-        Where each of our weights lies in it.
+        The position of each of our weights in it.
 
     Raises:
-        ConfigError: a setting that says another model.
-        UserError: tensors that the model has not, or the checkpoint has not.
+        ConfigError: a setting differs.
+        UserError: a tensor is missing in the checkpoint, or unknown to the model.
     """
     check_same_model(config, foreign.arguments, foreign.path, weights_only)
     shapes = weight_shapes(config)
@@ -126,17 +127,18 @@ def check_fits(foreign: Foreign, config: Config, weights_only: bool) -> dict[str
         there = foreign.sizes.get(spot.key)
         if there is None:
             fix = "give the settings of the model that Megatron-LM trained, by elas.megatron.elas_builder"
-            raise UserError(f"{foreign.path}: holds no {spot.key}, which is a weight of this configuration; {fix}")
+            raise UserError(f"{foreign.path}: lacks {spot.key}, a weight of this configuration; {fix}")
         if there != spot.whole:
             if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
                 why, fix = f"Megatron-LM padded the vocabulary to {there[0]}", f"set it to {there[0]}"
                 raise ConfigError("model.vocab_size", config.model.vocab_size, why, fix)
-            what = f"{there} there, and {spot.whole} by this configuration"
-            raise UserError(f"{foreign.path}: {spot.key} is {what}; give the settings of the model that it holds")
+            what = f"has shape {there}, but {spot.whole} by this configuration"
+            raise UserError(f"{foreign.path}: {spot.key} {what}; give the settings of the model that was trained")
     keys = {spot.key for spot in found.values()}
     more = [key for key in foreign.sizes if key not in keys and not key.startswith(OPTIMIZER) and _is_weight(key)]
     if more:
-        raise UserError(f"{foreign.path}: holds {more[0]}, which this configuration's model does not have")
+        fix = "give the settings of the model that was trained"
+        raise UserError(f"{foreign.path}: contains {more[0]}, which this configuration's model lacks; {fix}")
     return found
 
 
@@ -145,26 +147,26 @@ def _is_weight(key: str) -> bool:
 
 
 def import_(foreign: Foreign, config: Config, weights_only: bool) -> Path:
-    """Write it into the run's folder, which has no checkpoint yet; its fit is checked.
+    """Check that the checkpoint fits, and write it into the run's folder, which must not have a checkpoint yet.
 
     Args:
         foreign: from `read_foreign`.
-        config: of the run that is to go on from it.
-        weights_only: leave moments out; such a checkpoint is good for `checkpoint.init_from`.
+        config: configuration of the run that will resume from it.
+        weights_only: omit the moments; the result can only be used as `checkpoint.init_from`.
 
     Returns:
-        The checkpoint's folder.
+        Folder of the new checkpoint.
 
     Raises:
-        ConfigError, UserError: as `check_fits`; no moments; a folder that holds a run or cannot be written.
+        ConfigError, UserError: as `check_fits`; also for missing moments, or a folder that cannot be written.
     """
     found = check_fits(foreign, config, weights_only)
     if config.optimizer.kind != "adamw" and not weights_only:
-        why, fix = "moments of Megatron-LM's are AdamW's", "set it to adamw, or add --weights-only"
+        why, fix = "Megatron-LM's moments are AdamW's", "set it to adamw, or add --weights-only"
         raise ConfigError("optimizer.kind", config.optimizer.kind, why, fix)
     if not weights_only and foreign.step is None:
-        fix = "add --weights-only, and begin a run by checkpoint.init_from"
-        raise UserError(f"{foreign.path}: no moments to go on with: {foreign.why_no_moments}; or {fix}")
+        fix = "add --weights-only, and start a run with checkpoint.init_from"
+        raise UserError(f"{foreign.path}: has no moments to resume with ({foreign.why_no_moments}); {fix}")
     target = checkpoints_dir(config) / f"step_{foreign.iteration:08d}"
     partial_ = target.with_name(target.name + ".partial")
     manifest = _manifest(foreign, config, weights_only)
@@ -211,7 +213,7 @@ def _manifest(foreign: Foreign, config: Config, weights_only: bool) -> dict:
         "sequence": bool(there("sequence_parallel")),
         "data": there("data_parallel_size") or 1,
         "zero": 1 if there("use_distributed_optimizer") else 0,
-        "written_by": "Megatron-LM",  # so that it is no layout of ours, whose random streams would be there
+        "written_by": "Megatron-LM",  # equals no layout of ours, so that no random streams are expected
     }
     kept = effective(config) | {"data.held_out": None} if weights_only else identity(config)
     return {

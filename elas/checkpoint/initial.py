@@ -1,7 +1,7 @@
-"""`checkpoint.init_from`: starts a new run from another run's weights, with other data, schedule or optimizer.
+"""`checkpoint.init_from`: starts a new run with another run's weights; data, schedule and optimizer may differ.
 
-Only the weights are taken, on any layout; moments, step, schedule and the order of samples start anew. Once the run has
-a checkpoint of its own, it resumes from that.
+Only the weights are loaded, on any layout; moments, step, schedule and the order of samples start anew. Once the run
+has a checkpoint of its own, it resumes from that.
 """
 
 from dataclasses import dataclass

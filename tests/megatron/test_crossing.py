@@ -39,13 +39,13 @@ def commands_refuse_in_a_line(folder):
         "model.norm_eps=0.001: Megatron-LM trained",
         "model.num_layers=8: Megatron-LM trained",
         "model.tie_embeddings=True: Megatron-LM trained",
-        "decoder.layers.mlp.linear_fc1.factor_out is (4, 128, 16) there",
+        "decoder.layers.mlp.linear_fc1.factor_out has shape (4, 128, 16), but ",
         "sparsity.kind='none': Megatron-LM trained",
         "model.activation='swiglu': Megatron-LM trained",
-        "optimizer.kind='loro': moments of Megatron-LM's are AdamW's",
+        "optimizer.kind='loro': Megatron-LM's moments are AdamW's",
         "already holds a run",
         "data.train=None: no corpus to train on",
-        "exists; give a folder that does not",
+        "already exists; give a folder that does not exist",
         "no checkpoint there",
     ]
     assert len(said) == len(wanted)

@@ -86,12 +86,16 @@ OURS = [  # what Megatron-LM saved, what this configuration says, and the line
     ({"group_query_attention": False}, {}, "model.num_query_groups=2: .*set it to 4"),
     ({"rotary_base": 500}, {}, "model.rotary_base=10000: .*set it to 500"),
     ({"untie_embeddings_and_output_weights": False}, {}, "model.tie_embeddings=False: .*set it to True"),
-    ({"squared_relu": False}, {}, "model.activation='relu2': .*'gelu'; go on with it in Megatron-LM"),
-    ({"squared_relu": False, "quick_geglu": True}, {}, "model.activation='relu2': .*'quick_geglu'; go on with it"),
+    ({"squared_relu": False}, {}, "model.activation='relu2': .*'gelu'; continue in Megatron-LM"),
+    (
+        {"squared_relu": False, "quick_geglu": True},
+        {},
+        "model.activation='relu2': .*'quick_geglu'; continue in Megatron-LM",
+    ),
     ({"squared_relu": False, "swiglu": True}, {}, "model.activation='relu2': .*set it to swiglu"),
     ({"bf16": True}, {}, "train.dtype='float32': .*set it to bfloat16, or add --weights-only"),
-    ({"fp16": True}, {}, "train.dtype='float32': .*'float16'; go on with it in Megatron-LM, or add --weights-only"),
-    ({"num_experts": 4}, {}, "num_moe_experts=4: .*go on with it in Megatron-LM"),
+    ({"fp16": True}, {}, "train.dtype='float32': .*'float16'; continue in Megatron-LM, or add --weights-only"),
+    ({"num_experts": 4}, {}, "num_moe_experts=4: .*continue in Megatron-LM"),
     ({"te_precision_config_file": "a.yaml"}, {}, "quant_recipe='a.yaml': "),
     ({"low_rank_kind": "cola"}, {}, "low_rank.activation='silu'|low_rank.kind='lowrank': .*set it to cola"),
     ({"low_rank_rank": 8}, {}, "low_rank.rank=16: .*set it to 8"),
@@ -126,7 +130,7 @@ def test_what_is_not_saved_or_may_differ_is_said():
     assert "model.norm_eps" in line and "sparsity" in line and "model.num_layers" not in line
     assert list(notes(small({}), argparse.Namespace(**SAVED))) == []
     (line,) = notes(small({}), argparse.Namespace(**{**SAVED, "dense_steps": 4}))
-    assert line == "sparsity.dense_steps=0 from here on; Megatron-LM trained with 4"
+    assert line == "sparsity.dense_steps=0 from now on; Megatron-LM trained with 4"
 
 
 def test_no_field_escapes():
