@@ -14,7 +14,7 @@ from elas.checkpoint.choose import find
 from elas.checkpoint.weights import read_weights
 from elas.errors import ConfigError, UserError
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 GATED = {"model.num_query_groups": 2, "model.activation": "swiglu", "sparsity.kind": "none"}
 TIED = {**GATED, "model.tie_embeddings": True}
@@ -40,7 +40,7 @@ def written(tmp_path_factory) -> dict[str, tuple[str, dict, list]]:
     done = {}
     for name, (world, overrides) in WRITTEN.items():
         folder = str(tmp_path_factory.mktemp(name))
-        ranks = run_ranks(world, weights_run.save, overrides, folder)
+        ranks = run_ranks(world, weights_run.save, overrides, folder, timeout=200)
         model = {key: value for key, value in overrides.items() if not key.startswith("parallel.")}
         done[name] = folder, model, ranks
     return done
