@@ -255,8 +255,6 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
-    shares: ClassVar[Mapping[str, float]] = MappingProxyType({})
-    """Shares of train.steps as given, by key (`elas.config.shares`); the fields themselves hold steps."""
 
     def __post_init__(self):
         # Shares of train.steps as given, by key (`elas.config.shares`); the fields themselves hold steps.

@@ -92,11 +92,10 @@ def save(settings: dict, run_dir: str) -> None:
 
     sys.path.append(str(Path(__file__).parents[1] / "parity"))
     from reshard_run import STEPS, _engine
-
-    from elas.checkpoint.saver import Saver
+    from support.parity_run import saver_of
 
     config, engine, step = _engine(settings, run_dir)
-    saver = Saver(config, engine)
+    saver = saver_of(config, engine)
     for number in range(STEPS):
         step(number)
         if number >= STEPS - 2:
