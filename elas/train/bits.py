@@ -3,9 +3,9 @@
 import math
 
 import numpy as np
-import torch
 
 from elas.config import Config
+from elas.data.batches import Samples
 from elas.data.tokenizer import load_tokenizer
 from elas.data.tokenizer.byte_lengths import byte_lengths
 from elas.data.tokenizer.found import tokenizer_of
@@ -22,7 +22,7 @@ class BitsPerByte:
         dataset: its validation samples; None if it does not validate.
     """
 
-    def __init__(self, config: Config, dataset: torch.utils.data.Dataset | None):
+    def __init__(self, config: Config, dataset: Samples | None):
         self._config, self._dataset = config, dataset
         self._bytes: int | None = None
 
@@ -41,8 +41,9 @@ class BitsPerByte:
         except UserError:
             return 0
         lengths = byte_lengths(tokenizer, self._config.model.vocab_size)
-        total = 0
-        for index in range(len(self._dataset)):
-            labels = np.asarray(self._dataset[index]["labels"])
+        total, samples = 0, self._dataset
+        assert samples is not None  # a loss was computed on them
+        for index in range(len(samples)):
+            labels = np.asarray(samples[index]["labels"])
             total += int(lengths[labels[labels >= 0]].sum())
         return total

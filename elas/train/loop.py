@@ -294,9 +294,7 @@ class _Run:
         observe.look_next(engine.chunks, 0)
         set_sparse(engine.chunks, max(1, self.step) > config.sparsity.dense_steps)  # at step 0 as in step 1
         total, tokens = 0.0, 0
-        # `Dataset` declares no `__len__`, but both kinds that a validation reads have it.
-        samples = len(self.datasets.valid)  # pyright: ignore[reportArgumentType]
-        available = self.datasets.valid_available
+        samples, available = len(self.datasets.valid), self.datasets.valid_available
         micro_batches = -(-samples // (config.train.micro_batch_size * self.layout.dp))
         self.between.begin("validation", micro_batches, len(engine.chunks))
         self.progress.interval, begun = FIRST_S, time.perf_counter()

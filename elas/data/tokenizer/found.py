@@ -97,4 +97,5 @@ def document_ids(config: Config) -> tuple[int | None, int | None]:
     """The ids before and after every document of the training corpus, by its manifest; None for none or unknown."""
     manifests = [read_manifest(prefix) for prefix in _corpora(config)]
     ids = next(((m.get("bos"), m.get("eod")) for m in manifests if "eod" in m), (None, None))
-    return tuple(one if type(one) is int else None for one in ids)
+    before, after = (one if type(one) is int else None for one in ids)
+    return before, after
