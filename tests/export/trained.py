@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from support.parity_run import GLOBAL_BATCH, tokens
+from support.parity_run import GLOBAL_BATCH, saver_of, tokens
 
 SMALL = {
     "model.hidden_size": 64,
@@ -33,7 +33,6 @@ def train(cases: dict[str, dict], folder: str) -> dict[str, float]:
 
 def _train(overrides: dict, run_dir: str) -> float:
     from elas import parallel
-    from elas.checkpoint.saver import Saver
     from elas.config import load_config
     from elas.engine.engine import Engine
 
@@ -44,7 +43,8 @@ def _train(overrides: dict, run_dir: str) -> float:
         engine.set_learning_rate(config.optimizer.lr)
         one_step(engine, step)
     samples = config.train.steps * config.train.global_batch_size
-    Saver(config, engine).save(config.train.steps, samples * config.model.seq_length, {"consumed_samples": samples})
+    tokens = samples * config.model.seq_length
+    saver_of(config, engine).save(config.train.steps, tokens, {"consumed_samples": samples})
     loss = one_step(engine, config.train.steps + 1)
     parallel.shut_down()
     return loss
