@@ -39,11 +39,11 @@ def restore(engine, checkpoint: Checkpoint) -> None:
     from elas.checkpoint.weights import model_weights
 
     def load() -> None:
-        tensors = state.targets(engine)
+        held = state.targets(engine)
         if checkpoint.is_start:  # a rollback may come back to it, so moments are set, not just left as they are
-            state.zero_moments(tensors)
-            tensors = state.master_weights(engine)
-        storage.read(checkpoint.path, tensors)
+            state.zero_moments(held)
+            held = state.master_weights(engine)
+        storage.read(checkpoint.path, {**held})
         storage.read(checkpoint.path, model_weights(engine.chunks, engine.layout))
         if state.layout_facts(engine) == checkpoint.manifest["layout"]:
             streams = {state.random_name(): state.capture_random()}

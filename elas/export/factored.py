@@ -1,6 +1,5 @@
 """A folder's weights as the linears of another kind: as they are, multiplied out, or factored at a rank."""
 
-import re
 from collections.abc import Callable
 
 import torch
@@ -76,7 +75,8 @@ class EnergyTable:
 
     def add(self, linear: str, kept: float) -> None:
         """Note a linear by transformers' name; the last of a layer is `down_proj`."""
-        number, name = re.fullmatch(r"model\.layers\.(\d+)\.\w+\.(\w+)_proj", linear).groups()
+        _, _, number, _, name = linear.split(".")  # model.layers.3.mlp.down_proj
+        name = name.removesuffix("_proj")
         self.kept[linear] = self._row[name] = kept
         if name != "down":
             return
