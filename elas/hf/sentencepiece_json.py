@@ -10,6 +10,8 @@ Where two roles of one string must be told apart, a noncharacter of Unicode (U+F
 and decoder; such a piece has that name in the vocabulary.
 """
 
+from collections.abc import Set
+
 from elas.data.tokenizer.sentencepiece_model import SPACE_MARK
 from elas.errors import UserError
 from elas.hf.sentencepiece_text import Normalizers, StandIns
@@ -19,7 +21,7 @@ UNIGRAM, BPE, WORD, CHAR = range(1, 5)
 _NEVER = "\ufdd0"  # a noncharacter, in pieces that no text contains
 
 
-def to_backend(model: bytes, added: dict[str, int], special: set[int]):
+def to_backend(model: bytes, added: dict[str, int], special: Set[int]):
     """Convert a model.
 
     Args:

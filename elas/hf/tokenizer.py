@@ -47,7 +47,7 @@ def write_tokenizer(path: Path, folder: Path, model_max_length: int, eod: int | 
         roles["eos"] = eod
         roles["pad"] = None if roles["pad"] == eod else roles["pad"]
     # An ordinary piece that ends documents, such as a newline, stays ordinary: decoding would leave it out.
-    named = {role: i for role, i in roles.items() if i in ours.special_ids}
+    named = {role: i for role, i in roles.items() if i is not None and i in ours.special_ids}
     names = {f"{role}_token": ours.token_of(i) for role, i in named.items()}
     if ours.unk is not None and ours.unk >= 0:
         names["unk_token"] = ours.token_of(ours.unk)
@@ -76,7 +76,8 @@ def _id(tokenizer: Tokenizer, role: str) -> int | None:
 def _write_sentencepiece(ours: SentencePieceTokenizer, folder: Path) -> None:
     from elas.hf.sentencepiece_json import to_backend
 
-    to_backend(ours.model, ours.added, {*ours.special_ids, ours.unk}).save(str(folder / "tokenizer.json"))
+    unknown = set() if ours.unk is None else {ours.unk}
+    to_backend(ours.model, ours.added, ours.special_ids | unknown).save(str(folder / "tokenizer.json"))
     # For readers of SentencePiece files, such as llama.cpp's converter; transformers prefers tokenizer.json.
     shutil.copyfile(ours.path, folder / MODEL_NAME)
 
