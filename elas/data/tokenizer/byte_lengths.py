@@ -20,6 +20,7 @@ import numpy as np
 
 from elas.data.tokenizer import HFTokenizer, SentencePieceTokenizer, Tokenizer
 from elas.data.tokenizer.sentencepiece_model import SPACE_MARK
+from elas.data.tokenizer.special_tokens import model_proto
 
 _PROBES = (
     "def f(x):\n    return  x\t# Two Spaces\r\n",
@@ -95,16 +96,15 @@ def _table(tokenizer: Tokenizer) -> _Table:
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer) -> Callable[[int, str], bytes]:
     """The text of a piece."""
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
-    pieces = ModelProto.FromString(tokenizer.model).pieces
-    silent = {ModelProto.SentencePiece.CONTROL, ModelProto.SentencePiece.UNKNOWN}
+    proto = model_proto(tokenizer.model)
+    pieces, kinds = proto.pieces, type(proto).SentencePiece
+    silent = {kinds.CONTROL, kinds.UNKNOWN}
 
     def text_of(token_id: int, token: str) -> bytes:
-        kind = pieces[token_id].type if token_id < len(pieces) else ModelProto.SentencePiece.NORMAL
+        kind = pieces[token_id].type if token_id < len(pieces) else kinds.NORMAL
         if kind in silent:
             return b""
-        if kind == ModelProto.SentencePiece.BYTE:
+        if kind == kinds.BYTE:
             return bytes([int(token[3:5], 16)])  # <0x0A>
         return token.replace(SPACE_MARK, " ").encode()
 

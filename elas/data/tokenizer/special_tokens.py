@@ -80,7 +80,7 @@ def _content(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _proto(model: bytes) -> Any:
+def model_proto(model: bytes) -> Any:
     """A serialised SentencePiece model as a protobuf message, whose class exists at run time only."""
     from sentencepiece import sentencepiece_model_pb2
 
@@ -90,7 +90,7 @@ def _proto(model: bytes) -> Any:
 
 def hide_pieces(model: bytes, ids: Collection[int]) -> bytes:
     """A serialised SentencePiece model in which no text yields the pieces `ids`; all ids are unchanged."""
-    proto = _proto(model)
+    proto = model_proto(model)
     for number in ids:
         if number < len(proto.pieces):
             proto.pieces[number].piece = _HIDDEN + proto.pieces[number].piece
@@ -99,7 +99,7 @@ def hide_pieces(model: bytes, ids: Collection[int]) -> bytes:
 
 def without_prefix(model: bytes) -> bytes:
     """A serialised SentencePiece model that prepends no space to a text and keeps spaces at its ends."""
-    proto = _proto(model)
+    proto = model_proto(model)
     proto.normalizer_spec.add_dummy_prefix = False
     proto.normalizer_spec.remove_extra_whitespaces = False
     return proto.SerializeToString()
