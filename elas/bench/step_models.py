@@ -13,7 +13,8 @@ from elas.bench.ffn_variants import DENSE, SWIGLU, gated_width
 from elas.config import Config, ffn_width, load_config
 from elas.config.rules import validate
 from elas.engine import grads
-from elas.engine.engine import Engine, token_losses
+from elas.engine.engine import Engine
+from elas.engine.losses import token_losses
 from elas.errors import UserError
 from elas.model.provider import make_model_provider
 from elas.parallel import Layout

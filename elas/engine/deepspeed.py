@@ -1,9 +1,16 @@
 """Builds the configuration for `deepspeed.initialize` from the user's DeepSpeed JSON and our own settings."""
 
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from elas.config import Config
 from elas.config.deepspeed import read_deepspeed_json, zero_stage
 from elas.config.deepspeed_knobs import KEY
 from elas.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check_deepspeed_json(config: Config) -> None:
@@ -68,3 +75,26 @@ def deepspeed_config(config: Config, *, micro_batches: int, dp: int) -> dict:
         # Skips a pass over all gradients that looks for infinities: the loop checks the norm instead.
         "bf16": {"enabled": bf16, "check_grad_overflow": False},
     }
+
+
+def fit_buckets(settings: dict, chunks: "Sequence[torch.nn.Module]") -> None:
+    """Limit the reduction bucket to the model's size, since DeepSpeed allocates it in full."""
+    zero = settings.get("zero_optimization", {})
+    parameters = sum(p.numel() for chunk in chunks for p in chunk.parameters())
+    if type(zero.get("reduce_bucket_size")) is int:
+        zero["reduce_bucket_size"] = max(1, min(zero["reduce_bucket_size"], parameters))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Filter out DeepSpeed's warning about untested optimizers: ours are tested at every ZeRO stage."""
+    return "untested optimizer" not in record.getMessage()
+
+
+def quiet_deepspeed() -> None:
+    """Reduce DeepSpeed's log to warnings; at INFO it logs its whole configuration on every start."""
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(_is_news)
+    for handler in logger.handlers:
+        handler.setLevel(logging.WARNING)

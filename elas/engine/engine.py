@@ -17,9 +17,8 @@ and at ZeRO 1, the norm exists only inside DeepSpeed's step, so the optimizer in
 import contextlib
 import functools
 import io
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +31,8 @@ from elas.config import Config
 from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_stage
 from elas.data.batches import Batch
 from elas.engine import grads
-from elas.engine.deepspeed import deepspeed_config
+from elas.engine.deepspeed import deepspeed_config, fit_buckets, quiet_deepspeed
+from elas.engine.losses import Count, LossModel, mean_loss, token_losses
 from elas.engine.micro_batches import Abandoned, MicroBatches, idle_output
 from elas.engine.zero import local_weights
 from elas.extensions import load_deepspeed
@@ -40,38 +40,6 @@ from elas.model.provider import build_chunks
 from elas.optim.adamw import build_adamw
 from elas.optim.loro import build_loro, factor_scale, refresh
 from elas.parallel import DeepSpeedGroups, Layout, data_group, tensor_group
-
-Count = torch.Tensor | float  # of labels; on the device where it comes from a sum over ranks, so that no host waits
-
-
-class LossModel(torch.nn.Module):
-    """A whole model (no pipeline) whose forward returns the mean loss, as DeepSpeed's own forward path requires."""
-
-    def __init__(self, model: torch.nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, counted: Count | None = None) -> torch.Tensor:
-        """Returns `mean_loss` of `tokens` and `labels [b, s]`, a 0-dim fp32 tensor."""
-        return mean_loss(token_losses(self.model, tokens, labels), labels, counted)
-
-
-def token_losses(model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Output of a chunk: per-token loss `[b, s]` on the last stage, hidden states before it."""
-    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    return model(tokens, positions, None, labels=labels)
-
-
-def mean_loss(losses: torch.Tensor, labels: torch.Tensor, counted: Count | None) -> torch.Tensor:
-    """Mean of a micro-batch's losses.
-
-    Args:
-        losses: `[b, s]`, per token, fp32.
-        labels: `[b, s]`, −1 where there is nothing to predict.
-        counted: average number of counted labels per micro-batch of the global batch, a float or 0-dim fp32, so that
-            the mean over micro-batches is the mean over all counted tokens; None if every label counts.
-    """
-    return losses.mean() if counted is None else torch.where(labels >= 0, losses, 0).sum() / counted
 
 
 @dataclass(frozen=True)
@@ -142,7 +110,7 @@ class Engine:
         # DeepSpeed hooks the forward of the module it is given. A `ModuleList` has none, so that Megatron's schedule
         # can call the chunks without DeepSpeed's hooks.
         module = torch.nn.ModuleList(self.chunks) if self.uses_schedule else LossModel(self.chunks[0])
-        _fit_buckets(settings, self.chunks)
+        fit_buckets(settings, self.chunks)
         offload = offloads_optimizer(settings)
         load_deepspeed(offload=offload)
         self._running: _Step | None = None  # `_blocked` looks at it from the first step on, which DeepSpeed takes
@@ -151,7 +119,7 @@ class Engine:
             self.base_optimizer = build_loro(module, config.optimizer, scale=scale, blocked=self._blocked)
         else:
             self.base_optimizer = build_adamw(module, config.optimizer, offload=offload, blocked=self._blocked)
-        _quiet_deepspeed()
+        quiet_deepspeed()
         with contextlib.redirect_stdout(io.StringIO()):  # suppresses a line that every rank prints about an op
             deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         with accelerator.shared_gloo_groups():
@@ -383,26 +351,3 @@ class Engine:
     def _knows_loss(self) -> bool:
         """Whether this rank contributes its losses to sums: one rank per data-parallel replica does."""
         return self.layout.is_last_stage and self.layout.tp_rank == 0
-
-
-def _fit_buckets(settings: dict, chunks: Sequence[torch.nn.Module]) -> None:
-    """Limit the reduction bucket to the model's size, since DeepSpeed allocates it in full."""
-    zero = settings.get("zero_optimization", {})
-    parameters = sum(p.numel() for chunk in chunks for p in chunk.parameters())
-    if type(zero.get("reduce_bucket_size")) is int:
-        zero["reduce_bucket_size"] = max(1, min(zero["reduce_bucket_size"], parameters))
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Filter out DeepSpeed's warning about untested optimizers: ours are tested at every ZeRO stage."""
-    return "untested optimizer" not in record.getMessage()
-
-
-def _quiet_deepspeed() -> None:
-    """Reduce DeepSpeed's log to warnings; at INFO it logs its whole configuration on every start."""
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.WARNING)
-    logger.addFilter(_is_news)
-    for handler in logger.handlers:
-        handler.setLevel(logging.WARNING)

@@ -1,4 +1,6 @@
-"""Console lines of a run: of a logged step, and warnings at the start. Does not import torch."""
+"""Console lines of a run: of a logged step, of a validation, and warnings at the start. Does not import torch."""
+
+import math
 
 from elas.config import Config
 from elas.config.phases import unreached
@@ -13,6 +15,28 @@ def warn(config: Config, step: int) -> None:
     """
     for line in (*unreached(config, step), *unused_vocabulary(config)):
         Console("err").say(f"warning: {line}")
+
+
+def validation_row(step: int, nats: float, tokens: int, samples: int, available: int) -> dict:
+    """The line of validation.jsonl.
+
+    Args:
+        step: steps taken.
+        nats: sum of the losses.
+        tokens: labels that count.
+        samples: number of samples.
+        available: number of samples in the whole validation set.
+    """
+    loss = nats / tokens
+    ppl = math.exp(min(loss, 80.0))
+    return {"step": step, "loss": loss, "ppl": ppl, "tokens": tokens, "samples": samples, "share": samples / available}
+
+
+def validation_line(row: dict) -> str:
+    """Format a row of `validation_row`."""
+    of = "all" if row["share"] == 1 else f"{row['share']:.1%}"
+    results = f"validation loss {row['loss']:.4f}  perplexity {row['ppl']:,.1f}"
+    return f"step {row['step']:>6}  {results}  ({row['tokens']:,} tokens, {of} of the validation set)"
 
 
 def step_line(row: dict, steps: int, width: int | None = None, *, more_s: float = 0.0) -> str:

@@ -25,7 +25,7 @@ from elas.run_dir import checkpoints_dir, clear_markers, write_marker
 from elas.train import events, history, start
 from elas.train.anomalies import BadSteps, Spikes
 from elas.train.bits import BitsPerByte
-from elas.train.lines import step_line, warn
+from elas.train.lines import step_line, validation_line, validation_row, warn
 from elas.train.metrics import Interval, Metrics
 from elas.train.progress import FIRST_S, LATER_S, Progress
 from elas.train.result import RunResult
@@ -311,16 +311,11 @@ class _Run:
         loss = self.valid_loss = total / tokens
         if not math.isfinite(loss):
             raise self._diverged(f"validation loss {loss}")
-        perplexity, share = math.exp(min(loss, 80.0)), samples / available
-        row = {"step": self.step, "loss": loss, "ppl": perplexity, "tokens": tokens, "samples": samples, "share": share}
+        row = validation_row(self.step, total, tokens, samples, available)
         if self.layout.rank == 0:
             row |= self.bits.of(total)
         self.metrics.log("validation", row)
-        of = "all" if samples == available else f"{share:.1%}"
-        self.progress.say(
-            f"step {self.step:>6}  validation loss {loss:.4f}  perplexity {perplexity:,.1f}  "
-            f"({tokens:,} tokens, {of} of the validation set)"
-        )
+        self.progress.say(validation_line(row))
         self.interval.restart(self.step, self.tokens)
         return ""
 
@@ -334,17 +329,13 @@ class _Run:
 
     def _announce(self, resume: Checkpoint | None) -> None:
         """Print the model, the kernel and the data, and write the same facts to RUN_DIR/run.json."""
-        model, model_facts = start.model_line(self.config, self.layout, self.engine)
-        kernel, kernel_facts = start.kernel_line(self.config)
-        data, data_facts = start.data_line(self.config, self.layout, self.step)
-        for line in (model, kernel, data):
-            self.progress.say(line)
+        lines, facts = start.announcement(self.config, self.layout, self.engine, self.step)
         if resume:
-            for skipped in resume.passed_over:
-                self.progress.say(f"skipped {skipped}")
-            self.progress.say(f"resumed from {resume.path} at step {resume.step}")
-        facts = {"first_step": self.step + 1, **model_facts, **kernel_facts, **data_facts}
-        self.metrics.facts(self.config.to_dict(), facts)
+            lines += [f"skipped {skipped}" for skipped in resume.passed_over]
+            lines.append(f"resumed from {resume.path} at step {resume.step}")
+        for line in lines:
+            self.progress.say(line)
+        self.metrics.facts(self.config.to_dict(), {"first_step": self.step + 1, **facts})
 
     def _log(self, values: dict) -> None:
         config, engine, step = self.config, self.engine, values["step"]

@@ -14,6 +14,14 @@ from elas.parallel import Layout
 from elas.plan.run import run_facts
 
 
+def announcement(config: Config, layout: Layout, engine: Engine, step: int) -> tuple[list[str], dict]:
+    """The lines of model, kernel and data, and all their facts; every rank must call it."""
+    model, model_facts = model_line(config, layout, engine)
+    kernel, kernel_facts = kernel_line(config)
+    data, data_facts = data_line(config, layout, step)
+    return [model, kernel, data], {**model_facts, **kernel_facts, **data_facts}
+
+
 def model_line(config: Config, layout: Layout, engine: Engine) -> tuple[str, dict]:
     """The model and its layout, as a line and as facts; every rank must call it."""
     parameters = count_parameters(engine.chunks)

@@ -30,7 +30,8 @@ def by_hand(settings: dict, samples: int) -> tuple[float, int]:
     import torch
 
     from elas.data.batches import build_datasets
-    from elas.engine.engine import Engine, token_losses
+    from elas.engine.engine import Engine
+    from elas.engine.losses import token_losses
     from elas.model.activation import set_step
 
     config, layout = _start(settings)
