@@ -37,14 +37,14 @@ def _one(settings: dict, name: str, layout: dict, victim: int, operation: str, n
     real, look_s = micro_batches.MicroBatches.next, micro_batches.LOOK_S
     computed, sent = [0], []
 
-    def next_pass(self) -> bool:
+    def next_pass(self, group) -> bool:
         here = self._operation == operation
         if here and not sent and self._done + 1 == number and read_jsonl(folder / "metrics.jsonl"):
             sent.append(True)
             if parallel.current_layout().rank == victim:
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.3)  # for the thread that hears it
-        left = real(self)
+        left = real(self, group)
         computed[0] += here and bool(sent) and not left
         return left
 

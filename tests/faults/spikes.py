@@ -21,8 +21,8 @@ def train(settings: dict, spike_at: tuple[int, ...]) -> tuple[str, list[int]]:
     layout = parallel.initialize(config.parallel, seed=config.train.seed)
     real, seen = Engine.step, []
 
-    def step(self, batches):
-        loss, norm = real(self, batches)
+    def step(self, batches, flags):
+        loss, norm = real(self, batches, flags)
         seen.append(hash(tuple(self._last[0][0].flatten().tolist())))
         return loss + 5 * (len(seen) in spike_at), norm
 
