@@ -87,7 +87,9 @@ def _run_ours(run: Path, forms: list[str], rows: torch.Tensor, prompt: torch.Ten
     for form in forms:
         try:
             compares = run.name in ("elas-grouped", "elas-bf16")  # it takes a second
-            request = Request(run, run / form, form, shard_gb=1e-4 if form == "elas" else 5, compare=compares)
+            request = Request(
+                run, run / form, form, shard_gb=1e-4 if form == "elas" else 5, compare=compares, tokenizer="none"
+            )
             found[form] = export_hf(request, Console())
         except UserError as error:
             found[form] = str(error)
