@@ -151,6 +151,7 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
     if done is not None:
         if rank == 0:
             Console().say(f"already trained to step {done.step}; nothing to do ({done.checkpoint}, intact by manifest)")
+            facts |= export_at_end(config, done)  # asked for later, or the run ended before it
             write_json(options["json"], {**dataclasses.asdict(done), **facts})
         return None
     if rank == 0:

@@ -208,7 +208,8 @@ class ElasAttention(nn.Module):
             value = self.v_proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        if latent and query.shape[2] > 1:  # many queries: expanding keys' values once costs less than attending to r
+        # Many queries: expanding all values once costs less than attending to r. Other kernels have masks of their own.
+        if latent and (query.shape[2] > 1 or self.config._attn_implementation not in ("eager", "sdpa")):
             value = self.v_proj.factor_out(value.squeeze(1)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             latent = False
         if latent:

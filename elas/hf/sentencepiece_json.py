@@ -6,8 +6,8 @@ as that byte, and give the character map graphemes instead of code points. Here 
 into SentencePiece's form, and pieces contain plain spaces instead of U+2581, so that a U+2581 of the text remains one
 character without a piece, which falls back to its bytes.
 
-Where two roles of one string must be told apart, a noncharacter of Unicode (U+FDD1 on) stands for it between normalizer
-and decoder; such a piece has that name in the vocabulary.
+Where two roles of one string must be distinguished, a noncharacter of Unicode (U+FDD1 on) replaces it between
+normalizer and decoder; such a piece has that name in the vocabulary.
 """
 
 from collections.abc import Set
