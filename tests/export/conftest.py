@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import trained
+import trained_exports
 from support.ranks import run_ranks
 
 GROUPED = {"model.num_query_groups": 2}
@@ -77,9 +77,9 @@ def models(tmp_path_factory, rows, prompt) -> dict[str, Trained]:
     losses: dict[str, float] = {}
     for world, layout in (TP2PP2, ZERO3, ONE):
         cases = {name: {**layout, **more} for name, (where, more) in CASES.items() if where == (world, layout)}
-        losses |= run_ranks(world, trained.train, cases, str(folder), timeout=300)[-1]
+        losses |= run_ranks(world, trained_exports.train, cases, str(folder), timeout=300)[-1]
     asked = {str(folder / name): ["elas", "dense"] if name in DENSE else ["elas"] for name in CASES}
-    (ours,) = run_ranks(1, trained.run_ours, asked, rows, prompt, NEW, timeout=300)
+    (ours,) = run_ranks(1, trained_exports.run_ours, asked, rows, prompt, NEW, timeout=300)
     made = {}
     for name in CASES:
         found = ours[str(folder / name)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import trained
+import trained_exports
 from safetensors.torch import load_file
 from support.corpora import arguments, write_corpus
 from support.ranks import run_ranks
@@ -58,7 +58,7 @@ def ours(public, tmp_path_factory, rows) -> dict[str, torch.Tensor]:
     facts = bring(public["arcee"], folder / "factored", rank=64)
     assert min(facts["energy_kept"].values()) == pytest.approx(1.0, abs=1e-12) and len(facts["energy_kept"]) == 12
     names = ["llama", "arcee", "factored"]
-    (found,) = run_ranks(1, trained.logits, [str(folder / name) for name in names], rows[:, :128], timeout=200)
+    (found,) = run_ranks(1, trained_exports.logits, [str(folder / name) for name in names], rows[:, :128], timeout=200)
     return dict(zip(names, found))
 
 
@@ -122,7 +122,7 @@ def test_the_next_step_is_that_of_the_run_that_went_on(models, tmp_path):
         overrides={"sparsity.kind": "2:4", "sparsity.dense_steps": 0},
     )
     runs["not-yet-sparse"] = Path(later["checkpoint"]).parents[1]
-    (losses,) = run_ranks(1, trained.resumed, {str(run): ONE for run in runs.values()}, 51, timeout=200)
+    (losses,) = run_ranks(1, trained_exports.resumed, {str(run): ONE for run in runs.values()}, 51, timeout=200)
     for name, run in runs.items():
         first, second, *again = losses[str(run)]
         assert first == pytest.approx(models[name].loss, abs=1e-6), name
@@ -158,11 +158,11 @@ def test_the_commands_of_the_page_import_and_train(public, tmp_path, monkeypatch
         assert f"changed from step {1 if steps == 2 else 3} on: " in shown
     assert [row["step"] for row in rows_of(folder)] == [1, 2, 3]
     began = rows_of(folder, "validation")[0]["loss"]
-    (model,) = run_ranks(1, trained.logits, [str(folder)], torch.zeros(1, 8, dtype=torch.long), timeout=200)
+    (model,) = run_ranks(1, trained_exports.logits, [str(folder)], torch.zeros(1, 8, dtype=torch.long), timeout=200)
     assert began > rows_of(folder, "validation")[-1]["loss"] and model[0].isfinite().all()
 
 
 def train_in(folder: str, argv: list[str]) -> str:
     """Train in a folder, as paths of the page are relative."""
     with contextlib.chdir(folder):
-        return trained.run_training(argv)
+        return trained_exports.run_training(argv)
