@@ -1,5 +1,5 @@
 // The element-wise code of both passes, over whichever `Simd` was included before; one translation unit an
-// instruction set. Order within a group, rounding and packed layout are those of pack.py and function.py.
+// instruction set. Order within a group, rounding and packed layout are those of pack.py and plain/compressed.py.
 
 #define INLINE static inline __attribute__((always_inline))
 
