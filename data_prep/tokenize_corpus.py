@@ -5,7 +5,6 @@ number of workers and any executor, and produces byte-identical files.
 """
 
 import contextlib
-import errno
 import os
 import shutil
 import time
@@ -22,6 +21,7 @@ from elas.data_prep.options import Options, check_options, make_settings
 from elas.data_prep.plan import Plan, load_plan, make_plan, saved_identity, work_folder
 from elas.data_prep.sources import Corpus
 from elas.errors import ConfigError, Failure, UserError
+from elas.files import FULL
 
 OnProgress = Callable[[int, int, int], None]
 _DEFAULTS = Options()
@@ -226,7 +226,7 @@ def _report_full_disk(plan: Plan) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         why = f"no space left on the disk ({plan.work}), finished tasks are kept"
         raise Failure(f"{why}; free some space and run the same command again") from error

@@ -168,14 +168,22 @@ def table(headers: list[str], rows: Iterable[Iterable[str]], left: int = 1) -> s
 
 
 class LiveLine:
-    """A line on stderr that is rewritten in place; prints nothing without a terminal."""
+    """A line on stderr that is rewritten in place.
 
-    def __init__(self):
-        self._console = Console("err")
+    Args:
+        every_s: without a terminal, seconds after which the line is printed; None: never.
+    """
+
+    def __init__(self, every_s: float | None = None):
+        self._console, self._every_s, self._said = Console("err"), every_s, time.monotonic()
 
     def __call__(self, text: str) -> None:
         """Rewrite the line."""
-        self._console.live(text)
+        if self._console.is_terminal:
+            self._console.live(text)
+        elif text and self._every_s is not None and time.monotonic() - self._said >= self._every_s:
+            self._console.say(text)
+            self._said = time.monotonic()
 
     def clear(self) -> None:
         """Remove the line."""

@@ -1,11 +1,20 @@
-"""Atomic writes of JSON files, flushing to disk, and reading of JSONL rows."""
+"""Files and folders that are whole or not there, flushing to disk, and reading of JSONL rows."""
 
+import contextlib
+import errno
 import json
 import os
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from elas.errors import UserError
+from elas.errors import Failure, UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk, or a quota, that is full."""
+_IN_TEXT = re.compile(r"\(os error (\d+)\)")
 
 
 def write_json(path: Path | None, facts: dict) -> None:
@@ -28,6 +37,58 @@ def write_json(path: Path | None, facts: dict) -> None:
         partial.replace(target)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); give another path") from error
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The system's error behind one of a library; None if there is none.
+
+    torch's writer has it as a cause; the Rust of safetensors and tokenizers has its number in the text.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause
+        if found := _IN_TEXT.search(str(cause)):
+            number = int(found[1])
+            return OSError(number, os.strerror(number))
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, `TARGET.partial`, which becomes the target when the block ends without an error.
+
+    What an earlier, killed process left there is removed first.
+
+    Args:
+        target: must not exist.
+
+    Raises:
+        UserError: the target exists, or cannot be written.
+        Failure: the disk is full.
+    """
+    if target.exists() or target.is_symlink():
+        raise UserError(f"{target}: exists; give a folder that does not")
+    partial = target.with_name(target.name + ".partial")
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():
+                sync(path)
+        sync(partial)
+        partial.rename(target)
+        sync(target.parent)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, UserError | Failure) or (why := system_error(error)) is None:
+            raise
+        if why.errno in FULL:
+            raise Failure(f"{target}: the disk is full; nothing is left there") from error
+        raise UserError(f"{target}: cannot be written ({why.strerror}); give another folder") from error
 
 
 def sync(path: Path) -> None:

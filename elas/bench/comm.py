@@ -147,7 +147,7 @@ def _on_ranks(t: int, configs: dict[tuple[str, bool], Config], repeats: int) -> 
     """Start t processes; returns the rows of the first."""
     from torch.multiprocessing.spawn import spawn
 
-    progress = LiveLine()
+    progress = LiveLine(every_s=measure.SILENCE_S)
     progress(f"starting {t} ranks")
     with tempfile.TemporaryDirectory(prefix="elas-bench-") as folder:
         spawn(_rank, (t, folder, configs, repeats), nprocs=t)  # ends all ranks if one fails
@@ -177,7 +177,9 @@ def _rank(rank: int, t: int, folder: str, configs: dict[tuple[str, bool], Config
         timeout=timedelta(seconds=TIMEOUT_S),
     )
     parallel.initialize(ParallelConfig(tensor=t), seed=0)
-    rows = measure_cases(t, rank, configs, repeats, LiveLine() if rank == 0 else lambda text: None)
+    rows = measure_cases(
+        t, rank, configs, repeats, LiveLine(every_s=measure.SILENCE_S) if rank == 0 else lambda text: None
+    )
     if rank == 0:
         (Path(folder) / "rows.json").write_text(json.dumps(rows))
     dist.barrier()

@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
     threads_before = torch.get_num_threads()
     if options.threads:
         torch.set_num_threads(options.threads)
-    progress = LiveLine()
+    progress = LiveLine(every_s=measure.SILENCE_S)
     rows, notes = [], []
     try:
         with one_process(), ffn_variants.topk_registered():

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     before = torch.get_num_threads()
     if options.threads:
         torch.set_num_threads(options.threads)
-    progress, rows = LiveLine(), []
+    progress, rows = LiveLine(every_s=measure.SILENCE_S), []
     try:
         bandwidth = _bandwidth()
         for dtype in dtypes:

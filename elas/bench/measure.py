@@ -1,8 +1,7 @@
 """How the benchmarks measure: time in turns, bytes saved for the backward pass, peak memory.
 
 - **Time.** Variants take turns, one call of each per round, in an order that rotates between rounds, so that a
-temporary
-  slowdown of the machine affects all of them. Medians over rounds; the first rounds are not counted.
+  temporary slowdown of the machine affects all of them. Medians over rounds; the first rounds are not counted.
 - **Saved bytes.** Tensors that autograd saves, from `saved_tensors_hooks`: every storage once, even if several tensors
   view it, without storages that exist anyway (parameters, the input).
 - **Peak memory.** The peak of allocated minus freed bytes, above the state before: from the allocator's events (torch's
@@ -24,6 +23,8 @@ import torch
 Result = TypeVar("Result")
 _torch_c: Any = torch._C  # the profiler's part of it has no types
 
+SILENCE_S = 10.0
+"""Without a terminal, a benchmark prints what it does every so many seconds."""
 _PROFILER_CHATTER = re.compile(r"CPUAllocator\.cpp|SyncActivityProfilerHandler|^(USDT|STAGE|INFO):")
 
 

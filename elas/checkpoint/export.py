@@ -7,7 +7,6 @@ in a form that each of its optimizers can read: fp32, bf16, and the fully reshar
 import argparse
 import importlib.util
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from elas.checkpoint.folder import Checkpoint
 from elas.checkpoint.identity import written_config
 from elas.checkpoint.storage import MOMENTS
 from elas.config import Config
-from elas.errors import Failure, UserError
+from elas.errors import Failure
+from elas.files import new_folder, system_error
 from elas.plan.shapes import weight_shapes
 
 _LINEARS = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
@@ -44,24 +44,19 @@ def export(checkpoint: Checkpoint, target: Path, adam: str) -> dict:
         Failure: the checkpoint's tensors do not match its configuration.
     """
     config = written_config(checkpoint)
-    partial_ = target.with_name(target.name + ".partial")
-    if target.exists():
-        raise UserError(f"{target}: already exists; give a folder that does not exist")
-    folder = partial_ / f"iter_{checkpoint.step:07d}"
     moments = config.optimizer.kind != "loro" and not checkpoint.manifest.get("weights_only")
-    try:
-        if partial_.exists():
-            shutil.rmtree(partial_)
-        folder.mkdir(parents=True)
-        storage.write_alone(folder, _tensors(checkpoint, config, moments))
+    with new_folder(target) as partial_:
+        folder = partial_ / f"iter_{checkpoint.step:07d}"
+        folder.mkdir()
+        try:
+            storage.write_alone(folder, _tensors(checkpoint, config, moments))
+        except (RuntimeError, KeyError) as error:
+            if system_error(error) is not None:
+                raise
+            raise Failure(f"{checkpoint.path}: its tensors do not match its settings ({error})") from error
         (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist"} | _FORMAT))
         torch.save(_common(checkpoint, config, moments, adam), folder / "common.pt")
         (partial_ / "latest_checkpointed_iteration.txt").write_text(str(checkpoint.step))
-        partial_.rename(target)
-    except (RuntimeError, KeyError) as error:
-        raise Failure(f"{checkpoint.path}: its tensors do not match its settings ({error})") from error
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
     facts = {"iteration": checkpoint.step, "moments": moments, "folder": str(target)}
     return facts | {"flags": flags(config), "vocabulary": config.model.vocab_size}
 

@@ -6,6 +6,7 @@ torch's `weights_only` and the types that Megatron-core lists as safe.
 
 import argparse
 import pickle
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from elas.checkpoint.storage import MOMENTS
 from elas.checkpoint.tensors import PartOfTensor
 from elas.config import Config
 from elas.errors import ConfigError, UserError
+from elas.files import system_error
 from elas.plan.shapes import weight_shapes
 from elas.run_dir import checkpoints_dir
 
@@ -171,12 +173,17 @@ def import_(foreign: Foreign, config: Config, weights_only: bool) -> Path:
     partial_ = target.with_name(target.name + ".partial")
     manifest = _manifest(foreign, config, weights_only)
     try:
+        if partial_.exists():
+            shutil.rmtree(partial_)
         partial_.mkdir(parents=True)
         storage.write_alone(partial_, _tensors(foreign, found, weights_only))
         files = {path.name: file_facts(path) for path in sorted(partial_.iterdir())}
         put_in_place(partial_, target, manifest | {"files": files})
-    except OSError as error:
-        why = f"cannot be written ({error.strerror})"
+    except Exception as error:
+        shutil.rmtree(partial_, ignore_errors=True)
+        if (system := system_error(error)) is None:
+            raise
+        why = f"cannot be written ({system.strerror})"
         raise ConfigError("train.run_dir", config.train.run_dir, why, "give another folder") from error
     return target
 

@@ -15,6 +15,7 @@ from elas.config import CheckpointConfig
 from elas.console import Console
 from elas.engine.engine import Engine
 from elas.errors import Failure
+from elas.files import system_error
 
 
 class Saver:
@@ -207,11 +208,8 @@ class Saver:
 
 def _why(error: BaseException) -> str:
     """The system's message of an underlying `OSError`, which torch's writer wraps; else the error itself."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
+    if (system := system_error(error)) is not None:
+        return system.strerror
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 

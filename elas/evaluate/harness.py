@@ -15,10 +15,11 @@ import torch
 import torch.distributed as dist
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from elas.accelerator import device as this_device
 from elas.data.tokenizer.found import document_ids
+from elas.data.tokenizer.huggingface import auto_tokenizer
 from elas.errors import UserError
 from elas.hf.source import Source, source_of
 from elas.hf.tokenizer import write_tokenizer
@@ -80,12 +81,12 @@ def harness_tokenizer(source: Source, given: str | None, model: torch.nn.Module)
         UserError: there is none, or it has no such form.
     """
     if source.checkpoint is None and given is None and (source.path / "tokenizer.json").is_file():
-        return AutoTokenizer.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+        return auto_tokenizer(source.path)
     path = source.tokenizer(given).path
     with tempfile.TemporaryDirectory(prefix="elas-tokenizer-") as folder:
         eod = document_ids(source.config)[1] if source.config else None
         write_tokenizer(path, Path(folder), model.config.max_position_embeddings, eod)
-        found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        found = auto_tokenizer(Path(folder))
     if found.eos_token_id is None and found.bos_token_id is None:
         raise UserError(f"tokenizer {path}: has neither a first nor a last token, one of which tasks begin with")
     return found

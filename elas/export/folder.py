@@ -1,57 +1,17 @@
-"""Hugging Face folders: safetensors in shards and their index, in place only when whole."""
+"""Weights of a Hugging Face folder: safetensors in shards, and their index."""
 
-import contextlib
 import json
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from elas.errors import Failure, UserError
-from elas.files import sync
+from elas.errors import Failure
 from elas.plan.shapes import Shape
 
 SHARD_BYTES = 5 * 10**9
 INDEX = "model.safetensors.index.json"
-
-
-@contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into, `TARGET.partial`, which becomes the target when the block ends without an error.
-
-    What an earlier, killed export left there is removed first.
-
-    Args:
-        target: must not exist.
-
-    Raises:
-        UserError: the target exists, or cannot be written.
-        Failure: the disk is full.
-    """
-    if target.exists() or target.is_symlink():
-        raise UserError(f"{target}: exists; give a folder that does not")
-    partial = target.with_name(target.name + ".partial")
-    try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        yield partial
-        for path in partial.rglob("*"):
-            if path.is_file():
-                sync(path)
-        sync(partial)
-        partial.rename(target)
-        sync(target.parent)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if error.errno == 28:
-            raise Failure(f"{target}: the disk is full; nothing is left there") from error
-        raise UserError(f"{target}: cannot be written ({error.strerror or error}); give another folder") from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def plan_shards(shapes: dict[str, Shape], dtype: torch.dtype, limit: int = SHARD_BYTES) -> list[list[str]]:

@@ -18,10 +18,10 @@ from elas.console import Console, Heartbeat
 from elas.data.corpus import open_tokenizer
 from elas.errors import ConfigError, UserError
 from elas.export.factored import EnergyTable, Factored
-from elas.export.folder import new_folder
 from elas.export.safetensors_folder import SafetensorsFolder
 from elas.export.settings import choose_low_rank, read_settings
 from elas.export.start import check_tensors, copy_tokenizer, has_tokenizer, write_start
+from elas.files import new_folder
 from elas.plan.counts import parameter_count
 
 LONGEST = 2048

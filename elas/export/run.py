@@ -14,8 +14,8 @@ from elas.console import Console, Heartbeat
 from elas.data.tokenizer.found import document_ids, tokenizer_of
 from elas.errors import ConfigError, UserError
 from elas.export.card import model_card
-from elas.export.folder import new_folder
 from elas.export.hf import Export
+from elas.files import new_folder
 from elas.hf.tokenizer import write_tokenizer
 
 STRETCHES, TOKENS = 8, 256

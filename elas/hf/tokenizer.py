@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 
 from elas.data.tokenizer import MODEL_NAME, HFTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
-from elas.data.tokenizer.huggingface import SOURCE_NAME
+from elas.data.tokenizer.huggingface import SOURCE_NAME, auto_tokenizer
 from elas.errors import UserError
 from elas.files import write_json
 from elas.hf.tokenizer_check import compare
@@ -84,9 +84,7 @@ def _write_sentencepiece(ours: SentencePieceTokenizer, folder: Path) -> None:
 
 def _write_huggingface(ours: HFTokenizer, folder: Path) -> None:
     """Save with the library, without the ids that a post-processor adds to every text."""
-    from transformers import AutoTokenizer
-
-    hf = AutoTokenizer.from_pretrained(ours.path, local_files_only=True, trust_remote_code=False)
+    hf = auto_tokenizer(ours.path)
     backend = getattr(hf, "backend_tokenizer", None)
     if backend is None or not hasattr(backend, "to_str"):
         why = f"{type(hf).__name__} is Python code and has no tokenizer.json"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from elas.data.tokenizer import HFTokenizer, SentencePieceTokenizer, Tokenizer
+from elas.data.tokenizer.huggingface import auto_tokenizer
 from elas.errors import UserError
 from elas.hf.sentencepiece_json import UNIGRAM
 
@@ -42,9 +43,7 @@ def compare(ours: Tokenizer, theirs: HFTokenizer, folder: Path) -> dict[str, int
     Raises:
         UserError: they differ; with the text and both.
     """
-    from transformers import AutoTokenizer
-
-    auto = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    auto = auto_tokenizer(folder)
     hidden = sorted(ours.special_ids | ({ours.unk} if ours.unk is not None else set()))
     special = [token for i in hidden if (token := ours.token_of(i))]
     ties, is_tie = 0, _ties_of(ours)
@@ -53,7 +52,7 @@ def compare(ours: Tokenizer, theirs: HFTokenizer, folder: Path) -> dict[str, int
     for text in texts:
         ids = ours.encode(text)
         plain = not any(token in text for token in special)
-        others = auto(text)["input_ids"] if plain else theirs.encode(text)
+        others = auto(text, verbose=False)["input_ids"] if plain else theirs.encode(text)
         if others != ids and not is_tie(ids, others):
             raise _differ(ours, f"the ids of {_quoted(text)}", _short(ids), _short(others))
         ties += others != ids

@@ -223,17 +223,31 @@ def _paths(tokenizer) -> tuple[str, ...]:
     return (*tokenizer.vocab_files_names, "tokenizer_file")
 
 
-def _load(folder: Path):
-    from transformers import AutoTokenizer
+def auto_tokenizer(folder: Path):
+    """transformers' `AutoTokenizer` of a local folder, which runs no code from there and does not speak.
 
+    It would warn that the folder's model is of no type it knows, which a tokenizer need not have.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        # trust_remote_code must be False, or it asks on the terminal whether to run code from the folder.
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    finally:
+        logging.set_verbosity(level)
+
+
+def _load(folder: Path):
     cannot = f"tokenizer {folder}: AutoTokenizer cannot read it"
     for name in _JSON_FILES:
         problem = _json_problem(folder / name)
         if problem:
             raise UserError(f"{cannot}: {name} {problem}; copy it again from its source")
     try:
-        # trust_remote_code must be False, or it asks on the terminal whether to run code from the folder.
-        hf = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        hf = auto_tokenizer(folder)
     except Exception as error:  # tokenizer classes raise anything on damaged files
         why = f"{type(error).__name__}: {error}" if not str(error) or isinstance(error, KeyError) else error
         if "custom code" in str(error):
