@@ -24,16 +24,17 @@ def source(tmp_path_factory) -> Path:
 
 
 def commands(source: Path, target: Path) -> dict[str, list[str]]:
-    """An export in either form, without its comparison, and an import."""
+    """An export in either form, without its comparison, one for Megatron-LM, and an import."""
     export = ["export", "hf", "--checkpoint", str(source / "run"), "--no-compare", "--out", str(target), "--form"]
     return {
         "elas": [*export, "elas"],
         "dense": [*export, "dense"],
+        "megatron": ["checkpoint", "export", str(source / "run"), str(target)],
         "import": ["import", "hf", "--from", str(source / "m"), "--out", str(target)],
     }
 
 
-@pytest.mark.parametrize("what", ["elas", "dense", "import"])
+@pytest.mark.parametrize("what", ["elas", "dense", "megatron", "import"])
 @pytest.mark.parametrize("size", ["8k", "60k", "120k"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(source, tmp_path, capsys, what, size):
     """It is full at the weights, at the first of their bytes or later."""
