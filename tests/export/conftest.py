@@ -29,7 +29,9 @@ CASES = {
     "full-swiglu": (ONE, {**FULL, **SWIGLU, **GROUPED, "model.tie_embeddings": True}),
     "not-yet-sparse": (ONE, {"sparsity.dense_steps": 50}),
 }
-ROWS, NEW = 8, 40
+ROWS = 8
+NEW = {"elas-grouped": 256}
+"""Tokens to continue a prompt by, where they are not 40; with 256 for all, all are the same too."""
 
 
 DENSE = {name for name in CASES if name.startswith(("lowrank-", "full-s", "cola-", "not-")) or name == "elas-grouped"}
@@ -78,8 +80,10 @@ def models(tmp_path_factory, rows, prompt) -> dict[str, Trained]:
     for world, layout in (TP2PP2, ZERO3, ONE):
         cases = {name: {**layout, **more} for name, (where, more) in CASES.items() if where == (world, layout)}
         losses |= run_ranks(world, trained_exports.train, cases, str(folder), timeout=300)[-1]
-    asked = {str(folder / name): ["elas", "dense"] if name in DENSE else ["elas"] for name in CASES}
-    (ours,) = run_ranks(1, trained_exports.run_ours, asked, rows, prompt, NEW, timeout=300)
+    asked = {
+        str(folder / name): (["elas", "dense"] if name in DENSE else ["elas"], NEW.get(name, 40)) for name in CASES
+    }
+    (ours,) = run_ranks(1, trained_exports.run_ours, asked, rows, prompt, timeout=300)
     made = {}
     for name in CASES:
         found = ours[str(folder / name)]

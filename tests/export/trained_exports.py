@@ -12,7 +12,7 @@ SMALL = {
     "model.ffn_hidden_size": 128,
     "model.vocab_size": 256,
     "model.seq_length": 32,
-    "model.max_position_embeddings": 256,
+    "model.max_position_embeddings": 288,
     "low_rank.rank": 16,
     "sparsity.dense_steps": 20,
     "optimizer.lr": 3e-3,
@@ -61,20 +61,19 @@ def one_step(engine, step: int) -> float:
     return engine.step((samples[s : s + size, :-1], samples[s : s + size, 1:]) for s in starts)[0]
 
 
-def run_ours(cases: dict[str, list[str]], rows: torch.Tensor, prompt: torch.Tensor, new: int) -> dict[str, dict]:
+def run_ours(cases: dict[str, tuple[list[str], int]], rows: torch.Tensor, prompt: torch.Tensor) -> dict[str, dict]:
     """Export each run and run its checkpoint, on one rank.
 
     Args:
-        cases: forms to export by the run's folder; they go to `RUN_DIR/FORM`.
+        cases: by the run's folder, forms to export, to `RUN_DIR/FORM`, and tokens to continue the prompt by, greedily.
         rows: int64 `[b, s]`.
         prompt: int64 `[1, s]`.
-        new: tokens to continue the prompt by, greedily.
 
     Returns:
         By the run's folder: `logits` of the rows, `text`, the prompt and its continuation, and by form the facts of the
         export or its error.
     """
-    return {run: _run_ours(Path(run), forms, rows, prompt, new) for run, forms in cases.items()}
+    return {run: _run_ours(Path(run), forms, rows, prompt, new) for run, (forms, new) in cases.items()}
 
 
 def _run_ours(run: Path, forms: list[str], rows: torch.Tensor, prompt: torch.Tensor, new: int) -> dict:
