@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from elas.config import Config
 from elas.export.dense import dense_config, multiply_out
 from elas.generate.cache import growing_cache
-from elas.generate.live_rows import read_live_rows_only
+from elas.generate.few_tokens import prepare_for_few_tokens
 from elas.hf.build import hf_config
 from elas.hf.modeling_elas import ElasForCausalLM
 
@@ -75,8 +75,8 @@ def build(name: str, config: Config, context: int, dtype: torch.dtype) -> Varian
         stock = dense_config(shape)
         model = _dense(model, stock, dtype)
         return Variant(name, model, lambda: DynamicCache(config=stock))
-    if name in ("elas", "elas_latent"):
-        read_live_rows_only(model)
+    if name != "full_swiglu":
+        prepare_for_few_tokens(model)
     if name == "elas_latent":
         model.config.value_cache = "latent"
     return Variant(name, model, growing_cache)

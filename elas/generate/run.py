@@ -11,7 +11,7 @@ from elas.data.tokenizer import Tokenizer
 from elas.data.tokenizer.found import document_ids
 from elas.errors import ConfigError, UserError
 from elas.generate.decode import Continuation, Sampling, Timing, decode
-from elas.generate.live_rows import read_live_rows_only
+from elas.generate.few_tokens import prepare_for_few_tokens
 from elas.generate.text import TextStream
 from elas.hf.source import Source
 
@@ -108,7 +108,7 @@ class Generator:
         if value_cache == "latent":
             _check_latent(shape)
             shape.value_cache = "latent"
-        self.reads_live_rows = read_live_rows_only(self.model)
+        prepare_for_few_tokens(self.model)
         self.context = shape.max_position_embeddings
         bos, eod = document_ids(source.config) if source.config is not None else (None, None)
         self._eos = _end_ids(shape.eos_token_id, eod, self.tokenizer)

@@ -8,7 +8,7 @@ from support.folders import write_model
 
 from elas.generate.cache import growing_cache
 from elas.generate.decode import Sampling, decode
-from elas.generate.live_rows import read_live_rows_only
+from elas.generate.few_tokens import prepare_for_few_tokens
 from elas.hf.build import open_folder
 
 PROMPTS = [[5, 9, 30], [7], [12, 40, 41, 42, 43, 44, 45, 60, 61]]
@@ -99,9 +99,9 @@ def test_our_cache_survives_what_transformers_does_to_caches(model):
     assert beams["ours"] == beams["theirs"]
 
 
-def test_reading_live_rows_only_gives_the_same_tokens(model):
+def test_products_of_few_tokens_give_the_same_text(model):
     plain, _ = decode(model, [PROMPTS[2]], max_new_tokens=40, context=96)
     other = copy.deepcopy(model)
-    assert read_live_rows_only(other) == (model.config.hidden_act == "relu2")
+    assert prepare_for_few_tokens(other)
     live, _ = decode(other, [PROMPTS[2]], max_new_tokens=40, context=96)
     assert live[0].tokens == plain[0].tokens

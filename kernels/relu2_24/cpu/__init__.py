@@ -8,7 +8,7 @@ AVX2 or plain C++, chosen at run time, and the result is multiplied while it is 
   compiled for each instruction set.
 - products_f32.cpp: the passes around fp32 products (ATen), also for bf16 on machines without bf16 matrix instructions.
 - products_bf16.cpp: the passes around bf16 products (oneDNN's brgemm) with fp32 sums.
-- live_rows.cpp: the product of a few tokens, for generating text (../live_rows.py).
+- few_tokens.cpp: products of a few tokens, for generating text (../few_tokens.py).
 - core.cpp: the operators.
 
 The machine's C++ compiler builds it once into `elas.extensions.extensions_dir()`, in about half a minute. Without a
