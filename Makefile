@@ -57,6 +57,7 @@ lint: $(BIN)/elas
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory typecheck
 
 typecheck: $(BIN)/elas
 	$(BIN)/basedpyright --pythonpath $(BIN)/python

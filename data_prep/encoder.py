@@ -2,18 +2,20 @@
 
 import os
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from multiprocessing.sharedctypes import SynchronizedArray
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 from datatrove.data import Document
 
 from elas.data.tokenizer import Tokenizer, load_tokenizer
+from elas.data_prep.loss import Loss
 from elas.data_prep.plan import Plan
-from elas.data_prep.shards import DOCUMENT, PartWriter
+from elas.data_prep.shards import DOCUMENT
 from elas.data_prep.sources import held_out
 from elas.errors import UserError
 
@@ -24,6 +26,24 @@ LONG_CHARS = 1_000_000
 Encode = Callable[[str], Sequence[int]]
 progress: SynchronizedArray | None = None
 """Bytes of text and documents so far, shared by the processes of one machine (`multiprocessing.Array`); or None."""
+
+
+class Part(Protocol):
+    """Takes what an `Encoder` makes; `elas.data_prep.shards.PartWriter` writes it to files.
+
+    Attributes:
+        reasons: documents left out, by reason.
+        loss: what the tokenizer loses of the others.
+    """
+
+    loss: Loss
+    reasons: Counter[str]
+
+    def add(self, side: int, ids: np.ndarray, documents: np.ndarray) -> None:
+        """Append documents: their concatenated ids, and their `DOCUMENT` rows."""
+
+    def skip(self, file: int, begin: int, line: int | None, reason: str) -> None:
+        """Record a skipped input; `line` counts within the piece, None for the whole file."""
 
 
 class Encoder:
@@ -55,7 +75,7 @@ class Encoder:
             cls._made = {key: cls(plan)}
         return cls._made[key]
 
-    def write(self, batch: list[Document], part: PartWriter) -> None:
+    def write(self, batch: list[Document], part: Part) -> None:
         """Tokenise documents and append them to the part."""
         settings = self.settings
         encoded = self._encode([document.text for document in batch])
@@ -129,7 +149,7 @@ class Encoder:
         return counts
 
     def _without_special_ids(
-        self, text: str, tokens: Sequence[int], found: np.ndarray, part: PartWriter, where: dict
+        self, text: str, tokens: Sequence[int], found: np.ndarray, part: Part, where: dict
     ) -> Sequence[int] | None:
         """Ids of the same text without special ids; None if there is no such encoding and the document is skipped.
 

@@ -4,6 +4,7 @@ Legend: b batch, s sequence, v vocabulary.
 """
 
 import functools
+from typing import Any
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -72,11 +73,12 @@ class Forward:
 
         many = len(self._chunks) > 1
         iterators = [iter(parts) for _ in self._chunks]
+        model: Any = self._chunks if many else self._chunks[0]
         schedule = functools.partial(
             get_forward_backward_func(),
             forward_step_func=forward_step,
             data_iterator=iterators if many else iterators[0],
-            model=self._chunks if many else self._chunks[0],
+            model=model,
             num_microbatches=len(parts),
             seq_length=tokens.shape[1],
             micro_batch_size=parts[0][0].shape[0],

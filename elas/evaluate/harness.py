@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from elas.accelerator import device as this_device
 from elas.data.tokenizer.found import document_ids
@@ -24,9 +24,10 @@ from elas.errors import UserError
 from elas.hf.source import Source, source_of
 from elas.hf.tokenizer import write_tokenizer
 
+_HFLM: Any = HFLM  # `register_model`, which decorates it, gives it the type of the abstract base class
 
-@register_model("elas")
-class ElasLM(HFLM):
+
+class ElasLM(_HFLM):
     """A run's folder, a checkpoint, or a Hugging Face folder.
 
     Args:
@@ -74,7 +75,10 @@ class ElasLM(HFLM):
             dist.barrier()
 
 
-def harness_tokenizer(source: Source, given: str | None, model: torch.nn.Module) -> PreTrainedTokenizerFast:
+register_model("elas")(ElasLM)  # not as a decorator, for the same reason
+
+
+def harness_tokenizer(source: Source, given: str | None, model: PreTrainedModel) -> PreTrainedTokenizerFast:
     """The tokenizer as transformers' class, as an export would have it.
 
     Raises:

@@ -2,18 +2,18 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
+from elas.checkpoint.choose import find
 from elas.checkpoint.folder import MANIFEST, Checkpoint, read_checkpoint, unusable
 from elas.config import Config, ParallelConfig
 from elas.console import Console
 from elas.errors import UserError
 from elas.hf.build import open_folder
-from elas.hf.source import source_of
 
 if TYPE_CHECKING:  # these import Megatron-core
     from elas.evaluate.forward import Forward
@@ -35,7 +35,8 @@ class HuggingFace:
     @property
     def vocab_size(self) -> int:
         """Rows of the embedding."""
-        return self._model.get_input_embeddings().num_embeddings
+        embedding: Any = self._model.get_input_embeddings()
+        return embedding.num_embeddings
 
     @property
     def longest(self) -> int | None:
@@ -106,7 +107,7 @@ def open_checkpoint(
             raise unusable(path, removed, "give a newer one, or the run's folder") from why
         if layout.rank == 0:
             console.say(f"{path} {removed}: taking the newest")
-        checkpoint = source_of(given).checkpoint
+        checkpoint = find(given)
     raise unusable(given, "its checkpoints are removed faster than they can be read", "copy one, and give the copy")
 
 

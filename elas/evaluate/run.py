@@ -6,6 +6,7 @@ figure is that of one process.
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,20 +22,23 @@ from elas.evaluate.scores import Scores, figures
 from elas.evaluate.subject import Request, Subject, subject_of
 from elas.hf.source import Source, source_of
 
+if TYPE_CHECKING:  # imports Megatron-core
+    from elas.evaluate.forward import Forward
+
 
 @dataclass(frozen=True)
 class _Copy:
     """This rank's part of a copy of the model.
 
     Attributes:
-        model: has `losses`.
+        model: gives the losses.
         number, copies: of the data-parallel copies, the first is 0.
         counts: whether this rank adds the copy's losses up: one rank of each copy does.
         multiple: lengths of sequences must be multiples of it.
         facts: what was evaluated.
     """
 
-    model: object
+    model: "Forward | HuggingFace"
     number: int
     copies: int
     counts: bool
@@ -89,7 +93,7 @@ def evaluate(request: Request, console: Console, rank: int = 0, world: int = 1) 
 
 def _limits(source: Source) -> tuple[int, int]:
     """Longest sequence and vocabulary of a run's model."""
-    model = source.config.model
+    model = source.of_run()[1].model
     return model.max_position_embeddings or model.seq_length, model.vocab_size
 
 
@@ -114,7 +118,8 @@ def _replicate(model: HuggingFace, source: Source, world: int) -> _Copy:
 
 
 def _load_checkpoint(request: Request, source: Source, subject: Subject, console: Console, world: int) -> _Copy:
-    config = evaluation_config(source.config, request.parallel, request.dtype, subject.seq_length)
+    checkpoint, written = source.of_run()
+    config = evaluation_config(written, request.parallel, request.dtype, subject.seq_length)
     validate_layout(config, world)
     from elas import parallel
     from elas.model import kernel
@@ -122,7 +127,7 @@ def _load_checkpoint(request: Request, source: Source, subject: Subject, console
     if config.model.activation == "relu2":
         kernel.chosen(config)  # builds it before process groups exist
     layout = parallel.initialize(config.parallel, seed=config.train.seed)
-    model, used = open_checkpoint(request.checkpoint, source.checkpoint, config, layout, console)
+    model, used = open_checkpoint(request.checkpoint, checkpoint, config, layout, console)
     facts = {"checkpoint": str(used.path), "step": used.step, "dtype": config.train.dtype}
     counts = layout.is_last_stage and layout.tp_rank == 0
     multiple = layout.tp if layout.sequence_parallel else 1
@@ -162,6 +167,7 @@ def _one_batch(rows: Rows, places: range, number: int, seq_length: int, copy: _C
     device = accelerator.device()
     losses = copy.model.losses(torch.from_numpy(tokens).to(device), torch.from_numpy(labels).to(device))
     if copy.counts:
+        assert losses is not None  # such a rank holds the last pipeline stage
         owners = np.concatenate([owners for _, owners in held])
         scores.add(number, losses.float().cpu().numpy()[counted], labels[counted], owners)
     return int(counted.sum())

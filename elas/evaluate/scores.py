@@ -95,7 +95,8 @@ def figures(scores: list[Scores]) -> dict:
     if documents > 1:
         stderr = math.sqrt(documents / (documents - 1) * float(((nats - loss * tokens) ** 2).sum())) / count
     sizes = [one.predicted_bytes() for one in scores]
-    size = None if None in sizes else sum(sizes)
+    known = [one for one in sizes if one is not None]
+    size = sum(known) if len(known) == len(sizes) else None
     return {
         "loss": loss,
         "loss_stderr": stderr,

@@ -58,7 +58,7 @@ def run_tasks(request: TaskRequest, console: Console, rank: int = 0, world: int 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     begun, shows = time.monotonic(), rank == 0
     with Heartbeat("loading lm-evaluation-harness", shows=shows) as heartbeat:
-        import lm_eval
+        from lm_eval.evaluator import simple_evaluate
 
         from elas.evaluate.harness import ElasLM
 
@@ -77,7 +77,7 @@ def run_tasks(request: TaskRequest, console: Console, rank: int = 0, world: int 
         if shows:
             console.say(f"running {', '.join(loaded)} on {model.source.path}")
         heartbeat.begin(f"running {', '.join(loaded)}")
-        facts = lm_eval.simple_evaluate(
+        facts = simple_evaluate(
             model,
             tasks=list(request.tasks),
             num_fewshot=request.num_fewshot,

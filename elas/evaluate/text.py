@@ -54,19 +54,20 @@ def read_text(inputs: Sequence[str], tokenizer: Tokenizer, limit: int | None) ->
 
 
 class _Held:
-    """Takes what an `Encoder` writes, in place of the files of `elas.data_prep.shards.PartWriter`."""
+    """Takes what an `Encoder` writes, in place of `elas.data_prep.shards.PartWriter`, which writes files."""
 
     def __init__(self):
         self.ids, self.lengths, self.sizes = array("i"), array("q"), array("q")
-        self.loss, self.reasons = Loss(), Counter()
+        self.loss = Loss()
+        self.reasons: Counter[str] = Counter()
 
-    def add(self, side: int, ids: np.ndarray, rows: np.ndarray) -> None:
+    def add(self, side: int, ids: np.ndarray, documents: np.ndarray) -> None:
         """Keep the tokens and sizes of some documents."""
         self.ids.frombytes(np.ascontiguousarray(ids, np.int32).tobytes())
-        self.lengths.extend(rows["tokens"].tolist())
-        self.sizes.extend(rows["bytes"].tolist())
+        self.lengths.extend(documents["tokens"].tolist())
+        self.sizes.extend(documents["bytes"].tolist())
 
-    def skip(self, file: int, begin: int, line: int, reason: str) -> None:
+    def skip(self, file: int, begin: int, line: int | None, reason: str) -> None:
         """Count a document that was left out."""
         self.reasons[kind_of(reason)] += 1
 

@@ -78,7 +78,13 @@ def sample_tokens(files, count: int, length: int) -> torch.Tensor:
 def _ours(model: Forward, tokens: torch.Tensor, rounded: torch.dtype | None) -> torch.Tensor:
     if rounded is not None:
         model.round_weights(rounded)
-    return torch.cat([model.logits(row[None]).float().cpu() for row in tokens])
+    return torch.cat([_logits(model, row) for row in tokens])
+
+
+def _logits(model: Forward, row: torch.Tensor) -> torch.Tensor:
+    logits = model.logits(row[None])
+    assert logits is not None  # the only process holds the last pipeline stage
+    return logits.float().cpu()
 
 
 @torch.no_grad()

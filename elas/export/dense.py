@@ -1,6 +1,7 @@
 """A model with its factors multiplied out, as an architecture that transformers and inference servers know."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from transformers import ArceeConfig, LlamaConfig, PreTrainedConfig
@@ -29,7 +30,8 @@ def check_can_be_dense(config: ElasConfig) -> None:
 
 def dense_config(config: ElasConfig) -> PreTrainedConfig:
     """The stock configuration: Arcee's for squared ReLU without a gate, Llama's for SwiGLU; 2:4 is in neither."""
-    fields = {name: getattr(config, name) for name in _SAME} | {"attention_bias": False, "mlp_bias": False}
+    fields: dict[str, Any] = {name: getattr(config, name) for name in _SAME}
+    fields |= {"attention_bias": False, "mlp_bias": False}
     if config.hidden_act == "relu2":
         return ArceeConfig(architectures=["ArceeForCausalLM"], hidden_act="relu2", **fields)
     return LlamaConfig(architectures=["LlamaForCausalLM"], hidden_act="silu", **fields)

@@ -1,5 +1,6 @@
 """A checkpoint as a Hugging Face folder."""
 
+import inspect
 import json
 import shutil
 from collections.abc import Iterator
@@ -84,7 +85,8 @@ class Export:
         if self.form == "elas":
             _add_auto_map(folder / "config.json")
             for module in CODE:
-                shutil.copyfile(module.__file__, folder / Path(module.__file__).name)
+                file = Path(inspect.getfile(module))
+                shutil.copyfile(file, folder / file.name)
         GenerationConfig(**{name: value for name, value in tokens.items() if value is not None}).save_pretrained(folder)
 
     def hf_config(self, tokens: dict[str, int | None]) -> PreTrainedConfig:

@@ -24,22 +24,28 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        used = self.keys.shape[2]
+        past = self._past()
+        used = past[0].shape[2]
         total = used + key_states.shape[2]
         if not self._fits(total):
             room = max(_FIRST, total) if not used else max(total, 2 * used)
-            self._buffers = [_grown(old, room) for old in (self.keys, self.values)]
+            self._buffers = [_grown(old, room) for old in past]
         for buffer, new in zip(self._buffers, (key_states, value_states)):
             buffer[:, :, used:total] = new
         self.keys, self.values = (buffer[:, :, :total] for buffer in self._buffers)
-        return self.keys, self.values
+        return self._past()
 
     def _fits(self, total: int) -> bool:
         """Whether the views still are of the buffers (beam search and cropping replace them) and there is room."""
         if not self._buffers or self._buffers[0].shape[2] < total:
             return False
         return all(b.data_ptr() == view.data_ptr() and b.shape[0] == view.shape[0]
-                   for b, view in zip(self._buffers, (self.keys, self.values)))  # fmt: skip
+                   for b, view in zip(self._buffers, self._past()))  # fmt: skip
+
+    def _past(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values so far; they exist from `lazy_initialization` to `reset`."""
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
 
     def reset(self) -> None:
         """Forget all tokens."""

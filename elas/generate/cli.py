@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from elas.command import Parser
 from elas.console import Heartbeat
@@ -19,7 +20,9 @@ def main(argv: list[str]) -> int:
     from elas.hf.source import source_of
 
     names = [field.name for field in dataclasses.fields(Request)]
-    request = Request(**{name: getattr(options, name) for name in names} | {"stop": tuple(options.stop)})
+    given: dict[str, Any] = {name: getattr(options, name) for name in names}
+    given["stop"] = tuple(options.stop)
+    request = Request(**given)
     prompts = [*options.prompt, *(line for path in options.file for line in read_prompts(path))]
     if not prompts:
         raise UserError("elas generate: nothing to continue; give --prompt TEXT (empty for a new text), or --file FILE")

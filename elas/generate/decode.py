@@ -171,6 +171,7 @@ class _Picker:
         """Ids, int64 `[b]`."""
         if self._greedy:
             return logits.argmax(-1)
-        probabilities = self._warpers(None, logits).softmax(-1)  # ty: ignore
+        warped = self._warpers(None, logits)  # pyright: ignore[reportArgumentType]  these warpers read no ids
+        probabilities = warped.softmax(-1)
         drawn = [torch.multinomial(p, 1, generator=g) for p, g in zip(probabilities, self._streams)]
         return torch.cat(drawn)

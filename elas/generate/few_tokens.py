@@ -37,15 +37,17 @@ class LiveRowsMLP(nn.Module):
         )
         self.up_proj = mlp.up_proj
         down = mlp.down_proj
-        first, self.factor_out, self.rest = down, None, nn.Identity()
+        self.factor_out, self.rest = None, nn.Identity()
         if isinstance(down, LowRankLinear):
             first = down.factor_in
             if down.kind == "lowrank":
                 self.factor_out = down.factor_out.weight
             else:
                 self.rest = nn.Sequential(down.act, down.factor_out)
+        else:
+            first = down
         self.down_t = nn.Parameter(first.weight.detach().t().contiguous(), requires_grad=False)
-        first.weight = None
+        first.register_parameter("weight", None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x [b, s, h]` to the same shape."""
@@ -63,6 +65,7 @@ def prepare_for_few_tokens(model: nn.Module) -> bool:
         return False
     if model.config.hidden_act == "relu2":
         for layer in model.model.layers:
+            assert isinstance(layer.mlp, ElasMLP)
             layer.mlp = LiveRowsMLP(layer.mlp)
     if model.config.low_rank == "lowrank":
         pairs = [(m, name, child) for m in model.modules() for name, child in m.named_children()]

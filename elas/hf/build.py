@@ -83,11 +83,11 @@ def model_of(checkpoint: Checkpoint, dtype: torch.dtype | None = None, device: s
         The model, in evaluation mode.
     """
     config = written_config(checkpoint)
-    dtype = dtype or getattr(torch, config.train.dtype)
-    made = hf_config(config, checkpoint.step, dtype)
+    chosen: torch.dtype = dtype or getattr(torch, config.train.dtype)
+    made = hf_config(config, checkpoint.step, chosen)
     with torch.device("meta"):
         model = ElasForCausalLM(made)
-    tensors = {name: tensor.to(device) for name, tensor in hf_tensors(checkpoint, config, dtype)}
+    tensors = {name: tensor.to(device) for name, tensor in hf_tensors(checkpoint, config, chosen)}
     model.load_state_dict(tensors, strict=not made.tie_word_embeddings, assign=True)
     model.model.rotary_emb = ElasRotaryEmbedding(made).to(device)  # its buffers are in no checkpoint
     model.tie_weights()
@@ -113,7 +113,9 @@ def open_folder(folder: Path, dtype: torch.dtype | str = "auto", device: str = "
         logging.disable_progress_bar()
     loads = ElasForCausalLM if kind == "elas" else AutoModelForCausalLM
     try:
-        return loads.from_pretrained(folder, dtype=dtype).to(device).eval()
+        model = loads.from_pretrained(folder, dtype=dtype)
+        model.to(device)  # pyright: ignore[reportArgumentType]  its decorator's type lost `self`
+        return model.eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())[:300]
         raise UserError(f"{folder}: its model cannot be read ({why}); export it again, or give another") from error

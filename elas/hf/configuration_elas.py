@@ -101,7 +101,7 @@ class ElasConfig(PreTrainedConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}")
-        if self.num_attention_heads % self.num_key_value_heads:
+        if self.num_key_value_heads is not None and self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads={self.num_key_value_heads}: must divide num_attention_heads="
                 f"{self.num_attention_heads}"

@@ -6,7 +6,11 @@ A Llama-like decoder (RMSNorm, rotary positions, grouped queries, no biases) in 
 h → r → o, and the FFN is `down(prune(relu(up(x))²))`, where prune keeps the two largest of every four features.
 """
 
+# Names are imported from where transformers' own models import them, though they are defined elsewhere.
+# pyright: reportPrivateImportUsage=false
+
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -90,7 +94,7 @@ class LowRankLinear(nn.Module):
         return self.factor_out(self.latent(x))
 
 
-def linear(config: ElasConfig, in_features: int, out_features: int) -> nn.Module:
+def linear(config: ElasConfig, in_features: int, out_features: int) -> nn.Linear | LowRankLinear:
     """A linear of the model's kind, without a bias."""
     if config.low_rank == "none":
         return nn.Linear(in_features, out_features, bias=False)
@@ -119,6 +123,7 @@ class ElasRotaryEmbedding(nn.Module):
         super().__init__()
         self.config = config
         self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
+        assert config.rope_parameters is not None  # transformers fills it
         self.rope_type = config.rope_parameters["rope_type"]
         make = self.compute_default_rope_parameters
         if self.rope_type != "default":
@@ -130,6 +135,7 @@ class ElasRotaryEmbedding(nn.Module):
     @staticmethod
     def compute_default_rope_parameters(config: ElasConfig, **_kwargs) -> tuple[torch.Tensor, float]:
         """Frequencies `[d / 2]`, and the factor on cosines and sines."""
+        assert config.head_dim is not None and config.rope_parameters is not None
         steps = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim
         return 1.0 / config.rope_parameters["rope_theta"] ** steps, 1.0
 
@@ -139,7 +145,8 @@ class ElasRotaryEmbedding(nn.Module):
         """Cosines and sines `[b, s, d]` in x's dtype, of `position_ids [b, s]`."""
         angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
         angles = torch.cat((angles, angles), dim=-1)
-        return tuple((f(angles) * self.attention_scaling).to(x.dtype) for f in (torch.cos, torch.sin))
+        cos, sin = ((f(angles) * self.attention_scaling).to(x.dtype) for f in (torch.cos, torch.sin))
+        return cos, sin
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -176,6 +183,7 @@ class ElasAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
+        assert config.head_dim is not None and config.num_key_value_heads is not None  # ElasConfig fills them
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
@@ -184,7 +192,7 @@ class ElasAttention(nn.Module):
         heads, groups = (n * self.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
         self.q_proj = linear(config, config.hidden_size, heads)
         self.k_proj = linear(config, config.hidden_size, groups)
-        self.v_proj = linear(config, config.hidden_size, groups)
+        self.v_proj: Any = linear(config, config.hidden_size, groups)  # a latent cache uses LowRankLinear's parts
         self.o_proj = linear(config, heads, config.hidden_size)
 
     def forward(
@@ -215,9 +223,8 @@ class ElasAttention(nn.Module):
         if latent:
             output, weights = self.attend_to_latent(query, key, value, attention_mask)
         else:
-            attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-                self.config._attn_implementation, eager_attention_forward
-            )
+            chosen: Any = self.config._attn_implementation  # None, before a model has set it, is eager
+            attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(chosen, eager_attention_forward)
             dropout = self.attention_dropout if self.training else 0.0
             output, weights = attend(
                 self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
@@ -337,30 +344,28 @@ class ElasModel(ElasPreTrainedModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,  # TransformersKwargs, without position_ids
     ) -> BaseModelOutputWithPast:
         """`input_ids [b, s]` or `inputs_embeds [b, s, h]` to the last hidden states `[b, s, h]` and the cache."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
+        hidden_states: torch.Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
+            position_ids = (torch.arange(hidden_states.shape[1], device=hidden_states.device) + seen).unsqueeze(0)
         mask = create_causal_mask(
             config=self.config,
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=hidden_states,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for layer in self.layers:
             hidden_states = layer(
@@ -379,7 +384,7 @@ class ElasForCausalLM(ElasPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # pyright: ignore[reportAssignmentType]  stock: lists
 
     def __init__(self, config: ElasConfig):
         super().__init__(config)
@@ -393,13 +398,13 @@ class ElasForCausalLM(ElasPreTrainedModel, GenerationMixin):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,  # TransformersKwargs, without position_ids
     ) -> CausalLMOutputWithPast:
         """Logits `[b, s, vocab]` of the last `logits_to_keep` tokens (0: all), and the loss if there are labels."""
         outputs = self.model(

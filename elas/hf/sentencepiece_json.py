@@ -13,6 +13,7 @@ normalizer and decoder; such a piece has that name in the vocabulary.
 from collections.abc import Set
 
 from elas.data.tokenizer.sentencepiece_model import SPACE_MARK
+from elas.data.tokenizer.special_tokens import model_proto
 from elas.errors import UserError
 from elas.hf.sentencepiece_text import Normalizers, StandIns
 
@@ -36,10 +37,9 @@ def to_backend(model: bytes, added: dict[str, int], special: Set[int]):
     Raises:
         UserError: a model of whole words.
     """
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
     from tokenizers import AddedToken, Tokenizer, decoders
 
-    proto = ModelProto.FromString(model)
+    proto = model_proto(model)
     kind, spec = proto.trainer_spec.model_type, proto.normalizer_spec
     if kind == WORD:
         raise UserError("tokenizer: a SentencePiece model of whole words has no tokenizer.json; train unigram or BPE")

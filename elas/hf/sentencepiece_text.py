@@ -7,6 +7,7 @@ collapse spaces, prepend (or append) the dummy space.
 from collections.abc import Collection, Iterable
 
 from elas.data.tokenizer.sentencepiece_model import SPACE_MARK
+from elas.data.tokenizer.special_tokens import model_proto
 from elas.errors import UserError
 
 _FREE = [chr(0xFDD1 + i) for i in range(31)] + [chr(0x10E000 + i) for i in range(0x1000)]
@@ -54,9 +55,8 @@ class Normalizers:
 
     def __init__(self, model: bytes):
         from sentencepiece import SentencePieceProcessor
-        from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-        proto = ModelProto.FromString(model)
+        proto = model_proto(model)
         self._spec = proto.normalizer_spec
         self._as_suffix = proto.trainer_spec.treat_whitespace_as_suffix
         self._sp = SentencePieceProcessor(model_proto=model)

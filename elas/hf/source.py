@@ -32,6 +32,11 @@ class Source:
         """The run's; None for a Hugging Face folder."""
         return None if self.checkpoint is None else written_config(self.checkpoint)
 
+    def of_run(self) -> tuple[Checkpoint, Config]:
+        """The checkpoint and its run's configuration; not of a Hugging Face folder, which has neither."""
+        assert self.checkpoint is not None
+        return self.checkpoint, written_config(self.checkpoint)
+
     @property
     def is_custom(self) -> bool:
         """Whether it is an ELAS model, rather than a stock architecture."""

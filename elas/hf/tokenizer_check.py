@@ -6,6 +6,7 @@ from pathlib import Path
 
 from elas.data.tokenizer import HFTokenizer, SentencePieceTokenizer, Tokenizer
 from elas.data.tokenizer.huggingface import auto_tokenizer
+from elas.data.tokenizer.special_tokens import model_proto
 from elas.errors import UserError
 from elas.hf.sentencepiece_json import UNIGRAM
 
@@ -85,9 +86,7 @@ def _ties_of(ours: Tokenizer) -> Callable[[Sequence[int], Sequence[int]], bool]:
     """
     if not isinstance(ours, SentencePieceTokenizer):
         return lambda first, second: False
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
-    proto = ModelProto.FromString(ours.model)
+    proto = model_proto(ours.model)
     if proto.trainer_spec.model_type != UNIGRAM:
         return lambda first, second: False
     scores = [piece.score for piece in proto.pieces]
