@@ -208,7 +208,7 @@ class Saver:
 
 def _why(error: BaseException) -> str:
     """The system's message of an underlying `OSError`, which torch's writer wraps; else the error itself."""
-    if (system := system_error(error)) is not None:
+    if (system := system_error(error)) is not None and system.strerror:
         return system.strerror
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
