@@ -38,6 +38,9 @@ def main(argv: list[str]) -> int:
             device=device,
             value_cache=options.value_cache,
         )
+    if made.widened:
+        fix = "--dtype bfloat16 keeps it: less memory, much slower prompts"
+        print(f"in float32: this CPU has no bfloat16 products ({fix})", file=sys.stderr)
     for number, prompt in enumerate(prompts):
         made.ids(prompt, f"prompt {number + 1}")
     streams = len(prompts) == 1
@@ -125,7 +128,8 @@ def _parser() -> Parser:
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeat it for several")
     add("--batch", type=int, default=8, metavar="N", help="prompts at a time (default: 8)")
     add("--tokenizer", metavar="PATH", help="default: the run's, or the one in the folder")
-    add("--dtype", choices=["float32", "bfloat16"], help="of the weights (default: that of training)")
+    dtype = "of the weights (default: that of training, but float32 on a CPU without bfloat16 products)"
+    add("--dtype", choices=["float32", "bfloat16"], help=dtype)
     add("--device", metavar="D", help="default: cuda if there is one, else cpu")
     cache = "latent: of low-rank values keep the rank-wide vector, less memory, more arithmetic (default: full)"
     add("--value-cache", choices=["full", "latent"], default="full", help=cache)

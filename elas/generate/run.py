@@ -14,6 +14,7 @@ from elas.generate.decode import Continuation, Sampling, Timing, decode
 from elas.generate.few_tokens import prepare_for_few_tokens
 from elas.generate.text import TextStream
 from elas.hf.source import Source
+from elas.kernels.relu2_24.few_tokens import emulated
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Generator:
     Args:
         source: where the model comes from.
         tokenizer: path given by the user, or None.
-        dtype: of the weights; None for the model's.
+        dtype: of the weights; None for the model's, but float32 on a CPU that has no products of its dtype.
         device: of the model.
         value_cache: `full` or `latent`; see `ElasConfig.value_cache`.
 
@@ -101,6 +102,9 @@ class Generator:
     ):
         self.tokenizer: Tokenizer = source.tokenizer(tokenizer)
         self.model = source.model(dtype, device)
+        self.widened = dtype is None and emulated(self.model.device, self.model.dtype)
+        if self.widened:
+            self.model = self.model.float()
         shape = self.model.config
         if self.tokenizer.vocab_size > shape.vocab_size:
             why = f"{self.tokenizer.vocab_size} tokens, and the model has {shape.vocab_size}"

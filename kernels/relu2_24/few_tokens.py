@@ -8,6 +8,8 @@ as short as the rank, which BLAS reads at about half the speed that memory has (
 Shapes: `n` tokens, `f` features, `r` outputs of the down factor, or the rank; `h`, `o` inputs and outputs of a pair.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -37,7 +39,8 @@ def live_rows(z: Tensor, down_t: Tensor, options: Relu24Options, factor_out: Ten
         from elas.kernels.relu2_24.cpu import mode_of, operators
 
         return operators().live_rows(z, down_t, mode_of(options), options.scale, factor_out)
-    u = linear(relu2_24(z, options), down_t.t())
+    s = relu2_24(z, options)
+    u = (s.float() @ down_t.float()).to(s.dtype) if emulated(s.device, s.dtype) else linear(s, down_t.t())
     return u if factor_out is None else linear(u, factor_out)
 
 
@@ -57,6 +60,12 @@ def low_rank(x: Tensor, factor_in: Tensor, factor_out: Tensor) -> Tensor:
 
         return operators().low_rank(x, factor_in, factor_out)
     return linear(linear(x, factor_in), factor_out)
+
+
+def emulated(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether dense products are emulated there, as bf16 on a CPU without its instructions: many times slower."""
+    supported: Any = torch.ops.mkldnn._is_mkldnn_bf16_supported
+    return device.type == "cpu" and dtype == torch.bfloat16 and not supported()
 
 
 def serves(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -44,6 +44,22 @@ def test_prompts_of_a_file_in_batches(folder, tmp_path, capsys):
     assert "── 3" in capsys.readouterr().out
 
 
+def test_bf16_is_widened_where_it_would_be_emulated(folder, tmp_path, capsys):
+    """On a CPU without bf16 products, said in a line; `--dtype bfloat16` is obeyed."""
+    import torch
+
+    from elas.hf.build import open_folder
+    from elas.kernels.relu2_24.few_tokens import emulated
+
+    open_folder(folder, torch.bfloat16).save_pretrained(tmp_path / "m")
+    write_tokenizer(tmp_path / "m")
+    slow = emulated(torch.device("cpu"), torch.bfloat16)
+    for more, dtype in (([], "float32" if slow else "bfloat16"), (["--dtype", "bfloat16"], "bfloat16")):
+        assert run(tmp_path / "m", "--prompt", "the", "--json", str(tmp_path / "g.json"), *more) == 0
+        assert json.loads((tmp_path / "g.json").read_text())["dtype"] == dtype
+        assert ("in float32: this CPU has no bfloat16" in capsys.readouterr().err) == (slow and not more)
+
+
 def test_an_empty_prompt_begins_a_new_text(folder, tmp_path):
     assert run(folder, "--prompt", "", "--max-new-tokens", "3", "--json", str(tmp_path / "g.json")) == 0
     assert json.loads((tmp_path / "g.json").read_text())["results"][0]["prompt"] == ""

@@ -42,17 +42,39 @@ inline float widen(uint16_t x) {
   return y;
 }
 
-ELAS_CLONES void add_row(float* __restrict__ sum, const float* __restrict__ row, float s, int64_t r) {
-  for (int64_t k = 0; k < r; ++k) sum[k] += s * row[k];
+constexpr int ROWS = 4;  // added at once, so that the sums are read and written once for all of them
+
+// sum += s[0] · row[0] + …, while the rows to come are asked for.
+ELAS_CLONES void add_rows(float* __restrict__ sum, const float* const* row, const float* const* next, const float* s,
+                          int64_t r) {
+  const float *__restrict__ a = row[0], *__restrict__ b = row[1], *__restrict__ c = row[2], *__restrict__ d = row[3];
+  const float s0 = s[0], s1 = s[1], s2 = s[2], s3 = s[3];
+  int64_t k = 0;
+  for (; k + WIDE <= r; k += WIDE) {
+    for (int q = 0; q < ROWS; ++q) fetch(next[q] + k, WIDE * sizeof(float));
+    for (int64_t l = k; l < k + WIDE; ++l) sum[l] += s0 * a[l] + s1 * b[l] + (s2 * c[l] + s3 * d[l]);
+  }
+  for (; k < r; ++k) sum[k] += s0 * a[k] + s1 * b[k] + (s2 * c[k] + s3 * d[k]);
 }
 
-ELAS_CLONES void add_row_bf16(float* __restrict__ sum, const uint16_t* __restrict__ row, float s, int64_t r) {
-  for (int64_t k = 0; k < r; ++k) {
-    const uint32_t wide = uint32_t(row[k]) << 16;
-    float x;
-    std::memcpy(&x, &wide, 4);
-    sum[k] += s * x;
+ELAS_CLONES void add_rows_bf16(float* __restrict__ sum, const uint16_t* const* row, const uint16_t* const* next,
+                               const float* s, int64_t r) {
+  int64_t k = 0;
+  for (; k + WIDE <= r; k += WIDE) {
+    for (int q = 0; q < ROWS; ++q) {
+      fetch(next[q] + k, WIDE * sizeof(uint16_t));
+      const uint16_t* __restrict__ from = row[q] + k;
+      const float value = s[q];
+      for (int64_t l = 0; l < WIDE; ++l) {
+        const uint32_t wide = uint32_t(from[l]) << 16;
+        float x;
+        std::memcpy(&x, &wide, 4);
+        sum[k + l] += value * x;
+      }
+    }
   }
+  for (; k < r; ++k)
+    for (int q = 0; q < ROWS; ++q) sum[k] += s[q] * widen(row[q][k]);
 }
 
 // y[j] = x · row j, for `rows` rows of k weights.
@@ -155,15 +177,26 @@ at::Tensor live_rows(const at::Tensor& z, const at::Tensor& down_t, int64_t mode
         for (int64_t i = 0; i < n; ++i) is_live |= values[i * f + j] != 0;  // NaN is not 0, and stays seen
         if (is_live) live.push_back(j);
       }
-      for (size_t q = 0; q < live.size(); ++q) {
-        const int64_t j = live[q];
-        if (q + 1 < live.size()) fetch(weights + live[q + 1] * row_bytes, std::min(row_bytes, AHEAD_BYTES));
+      if (live.empty()) continue;
+      // Groups of rows; the last is filled up with one row, times zero. NaN times zero would be seen, so not a dead one.
+      const int64_t groups = (int64_t(live.size()) + ROWS - 1) / ROWS;
+      auto feature = [&](int64_t q) { return live[std::min<int64_t>(q, live.size() - 1)]; };
+      for (int64_t g = 0; g < groups; ++g) {
+        const void *row[ROWS], *next[ROWS];
+        for (int q = 0; q < ROWS; ++q) {
+          row[q] = weights + feature(g * ROWS + q) * row_bytes;
+          next[q] = weights + feature(g * ROWS + q + ROWS) * row_bytes;
+        }
         for (int64_t i = 0; i < n; ++i) {
-          const float value = values[i * f + j];
-          if (value == 0) continue;
-          const char* row = weights + j * row_bytes;
-          if (bf16) add_row_bf16(own + i * r, reinterpret_cast<const uint16_t*>(row), value, r);
-          else add_row(own + i * r, reinterpret_cast<const float*>(row), value, r);
+          float s[ROWS];
+          for (int q = 0; q < ROWS; ++q)
+            s[q] = g * ROWS + q < int64_t(live.size()) ? values[i * f + live[g * ROWS + q]] : 0;
+          if (bf16)
+            add_rows_bf16(own + i * r, reinterpret_cast<const uint16_t* const*>(row),
+                          reinterpret_cast<const uint16_t* const*>(next), s, r);
+          else
+            add_rows(own + i * r, reinterpret_cast<const float* const*>(row),
+                     reinterpret_cast<const float* const*>(next), s, r);
         }
       }
     }
