@@ -9,6 +9,8 @@ page and the result files differ, as a test does.
 | quickstart.json | `elas quickstart --json docs/experiments/results/quickstart.json` |
 | quickstart_rates.json | `python docs/experiments/quickstart.py` |
 | megatron.json | `python tests/megatron/study.py CHECKOUT --json docs/experiments/results/megatron.json` |
+| generate_DTYPE.json | `elas bench generate --dtypes DTYPE --batches 1 --contexts 512 --json …` (docs/generate.md) |
+| engines.json | `python tests/export/engines.py RUN --vllm PYTHON --llama PYTHON --llama-cpp CHECKOUT --json …` |
 | EXPERIMENT.json | `python docs/experiments/run.py EXPERIMENT` |
 """
 
@@ -22,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 ROOT = HERE.parents[1]
-PAGES = ("README.md", "docs/results.md", "docs/megatron.md")
+PAGES = ("README.md", "docs/results.md", "docs/megatron.md", "docs/generate.md", "docs/export.md")
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 
 EXPERIMENTS = {
@@ -42,6 +44,21 @@ EXPERIMENTS = {
     "cola_relu2_24": "CoLA, relu² and 2:4 between its factors",
 }
 """What each experiment is called in the table."""
+
+
+DECODED = {
+    "hf_llama": "transformers' Llama, full rank",
+    "full_swiglu": "full rank",
+    "lowrank_relu2": "low rank, relu²",
+    "elas": "ELAS",
+    "elas_latent": "ELAS, latent values",
+    "dense_export": "ELAS, exported dense",
+}
+DECODE_RATIOS = [
+    ("lowrank_relu2", "full_swiglu", "low rank ÷ full rank"),
+    ("elas", "lowrank_relu2", "ELAS ÷ low rank"),
+    ("elas", "hf_llama", "ELAS ÷ transformers' Llama"),
+]
 
 
 def read(name: str):
@@ -103,6 +120,36 @@ def megatron() -> str:
     return "\n".join([*lines, "", more]) + "\n"
 
 
+def generate() -> str:
+    """Decoding side by side, and its ratios, one column a dtype."""
+    found = {dtype: read(f"generate_{dtype}") for dtype in ("float32", "bfloat16")}
+    columns = ["batch 1 after 512 tokens", *(f"{dtype}, tokens/s" for dtype in found), "KV bytes a token, fp32"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    rows = {dtype: {row["variant"]: row for row in facts["rows"]} for dtype, facts in found.items()}
+    for name, text in DECODED.items():
+        speeds = [f"{rows[dtype][name]['decode_tokens_per_s']:.2f}" for dtype in found]
+        lines.append(f"| {text} | {' | '.join(speeds)} | {rows['float32'][name]['kv_bytes_per_token']:,} |")
+    for of, to, text in DECODE_RATIOS:
+        cells = [f"{rows[d][of]['decode_tokens_per_s'] / rows[d][to]['decode_tokens_per_s']:.2f}" for d in found]
+        lines.append(f"| **{text}** | {' | '.join(cells)} | |")
+    facts = found["float32"]
+    where = f"The {facts['preset']} shape, random weights, {facts['device']}, {facts['threads']} threads"
+    speed = f"a plain sum reads {facts['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s"
+    return "\n".join([*lines, "", f"{where}; {speed}."]) + "\n"
+
+
+def engines() -> str:
+    """Exports in other engines, against transformers."""
+    facts = read("engines")
+    header = "| engine, form | version | same greedy tokens | largest difference of a log-probability |"
+    lines = [header, "|---|---|---|---|"]
+    for name, row in facts["rows"].items():
+        same = "yes" if row["same_tokens"] else "no"
+        lines.append(f"| {name} | {row['engine']} | {same} | {row['logprob_diff']:.1e} |")
+    more = f"{facts['prompts']} prompts of {facts['new_tokens']} new tokens each, fp32, on a CPU."
+    return "\n".join([*lines, "", more]) + "\n"
+
+
 def spread(rows: list[dict]) -> tuple[float, float]:
     """Median perplexity, and the largest deviation from it as a share, of the rows of a rate study."""
     ppl = [row["ppl"] for row in rows]
@@ -115,6 +162,8 @@ BLOCKS = {
     "quickstart_rates": quickstart_rates,
     "experiments": experiments,
     "megatron": megatron,
+    "generate": generate,
+    "engines": engines,
 }
 
 

@@ -84,3 +84,14 @@ def test_mistakes_are_one_line(trained, tmp_path):
     (tmp_path / "choice.jsonl").write_text((FOLDER / "choice.jsonl").read_text())
     with pytest.raises(UserError, match=r"lets the model write 32 tokens, and its longest sequence is 32; set max"):
         run_tasks(TaskRequest(trained / "run", ("elas_generate",), tmp_path), Console())
+
+
+def test_without_the_harness_a_line_says_how_to_get_it(trained, monkeypatch):
+    import sys
+
+    from elas.console import Console
+    from elas.evaluate.tasks import TaskRequest, run_tasks
+
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"--tasks elas_choice: lm-evaluation-harness is not installed; .*elas\[eval\]"):
+        run_tasks(TaskRequest(trained / "run", TASKS[:1], FOLDER), Console())

@@ -151,12 +151,16 @@ def test_the_commands_of_the_page_import_and_train(public, tmp_path, monkeypatch
     settings |= {"schedule.warmup_steps": 1, "train.eval_batches": 1, "checkpoint.every_steps": 2, "log.every_steps": 1}
     settings |= {"train.timeout_seconds": None, "log.tensorboard": False}
     folder = tmp_path / Path(training[3]).parent
+    other = {**settings, "train.steps": 1, "train.run_dir": "runs/other", "checkpoint.init_from": folder}
+    shown = run_ranks(2, f"{__name__}:train_in", str(tmp_path), [*training[2:], *arguments(other)], timeout=200)[0]
+    assert "starting with the weights of" in shown and "step_00000000 (step 0)" in shown
     for steps, begins in ((2, "step_00000000 at step 0"), (3, "step_00000002 at step 2")):
         argv = [*training[2:], *arguments({**settings, "train.steps": steps})]
         shown = run_ranks(2, f"{__name__}:train_in", str(tmp_path), argv, timeout=200)[0]
         assert begins in shown
         assert f"changed from step {1 if steps == 2 else 3} on: " in shown
     assert [row["step"] for row in rows_of(folder)] == [1, 2, 3]
+    assert rows_of(tmp_path / "runs/other")[0]["loss"] == pytest.approx(rows_of(folder)[0]["loss"], abs=1e-6)
     began = rows_of(folder, "validation")[0]["loss"]
     (model,) = run_ranks(1, trained_exports.logits, [str(folder)], torch.zeros(1, 8, dtype=torch.long), timeout=200)
     assert began > rows_of(folder, "validation")[-1]["loss"] and model[0].isfinite().all()

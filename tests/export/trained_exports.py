@@ -165,6 +165,7 @@ def run_training(argv: list[str]) -> str:
 
     from elas import parallel
     from elas.checkpoint.choose import find_checkpoint
+    from elas.checkpoint.initial import find_initial
     from elas.config.rules import validate
     from elas.launch.pretrain import parse
     from elas.train.loop import run
@@ -172,7 +173,8 @@ def run_training(argv: list[str]) -> str:
     config, _ = parse(argv)
     validate(config, torch.distributed.get_world_size())
     resume = find_checkpoint(config)
+    initial = find_initial(config, resume)
     layout = parallel.initialize(config.parallel, seed=config.train.seed)
     with contextlib.redirect_stdout(io.StringIO()) as shown:
-        run(config, layout, resume)
+        run(config, layout, resume, initial)
     return shown.getvalue()
