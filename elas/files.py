@@ -2,11 +2,12 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ def write_json(path: Path | None, facts: dict) -> None:
         partial.replace(target)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); give another path") from error
+
+
+def check_is_no_input(path: Path | None, inputs: Iterable[Path | str]) -> None:
+    """Raise `UserError` if a results file, which is written at the end, is one of a command's inputs."""
+    if path is not None and any(path.resolve() == Path(one).resolve() for one in inputs):
+        raise UserError(f"--json {path}: is an input, which it would overwrite; give another file")
 
 
 def system_error(error: BaseException) -> OSError | None:
@@ -72,9 +79,41 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise UserError(f"{target}: exists; give a folder that does not")
     partial = target.with_name(target.name + ".partial")
     try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
+        with contextlib.suppress(FileExistsError):
+            partial.mkdir(parents=True)
+        lock = os.open(partial, os.O_RDONLY)  # closed by the kernel when a killed process ends
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
+    with contextlib.closing(_Lock(lock)):
+        _lock(lock, partial, target)
+        yield from _written(partial, target)
+
+
+class _Lock:
+    def __init__(self, handle: int):
+        self._handle = handle
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+
+def _lock(handle: int, partial: Path, target: Path) -> None:
+    """Raise `UserError` if another process is writing the folder; file systems without locks are trusted."""
+    busy = UserError(f"{target}: another process is writing it; wait for that, or give another folder")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise busy from None
+    except OSError:
+        return
+    if not partial.exists() or os.fstat(handle).st_ino != partial.stat().st_ino:  # that one has just ended
+        raise busy
+
+
+def _written(partial: Path, target: Path) -> Iterator[Path]:
+    try:
+        for path in partial.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield partial
         for path in partial.rglob("*"):
             if path.is_file():

@@ -112,7 +112,7 @@ def unusable(path: Path | str, why: str, fix: str, key: str | None = None) -> Us
 def require_intact(checkpoint: Checkpoint) -> None:
     """Compare every byte of a checkpoint with its checksums; raises `UserError` if a file is damaged."""
     if problems := damaged_files(checkpoint):
-        raise unusable(checkpoint.path, ", ".join(problems), "give another checkpoint")
+        raise unusable(checkpoint.path, ", ".join(problems), "give an older one (elas checkpoint list RUN)")
 
 
 def damaged_files(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> list[str]:

@@ -3,6 +3,7 @@
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from elas.command import Parser
 from elas.config import Config, ParallelConfig, split_overrides
@@ -11,7 +12,11 @@ from elas.config.rules import check_ranges
 from elas.console import Console, facts_table, table
 from elas.errors import UserError
 from elas.evaluate.rows import PROTOCOLS
-from elas.files import write_json
+from elas.files import check_is_no_input, write_json
+
+if TYPE_CHECKING:
+    from elas.evaluate.subject import Request
+    from elas.evaluate.tasks import TaskRequest
 
 EXAMPLE = "elas eval --checkpoint runs/60m --data data/c4-valid"
 _COMMON = ("checkpoint", "batch", "dtype", "tokenizer")
@@ -40,40 +45,49 @@ def main(argv: list[str], rank: int = 0, world: int = 1) -> int:
     settings, rest = split_overrides(argv)
     options = _parser().parse_args(rest)
     parallel = _parallel(settings)
-    run = _tokens if options.tasks is None else _tasks
     _check_options(options, settings)
+    check_is_no_input(options.json, [*options.text, *options.data])
+    request = _of_tokens(options, parallel) if options.tasks is None else _of_tasks(options)
+    request.check()
     if options.tasks is not None and not Console("err").is_terminal:
         os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; read when tqdm is imported
     from elas import prepare
 
     prepare()
-    facts = run(options, parallel, rank, world)
+    facts = _run(request, rank, world)
     if rank == 0:
         write_json(options.json, facts)
     return 0
 
 
-def _tokens(options: argparse.Namespace, parallel: ParallelConfig, rank: int, world: int) -> dict:
-    from elas.evaluate.run import evaluate
+def _of_tokens(options: argparse.Namespace, parallel: ParallelConfig) -> "Request":
     from elas.evaluate.subject import Request
 
     given = {name: getattr(options, name) for name in (*_COMMON, "protocol", "tokens", "seq_length")}
-    request = Request(**given, data=tuple(options.data), text=tuple(options.text), parallel=parallel)
-    facts = evaluate(request, Console(), rank, world)
-    if rank == 0:
-        shown = [(name.replace("_", " "), _shown(value)) for name, value in facts.items() if name != "sources"]
-        print(facts_table(shown), flush=True)
-    return facts
+    return Request(**given, data=tuple(options.data), text=tuple(options.text), parallel=parallel)
 
 
-def _tasks(options: argparse.Namespace, _all_data: ParallelConfig, rank: int, world: int) -> dict:
-    from elas.evaluate.tasks import TaskRequest, run_tasks, table_of
+def _of_tasks(options: argparse.Namespace) -> "TaskRequest":
+    from elas.evaluate.tasks import TaskRequest
 
     names = tuple(name.strip() for name in options.tasks.split(",") if name.strip())
-    request = TaskRequest(tasks=names, **{name: getattr(options, name) for name in (*_COMMON, *_OF_TASKS)})
-    facts = run_tasks(request, Console(), rank, world)
+    return TaskRequest(tasks=names, **{name: getattr(options, name) for name in (*_COMMON, *_OF_TASKS)})
+
+
+def _run(request: "Request | TaskRequest", rank: int, world: int) -> dict:
+    """Evaluate and show; the facts, on rank 0."""
+    from elas.evaluate.run import evaluate
+    from elas.evaluate.tasks import TaskRequest, run_tasks, table_of
+
+    if isinstance(request, TaskRequest):
+        facts = run_tasks(request, Console(), rank, world)
+        shown = table(*table_of(facts), left=3) if rank == 0 else ""
+    else:
+        facts = evaluate(request, Console(), rank, world)
+        rows = [(name.replace("_", " "), _shown(value)) for name, value in facts.items() if name != "sources"]
+        shown = facts_table(rows) if rank == 0 else ""
     if rank == 0:
-        print(table(*table_of(facts), left=3), flush=True)
+        print(shown, flush=True)
     return facts
 
 
@@ -110,7 +124,7 @@ def _shown(value: object) -> str:
 def _parser() -> Parser:
     parser = Parser("elas eval", "Loss, perplexity and bits per byte of a model.", EXAMPLE, about=_ABOUT)
     add = parser.add_argument
-    model = "a run's folder (its newest intact checkpoint), one checkpoint, or a Hugging Face folder"
+    model = "a run's folder (its newest complete checkpoint), one checkpoint, or a Hugging Face folder"
     add("--checkpoint", type=Path, required=True, metavar="C", help=model)
     data = "prefixes of .bin/.idx pairs (default: the run's own validation set)"
     add("--data", nargs="+", default=[], metavar="PREFIX", help=data)

@@ -18,6 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from elas.accelerator import device as this_device
+from elas.console import Console
 from elas.data.tokenizer.found import document_ids
 from elas.data.tokenizer.huggingface import auto_tokenizer
 from elas.errors import UserError
@@ -51,6 +52,9 @@ class ElasLM(_HFLM):
         **arguments: Any,
     ):
         source = source_of(Path(checkpoint))
+        if rank == 0:
+            for line in source.passed_over:
+                Console().say(f"skipped {line}")
         arguments.pop("device", None)  # the harness gives it; the model goes to this process's
         model = source.model(getattr(torch, dtype) if dtype else None, str(this_device()))
         found = harness_tokenizer(source, tokenizer, model)

@@ -70,8 +70,7 @@ def evaluate(request: Request, console: Console, rank: int = 0, world: int = 1) 
         heartbeat.begin("reading what to evaluate on")
         subject = subject_of(request, source, longest, vocab_size)
         if shows:
-            skipped = source.checkpoint.passed_over if source.checkpoint else ()
-            for line in (*(f"skipped {one}" for one in skipped), *subject.notes):
+            for line in (*(f"skipped {one}" for one in source.passed_over), *subject.notes):
                 console.say(line)
         heartbeat.begin(f"loading {source.path}")
         if opened is None:

@@ -96,6 +96,9 @@ def subject_of(request: Request, source: Source, longest: int | None, vocab_size
         raise UserError(f"{what}: {why}; give a document of at least two tokens")
     for one in rows:
         check_ids(one, vocab_size)
+    held = sum(int(one.lengths().sum()) for one in rows)
+    if request.tokens is not None and held < request.tokens:
+        notes.append(f"--tokens {request.tokens:,}: there are {held:,} to predict")
     batch = request.batch or (config.train.micro_batch_size if config else BATCH)
     return Subject(what, rows, protocol, seq_length, batch, lengths, notes)
 

@@ -39,6 +39,8 @@ class TaskRequest:
         ):
             if value is not None and value < least:
                 raise UserError(f"--{option} {value}: too small; give {least} or more")
+        if not self.tasks:
+            raise UserError("--tasks: names none; give some, such as hellaswag,arc_easy")
         if self.task_dir is not None and not self.task_dir.is_dir():
             raise UserError(f"--task-dir {self.task_dir}: no such folder; give one with the tasks' YAML files")
 
@@ -77,15 +79,21 @@ def run_tasks(request: TaskRequest, console: Console, rank: int = 0, world: int 
         if shows:
             console.say(f"running {', '.join(loaded)} on {model.source.path}")
         heartbeat.begin(f"running {', '.join(loaded)}")
-        facts = simple_evaluate(
-            model,
-            tasks=list(request.tasks),
-            num_fewshot=request.num_fewshot,
-            batch_size=batch,
-            limit=request.limit,
-            log_samples=False,
-            task_manager=manager,
-        )
+        try:
+            facts = simple_evaluate(
+                model,
+                tasks=list(request.tasks),
+                num_fewshot=request.num_fewshot,
+                batch_size=batch,
+                limit=request.limit,
+                log_samples=False,
+                task_manager=manager,
+            )
+        except ValueError as error:
+            if "larger than population" not in str(error):  # of random.sample, for the examples
+                raise
+            why = "a task has fewer documents to take examples from"
+            raise UserError(f"--num-fewshot {request.num_fewshot}: {why}; give less") from error
     if facts is None:
         return {}
     checkpoint = model.source.checkpoint

@@ -30,6 +30,7 @@ def model_card(name: str, form: str, checkpoint: Checkpoint, config: Config, par
         scores: rows of the table of results.
     """
     call, about = _LOAD[form]
+    trust = ", trust_remote_code=True" if form == "elas" else ""
     rows = "\n".join(f"| {key} | {value} |" for key, value in scores.items())
     data = config.data.train if isinstance(config.data.train, str) else ", ".join(map(str, config.data.train or ["?"]))
     return f"""---
@@ -49,7 +50,7 @@ tags: [elas, low-rank, 2-4-sparsity]
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = {call.format(name=name)}
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
 ids = tokenizer("The", return_tensors="pt").input_ids
 print(tokenizer.decode(model.generate(ids, max_new_tokens=50)[0]))
 ```

@@ -1,5 +1,6 @@
 """`elas import hf`: a Hugging Face folder as a run that training starts from."""
 
+import shlex
 from pathlib import Path
 
 from elas.command import run_command
@@ -30,7 +31,7 @@ def hf(argv: list[str]) -> int:
     console.say(f"{facts['checkpoint']}: {facts['parameters']:,} parameters, at step 0")
     if facts["tokenizer"] is None:
         console.say(f"{options.source} has no tokenizer: set data.tokenizer to the one that it was trained with")
-    console.say(f"train it: elas train --config {facts['config']} --data.train PREFIX")
+    console.say(f"train it: elas train --config {shlex.quote(facts['config'])} --data.train PREFIX")
     write_json(options.json, facts)
     return 0
 

@@ -49,7 +49,11 @@ def export_hf(request: Request, console: Console) -> dict:
     """
     if not 0 < request.shard_gb < float("inf"):
         raise UserError(f"--shard-gb {request.shard_gb}: must be above 0")
+    if request.data is not None and not request.compare:
+        raise UserError(f"--data {request.data}: not with --no-compare, which compares nothing; leave one of them out")
     found = find(request.checkpoint)
+    for line in found.passed_over:
+        console.say(f"skipped {line}")
     with Heartbeat(f"checking {found.path}"):
         require_intact(found)
     export = _export(found, request)

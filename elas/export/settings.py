@@ -104,6 +104,8 @@ def _settings(config: PreTrainedConfig) -> dict[str, Any]:
         "low_rank.kind": "none",
         "sparsity.kind": "none",
     }
+    if str(config.dtype).removeprefix("torch.") in ("float32", "bfloat16"):
+        settings["train.dtype"] = str(config.dtype).removeprefix("torch.")
     if not isinstance(config, ElasConfig):
         return settings
     settings |= {"low_rank.kind": config.low_rank}

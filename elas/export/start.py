@@ -11,6 +11,7 @@ from elas.checkpoint.crossing import OnDemand
 from elas.checkpoint.folder import file_facts, put_in_place
 from elas.checkpoint.identity import of_model, versions
 from elas.config import Config
+from elas.data.tokenizer.huggingface import SOURCE_NAME
 from elas.errors import UserError
 from elas.export.safetensors_folder import SafetensorsFolder
 from elas.hf.weights import hf_shapes, join
@@ -18,7 +19,7 @@ from elas.plan.shapes import Shape, weight_shapes
 
 _TOKENIZER = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja",
+    "vocab.json", "merges.txt", "chat_template.jinja", SOURCE_NAME,
 )  # fmt: skip
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _LAYOUT = {

@@ -1,6 +1,7 @@
 """`elas generate`: text from a run, a checkpoint or an exported folder."""
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from elas.command import Parser
 from elas.console import Heartbeat
 from elas.errors import ConfigError, UserError
-from elas.files import write_json
+from elas.files import check_is_no_input, write_json
 
 EXAMPLE = 'elas generate --checkpoint runs/60m --prompt "The" --temperature 0.8 --top-p 0.9'
 
@@ -21,8 +22,9 @@ def main(argv: list[str]) -> int:
 
     names = [field.name for field in dataclasses.fields(Request)]
     given: dict[str, Any] = {name: getattr(options, name) for name in names}
-    given["stop"] = tuple(options.stop)
+    given["stop"] = tuple(_unescaped(one) for one in options.stop)
     request = Request(**given)
+    check_is_no_input(options.json, options.file)
     prompts = [*options.prompt, *(line for path in options.file for line in read_prompts(path))]
     if not prompts:
         raise UserError("elas generate: nothing to continue; give --prompt TEXT (empty for a new text), or --file FILE")
@@ -30,6 +32,8 @@ def main(argv: list[str]) -> int:
 
     device = _device(options.device)
     source = source_of(options.checkpoint)
+    for line in source.passed_over:
+        print(f"skipped {line}", file=sys.stderr)
     with Heartbeat(f"loading {source.path}"):
         made = Generator(
             source,
@@ -57,6 +61,12 @@ def main(argv: list[str]) -> int:
     print(f"\n{_summary(facts, results)}" if streams else _summary(facts, results), file=sys.stderr)
     write_json(options.json, facts)
     return 0
+
+
+def _unescaped(text: str) -> str:
+    """`\\n`, `\\t` and `\\\\` of a command line as the characters they stand for."""
+    stands = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
+    return re.sub(r"\\[nt\\]", lambda found: stands[found[0]], text)
 
 
 def _facts(path: Path, results: list, timings: list, made) -> dict:
@@ -125,7 +135,13 @@ def _parser() -> Parser:
     top_p = "sample from the most probable tokens that have this probability together (default: 1)"
     add("--top-p", type=float, default=1.0, metavar="P", help=top_p)
     add("--seed", type=int, default=0, metavar="N", help="of the random stream of each prompt (default: 0)")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeat it for several")
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text, in which \\n is a new line; repeat it for several",
+    )
     add("--batch", type=int, default=8, metavar="N", help="prompts at a time (default: 8)")
     add("--tokenizer", metavar="PATH", help="default: the run's, or the one in the folder")
     dtype = "of the weights (default: that of training, but float32 on a CPU without bfloat16 products)"

@@ -115,10 +115,13 @@ def open_folder(folder: Path, dtype: torch.dtype | str = "auto", device: str = "
     try:
         model = loads.from_pretrained(folder, dtype=dtype)
         model.to(device)  # pyright: ignore[reportArgumentType]  its decorator's type lost `self`
-        return model.eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())[:300]
         raise UserError(f"{folder}: its model cannot be read ({why}); export it again, or give another") from error
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(f"{folder}: {name} has values that are not finite; export it again, or give another")
+    return model.eval()
 
 
 def model_type(folder: Path) -> str:

@@ -210,6 +210,8 @@ class ElasAttention(nn.Module):
             for project in (self.q_proj, self.k_proj)
         )
         latent = past_key_values is not None and self.config.value_cache == "latent"
+        if latent and self.config.low_rank == "none":
+            raise ValueError("value_cache='latent' requires low-rank values; set config.value_cache to 'full'")
         if latent:
             value = self.v_proj.latent(hidden_states).unsqueeze(1)  # one head of width r
         else:

@@ -28,6 +28,11 @@ class Source:
     checkpoint: Checkpoint | None
 
     @property
+    def passed_over(self) -> tuple[str, ...]:
+        """A line for each newer checkpoint of the run that is not intact."""
+        return () if self.checkpoint is None else self.checkpoint.passed_over
+
+    @property
     def config(self) -> Config | None:
         """The run's; None for a Hugging Face folder."""
         return None if self.checkpoint is None else written_config(self.checkpoint)
@@ -69,7 +74,7 @@ class Source:
 
 
 def source_of(path: Path) -> Source:
-    """What is at a path: a run's folder (its newest intact checkpoint), a checkpoint, or a Hugging Face folder.
+    """What is at a path: a run's folder (its newest complete checkpoint), a checkpoint, or a Hugging Face folder.
 
     Raises:
         UserError: none of these.

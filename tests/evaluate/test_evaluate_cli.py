@@ -122,3 +122,9 @@ def test_mistakes_are_one_line(run, trained, llama, tmp_path):
     ):
         said = run(*argv)
         assert isinstance(said, str) and line in said, (argv, said)
+
+
+def test_more_tokens_than_there_are_is_said(run, trained, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("the cat sat on the mat")
+    facts = run("--checkpoint", trained / "run", "--text", tmp_path / "a.txt", "--tokens", 5000)
+    assert f"--tokens 5,000: there are {facts['tokens']} to predict" in capsys.readouterr().out

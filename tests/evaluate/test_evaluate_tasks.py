@@ -74,6 +74,8 @@ def test_mistakes_are_one_line(trained, tmp_path):
         ({"tasks": ("elas_choise",)}, "there is no task 'elas_choise'; did you mean elas_choice"),
         ({"task_dir": tmp_path / "gone"}, "no such folder; give one with the tasks' YAML files"),
         ({"limit": 0}, "--limit 0: too small"),
+        ({"tasks": ()}, "--tasks: names none; give some"),
+        ({"num_fewshot": 1000}, "--num-fewshot 1000: a task has fewer documents to take examples from; give less"),
         ({"tasks": ("elas_generate",), "task_dir": tmp_path}, "cannot be loaded (FileNotFoundError: "),
         ({"tokenizer": str(trained / "other")}, "was made with another tokenizer"),
     ):

@@ -11,6 +11,7 @@ from transformers import ArceeConfig, ArceeForCausalLM, LlamaConfig, LlamaForCau
 
 from elas.checkpoint.choose import find
 from elas.checkpoint.identity import written_config
+from elas.config import load_config
 from elas.console import Console
 from elas.errors import UserError
 from elas.export.from_hf import Request, import_hf
@@ -156,11 +157,15 @@ def test_a_tokenizer_comes_along_if_it_fits(folders, tmp_path):
         return source
 
     source = with_tokenizer(96)
-    facts = import_hf(Request(source, tmp_path / "run"), Console())
-    assert facts["tokenizer"] == str(tmp_path / "run" / "tokenizer")
     from elas.data.tokenizer import load_tokenizer
 
+    facts = {"sha256": load_tokenizer(source).sha256, "source_sha256": "a" * 64}  # as an export writes it
+    (source / "elas_tokenizer.json").write_text(json.dumps(facts))
+    facts = import_hf(Request(source, tmp_path / "run"), Console())
+    assert facts["tokenizer"] == str(tmp_path / "run" / "tokenizer")
     assert load_tokenizer(facts["tokenizer"]).sha256 == load_tokenizer(source).sha256
+    assert "a" * 64 in load_tokenizer(facts["tokenizer"]).identities  # of corpora that the model was trained on
+    assert load_config(tmp_path / "run" / "config.yaml").train.dtype == "float32"
     large = with_tokenizer(97)
     line = refusal(large, tmp_path / "other")
     assert line.startswith("data.tokenizer='D': has 97 tokens, and the model an embedding of 96; give --data.tokenizer")

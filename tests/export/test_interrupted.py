@@ -12,6 +12,7 @@ from support.folders import write_model
 
 from elas.cli import run
 from elas.command import exit_status
+from elas.files import new_folder
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +72,11 @@ def test_a_killed_export_leaves_no_target_and_is_repeated(source, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
     assert run(commands(source, target)["elas"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_another_process_writes_is_left_to_it(source, tmp_path, capsys):
+    with new_folder(tmp_path / "out") as other:
+        (other / "weights").write_text("of another process")
+        assert exit_status(run, commands(source, tmp_path / "out")["elas"]) == 2
+        assert "out: another process is writing it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "weights").read_text() == "of another process"

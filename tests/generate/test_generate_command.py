@@ -7,7 +7,7 @@ import pytest
 from support.folders import write_model, write_tokenizer
 
 from elas.errors import UserError
-from elas.generate.cli import main
+from elas.generate.cli import _unescaped, main
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,33 @@ def test_bf16_is_widened_where_it_would_be_emulated(folder, tmp_path, capsys):
         assert run(tmp_path / "m", "--prompt", "the", "--json", str(tmp_path / "g.json"), *more) == 0
         assert json.loads((tmp_path / "g.json").read_text())["dtype"] == dtype
         assert ("in float32: this CPU has no bfloat16" in capsys.readouterr().err) == (slow and not more)
+
+
+def test_a_stop_string_may_be_a_new_line(folder, tmp_path):
+    """As a shell passes it: a backslash and an n."""
+    for text, kept in ((r"\n", "\n"), (r"a\tb", "a\tb"), (r"\\n", r"\n"), ("n", "n")):
+        assert _unescaped(text) == kept
+
+
+def test_weights_that_are_not_finite_are_refused(folder, tmp_path, capsys):
+    import torch
+
+    from elas.hf.build import open_folder
+
+    model = open_folder(folder)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.factor_in.weight[0, 0] = torch.nan
+    model.save_pretrained(tmp_path / "m")
+    write_tokenizer(tmp_path / "m")
+    with pytest.raises(UserError, match=r"q_proj\.factor_in\.weight has values that are not finite"):
+        run(tmp_path / "m", "--prompt", "the")
+
+
+def test_results_do_not_replace_an_input(folder, tmp_path):
+    (tmp_path / "p.txt").write_text("the cat\n")
+    with pytest.raises(UserError, match="is an input, which it would overwrite"):
+        run(folder, "--file", str(tmp_path / "p.txt"), "--json", str(tmp_path / "p.txt"))
+    assert (tmp_path / "p.txt").read_text() == "the cat\n"
 
 
 def test_an_empty_prompt_begins_a_new_text(folder, tmp_path):
