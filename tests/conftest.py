@@ -28,10 +28,12 @@ def pytest_sessionfinish():
 
 @pytest.fixture
 def one_rank():
-    """A default process group of this process alone."""
+    """A default process group of this process alone, and no groups of Megatron's."""
     import torch
 
-    if torch.distributed.is_initialized():  # by a test before, in this process
+    if (megatron := sys.modules.get("megatron.core.parallel_state")) is not None:
+        megatron.destroy_model_parallel()  # of a test before, in this process
+    if torch.distributed.is_initialized():
         yield
         return
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)

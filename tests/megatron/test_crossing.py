@@ -45,7 +45,7 @@ def commands_refuse_in_a_line(folder):
         "optimizer.kind='loro': Megatron-LM's moments are AdamW's",
         "already holds a run",
         "data.train=None: no corpus to train on",
-        "already exists; give a folder that does not exist",
+        "exists; give a folder that does not",
         "no checkpoint there",
     ]
     assert len(said) == len(wanted)
