@@ -8,6 +8,7 @@ import argparse
 import atexit
 import contextlib
 import importlib
+import json
 import os
 import select
 import sys
@@ -41,13 +42,18 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--json", metavar="FILE", type=Path, help="also write the results to FILE as JSON")
 
     def parse_args(self, args=None, namespace=None):
-        """Parse arguments; an unwritable `--json` raises `UserError` now rather than after hours of work."""
+        """Parse arguments; raises `UserError` now, not after hours of work, for a `--json` that is not writable.
+
+        Nor may it be an existing file of another kind.
+        """
         parsed = super().parse_args(args, namespace)
         path = parsed.json
         if path is not None:
             parent = next(p for p in path.absolute().parents if p.exists())
             if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
                 raise UserError(f"--json {str(path)!r}: is a folder or cannot be written; give a file's path")
+            if path.is_file() and not _may_be_results(path):
+                raise UserError(f"--json {path}: exists and is not JSON, nothing is overwritten; give another file")
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -61,6 +67,18 @@ class Parser(argparse.ArgumentParser):
     def meant(self, word: str) -> str | None:
         """A hint which option an unknown one may mean; None if there is no similar one."""
         return None
+
+
+def _may_be_results(path: Path) -> bool:
+    """Whether a file is empty or one JSON object, unlike corpora, weights, JSONL and texts."""
+    with path.open("rb") as file:
+        start = file.read(1 << 26)
+    if not start.strip():
+        return True
+    try:
+        return start.lstrip()[:1] == b"{" and isinstance(json.loads(start), dict)
+    except ValueError:
+        return False
 
 
 Commands = Mapping[str, tuple[Callable[[list[str]], int] | str, str]]

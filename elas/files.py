@@ -15,6 +15,7 @@ from elas.errors import Failure, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a disk, or a quota, that is full."""
+_OF_FOLDERS = ("config.json", "manifest.json", "index.json", "tokenizer.json", "vocab.json", "tokens_map.json")
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")
 
 
@@ -41,9 +42,20 @@ def write_json(path: Path | None, facts: dict) -> None:
 
 
 def check_is_no_input(path: Path | None, inputs: Iterable[Path | str]) -> None:
-    """Raise `UserError` if a results file, which is written at the end, is one of a command's inputs."""
-    if path is not None and any(path.resolve() == Path(one).resolve() for one in inputs):
-        raise UserError(f"--json {path}: is an input, which it would overwrite; give another file")
+    """Raise `UserError` if a results file, which is written at the end, is one of a command's inputs.
+
+    Args:
+        path: of the results.
+        inputs: files, prefixes of corpora, and folders of runs, models and tokenizers. Earlier results may be in those.
+    """
+    if path is None or not path.is_file():
+        return
+    real = path.resolve()
+    for one in inputs:
+        source = Path(one).resolve()
+        files = (source, *(source.with_name(source.name + end) for end in (".bin", ".idx", ".manifest.json")))
+        if real in files or (source in real.parents and real.name.endswith(_OF_FOLDERS)):
+            raise UserError(f"--json {path}: is an input, which it would overwrite; give another file")
 
 
 def system_error(error: BaseException) -> OSError | None:
@@ -58,7 +70,7 @@ def system_error(error: BaseException) -> OSError | None:
         if found := _IN_TEXT.search(str(cause)):
             number = int(found[1])
             return OSError(number, os.strerror(number))
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
 
 

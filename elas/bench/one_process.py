@@ -27,15 +27,16 @@ def one_process(seed: int = 0) -> Iterator[parallel.Layout]:
         raise UserError("this benchmark is one process; start it without a launcher")
     before = {name: os.environ.get(name) for name in LAUNCHER}
     try:
-        if not parallel.mpu.model_parallel_is_initialized():
-            for name in LAUNCHER:
-                os.environ.pop(name, None)
-            yield parallel.initialize(ParallelConfig(), seed=seed)
-        else:
+        if parallel.mpu.model_parallel_is_initialized():
             if dist.get_world_size() > 1:
                 raise UserError("this benchmark is one process; this one belongs to a group of several")
-            os.environ.update(LAUNCHER)
-            yield parallel.current_layout()
+            layout = parallel.current_layout()
+        else:
+            for name in LAUNCHER:  # with them, it would look for a rendezvous
+                os.environ.pop(name, None)
+            layout = parallel.initialize(ParallelConfig(), seed=seed)
+        os.environ.update(LAUNCHER)
+        yield layout
     finally:
         for name, value in before.items():
             if value is None:

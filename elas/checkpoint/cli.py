@@ -16,7 +16,7 @@ from elas.config.arguments import SettingsParser
 from elas.config.describe import describe_layout
 from elas.console import table
 from elas.errors import ConfigError, UserError
-from elas.files import write_json
+from elas.files import check_is_no_input, write_json
 
 
 def main(argv: list[str]) -> int:
@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
 def list_(argv: list[str]) -> int:
     """`elas checkpoint list`: all checkpoints of a run, oldest first, checked by manifests and sizes."""
     options = _parser("list", "List the checkpoints of a run, oldest first.").parse_args(argv)
+    check_is_no_input(options.json, [options.path])
     rows = [_row(path, read_checkpoint(path)) for path in reversed(_folders(options.path))]
     write_json(options.json, {"checkpoints": rows})
     cells = [
@@ -41,6 +42,7 @@ def list_(argv: list[str]) -> int:
 def verify(argv: list[str]) -> int:
     """`elas checkpoint verify`: compare every byte with the checksums; returns 1 if a checkpoint is damaged."""
     options = _parser("verify", "Check every byte of checkpoints against their checksums.").parse_args(argv)
+    check_is_no_input(options.json, [options.path])
     bad, files, checked = [], 0, []
     for path in _folders(options.path):
         found = read_checkpoint(path)
@@ -56,6 +58,7 @@ def verify(argv: list[str]) -> int:
 def info(argv: list[str]) -> int:
     """`elas checkpoint info`: the contents of a checkpoint, or of a run's newest intact one."""
     options = _parser("info", "Show the contents of a checkpoint.").parse_args(argv)
+    check_is_no_input(options.json, [options.path])
     found = _intact(options.path)
     manifest = found.manifest
     tensors = _tensors(found)
@@ -88,6 +91,7 @@ def export_(argv: list[str]) -> int:
     adam = "the Adam that will read it: fused with Apex or Transformer Engine, else torch (default: as installed here)"
     parser.add_argument("--adam", choices=["fused", "torch"], help=adam)
     options = parser.parse_args(argv)
+    check_is_no_input(options.json, [options.path])
     import elas
     from elas.checkpoint.export import adam_here, export
 
@@ -116,6 +120,7 @@ def import_(argv: list[str]) -> int:
     alone = "import no moments, for checkpoint.init_from; needs no corpus"
     parser.add_argument("--weights-only", action="store_true", help=alone)
     options = parser.parse_args(rest)
+    check_is_no_input(options.json, [options.path])
     config = load_config(options.config, overrides)
     import elas
 

@@ -46,7 +46,8 @@ def main(argv: list[str], rank: int = 0, world: int = 1) -> int:
     options = _parser().parse_args(rest)
     parallel = _parallel(settings)
     _check_options(options, settings)
-    check_is_no_input(options.json, [*options.text, *options.data])
+    tokenizer = [options.tokenizer] if options.tokenizer else []
+    check_is_no_input(options.json, [options.checkpoint, *tokenizer, *options.text, *options.data])
     request = _of_tokens(options, parallel) if options.tasks is None else _of_tasks(options)
     request.check()
     if options.tasks is not None and not Console("err").is_terminal:

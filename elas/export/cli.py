@@ -4,7 +4,7 @@ from pathlib import Path
 
 from elas.command import Parser, run_command
 from elas.console import Console, facts_table
-from elas.files import write_json
+from elas.files import check_is_no_input, write_json
 
 EXAMPLE = "elas export hf --checkpoint runs/60m --out exports/60m"
 
@@ -17,6 +17,7 @@ def main(argv: list[str]) -> int:
 def hf(argv: list[str]) -> int:
     """`elas export hf`: write it, then compare it with the checkpoint."""
     options = _parser().parse_args(argv)
+    check_is_no_input(options.json, [options.checkpoint, *([options.data] if options.data else [])])
     from elas.export.run import Request, export_hf
 
     given = {name: value for name, value in vars(options).items() if name != "json"}

@@ -7,7 +7,7 @@ from elas.command import run_command
 from elas.config import split_overrides
 from elas.config.arguments import SettingsParser
 from elas.console import Console
-from elas.files import write_json
+from elas.files import check_is_no_input, write_json
 
 EXAMPLE = "elas import hf --from models/llama-160m --out runs/llama-160m --rank 192"
 
@@ -21,6 +21,7 @@ def hf(argv: list[str]) -> int:
     """`elas import hf`: check the folder, write the run's, show what low rank keeps."""
     overrides, rest = split_overrides(argv)
     options = _parser().parse_args(rest)
+    check_is_no_input(options.json, [options.source])
     from elas.export.from_hf import Request, import_hf
 
     console = Console()

@@ -24,7 +24,8 @@ def main(argv: list[str]) -> int:
     given: dict[str, Any] = {name: getattr(options, name) for name in names}
     given["stop"] = tuple(_unescaped(one) for one in options.stop)
     request = Request(**given)
-    check_is_no_input(options.json, options.file)
+    tokenizer = [options.tokenizer] if options.tokenizer else []
+    check_is_no_input(options.json, [options.checkpoint, *tokenizer, *options.file])
     prompts = [*options.prompt, *(line for path in options.file for line in read_prompts(path))]
     if not prompts:
         raise UserError("elas generate: nothing to continue; give --prompt TEXT (empty for a new text), or --file FILE")

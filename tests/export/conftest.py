@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import trained_exports
+from support.made_once import made_once
 from support.ranks import run_ranks
 
 GROUPED = {"model.num_query_groups": 2}
@@ -75,7 +76,10 @@ def prompt(rows) -> torch.Tensor:
 @pytest.fixture(scope="session")
 def models(tmp_path_factory, rows, prompt) -> dict[str, Trained]:
     """Every one of `CASES` by its name: trained for 50 steps, most of them sparse, and exported."""
-    folder = tmp_path_factory.mktemp("trained")
+    return made_once(tmp_path_factory, "models", lambda folder: _train_all(folder, rows, prompt))
+
+
+def _train_all(folder: Path, rows: torch.Tensor, prompt: torch.Tensor) -> dict[str, Trained]:
     losses: dict[str, float] = {}
     for world, layout in (TP2PP2, ZERO3, ONE):
         cases = {name: {**layout, **more} for name, (where, more) in CASES.items() if where == (world, layout)}

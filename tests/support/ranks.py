@@ -1,7 +1,6 @@
 """Gloo ranks for tests: one pool of processes per world size, started once and shared by every test of a session.
 
-Importing torch, Megatron-core and DeepSpeed costs seconds a process, so processes are kept and jobs are sent to them
-(what a job imports stays imported for the next one):
+Processes are kept and jobs are sent to them (what a job imports stays imported for the next one):
 
     losses = run_ranks(2, job, {"parallel.tensor": 2})    # job runs on both ranks; one result a rank comes back
 
@@ -25,7 +24,6 @@ import queue
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -35,6 +33,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
+
+from support.forked import HANDLE, Forked
 
 START_TIMEOUT_S = 180.0
 GRACE_S = 3.0  # after one rank failed: how long the others may take to answer before they count as stuck
@@ -106,17 +106,17 @@ class RankPool:
         self._folder = Path(tempfile.mkdtemp(prefix="elas-ranks-"))
         self._logs = [self._folder / f"rank{rank}.log" for rank in range(world_size)]
         self._connections: list[Connection] = []
-        self._processes: list[subprocess.Popen] = []
+        self._processes: list[Forked] = []
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         for rank, log in enumerate(self._logs):
             ours, theirs = Pipe()
             env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-u", __file__, str(theirs.fileno()), str(self._folder)]
-            with theirs, log.open("wb") as out:
-                process = subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()], stdout=out, stderr=out)
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
+            log.touch()
+            with theirs:
+                process = Forked([__file__, str(self._folder)], env, log, theirs.fileno())
             self._connections.append(ours)
             self._processes.append(process)
         self._offsets = [0] * world_size
@@ -275,4 +275,4 @@ def _take_down() -> None:
 
 
 if __name__ == "__main__":
-    _serve(Connection(int(sys.argv[1])), sys.argv[2])
+    _serve(Connection(HANDLE), sys.argv[1])

@@ -2,34 +2,24 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from elas.launch import pretrain
 from elas.launch.local import free_port
 from support.corpora import arguments
+from support.forked import Forked
 
 
-def start(settings: dict, ranks: int = 2) -> list[subprocess.Popen]:
+def start(settings: dict, ranks: int = 2) -> list[Forked]:
     """Start ranks without a launcher, so that each can be killed by its own id."""
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common = {**os.environ, **where, "WORLD_SIZE": str(ranks)}
-    common |= {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, pretrain.__file__, *arguments(settings)],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
+    command = [pretrain.__file__, *arguments(settings)]
+    return [Forked(command, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(ranks)]
 
 
-def finish(ranks: list[subprocess.Popen]) -> str:
+def finish(ranks: list[Forked]) -> str:
     """Wait for every rank; each must end well. Returns rank 0's output."""
     outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * len(ranks), "\n".join(outputs)
@@ -51,7 +41,7 @@ def validations(run_dir: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key not in timed} for row in rows(run_dir, "validation")]
 
 
-def wait_for_step(run_dir: Path, step: int, ranks: list[subprocess.Popen]) -> None:
+def wait_for_step(run_dir: Path, step: int, ranks: list[Forked]) -> None:
     """Return when a run has logged a step; fails when a rank ends before."""
     deadline = time.monotonic() + 200
     while not any(row["step"] >= step for row in rows(run_dir)):

@@ -265,11 +265,13 @@ def test_an_error_message_is_a_single_line():
 
 UP_TO_THE_BUILD = """
 import sys
+from elas.engine import prebuild
 from elas.launch import pretrain
 def stop(config):
-    raise SystemExit(bool({"megatron", "deepspeed"} & sys.modules.keys()))
-pretrain.prebuild = stop
+    raise SystemExit(3 if {"megatron", "deepspeed"} & sys.modules.keys() else 0)
+prebuild.prebuild = stop
 pretrain.main(sys.argv[1:])
+raise SystemExit("trained")
 """
 
 
