@@ -40,7 +40,7 @@ class Request:
             ("top-k", self.top_k, self.top_k >= 0, "0 (all) or more"),
             ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0, and at most 1"),
             ("batch", self.batch, self.batch >= 1, "at least 1"),
-            ("seed", self.seed, 0 <= self.seed < 2**63, "0 or more"),
+            ("seed", self.seed, 0 <= self.seed < 2**63, "0 or more, and below 2⁶³"),
         ):
             if not ok:
                 raise UserError(f"--{name} {value}: must be {what}")

@@ -12,6 +12,7 @@ from elas.checkpoint.identity import written_config
 from elas.config import Config
 from elas.data.tokenizer import Tokenizer, load_tokenizer
 from elas.data.tokenizer.found import tokenizer_of
+from elas.errors import UserError
 from elas.hf.build import model_of, model_type, open_folder
 
 
@@ -83,5 +84,7 @@ def source_of(path: Path) -> Source:
     if not is_ours and (path / "config.json").is_file():
         model_type(path)
         return Source(path, None)
+    if not is_ours and any(path.glob("*.safetensors")):
+        raise UserError(f"{path}: holds weights but no config.json; give the whole folder of a Hugging Face model")
     found = find(path)
     return Source(found.path, found)

@@ -34,7 +34,7 @@ def command(inputs, tokenizer, folder, *more) -> list[str]:
 
 
 def run(*arguments, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240, **options)
 
 
 @pytest.fixture(scope="module")

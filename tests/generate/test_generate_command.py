@@ -82,7 +82,7 @@ def test_weights_that_are_not_finite_are_refused(folder, tmp_path, capsys):
 
 def test_results_do_not_replace_an_input(folder, tmp_path):
     (tmp_path / "p.txt").write_text("the cat\n")
-    with pytest.raises(UserError, match="is an input, which it would overwrite"):
+    with pytest.raises(UserError, match="exists and is not JSON, nothing is overwritten"):
         run(folder, "--file", str(tmp_path / "p.txt"), "--json", str(tmp_path / "p.txt"))
     assert (tmp_path / "p.txt").read_text() == "the cat\n"
 

@@ -57,3 +57,11 @@ def test_a_system_error_is_found_behind_a_library_s():
 
     assert raised(False).errno == 28
     assert raised(True) is None
+
+
+def test_weights_without_a_config_are_named(tmp_path):
+    from elas.hf.source import source_of
+
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"holds weights but no config\.json"):
+        source_of(tmp_path)
