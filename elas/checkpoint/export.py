@@ -44,7 +44,7 @@ def export(checkpoint: Checkpoint, target: Path, adam: str) -> dict:
         Failure: the checkpoint's tensors do not match its configuration.
     """
     config = written_config(checkpoint)
-    moments = config.optimizer.kind != "loro" and not checkpoint.manifest.get("weights_only")
+    moments = config.optimizer.kind == "adamw" and not checkpoint.manifest.get("weights_only")
     with new_folder(target) as partial_:
         folder = partial_ / f"iter_{checkpoint.step:07d}"
         folder.mkdir()

@@ -7,7 +7,6 @@ the whole model. The optimizer's step count, which all parameters share, is a se
 import base64
 import json
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,17 +25,17 @@ RANDOM_BYTES = 65536
 
 def capture(engine: Engine) -> dict[str, PartOfTensor]:
     """The tensors that this rank saves, as views of live ones; one rank saves each part of a replicated tensor."""
-    return _parts(engine, MOMENTS, only_saved=True)
+    return _parts(engine, only_saved=True)
 
 
 def targets(engine: Engine) -> dict[str, PartOfTensor]:
     """The fp32 weights and moments that this rank's optimizer updates, to load into; the first part of loading."""
     state = base_state(engine)
-    for fragment in fragments(engine).values():
-        for moment in MOMENTS:  # ZeRO 0 has none before the first step
+    for parameter, fragment in fragments(engine).items():
+        for moment in engine.moments(parameter):  # ZeRO 0 has none before the first step
             if moment not in state[fragment.flat]:
                 state[fragment.flat][moment] = torch.zeros_like(fragment.flat, dtype=torch.float32)
-    return _parts(engine, MOMENTS)
+    return _parts(engine)
 
 
 def zero_moments(tensors: dict[str, PartOfTensor]) -> None:
@@ -49,11 +48,11 @@ def zero_moments(tensors: dict[str, PartOfTensor]) -> None:
 
 def master_weights(engine: Engine) -> dict[str, PartOfTensor]:
     """The fp32 weights that this rank's optimizer updates, without its moments."""
-    return _parts(engine, ())
+    return _parts(engine, with_moments=False)
 
 
-def _parts(engine: Engine, moments: Sequence[str], *, only_saved: bool = False) -> dict[str, PartOfTensor]:
-    """The fp32 weights and some moments on this rank, as views."""
+def _parts(engine: Engine, *, with_moments: bool = True, only_saved: bool = False) -> dict[str, PartOfTensor]:
+    """The fp32 weights and the moments on this rank, as views."""
     held, state = fragments(engine), base_state(engine)
     tensors = {}
     for number, (name, parameter) in enumerate(parameters_by_name(engine.chunks).items()):
@@ -61,6 +60,7 @@ def _parts(engine: Engine, moments: Sequence[str], *, only_saved: bool = False) 
         if fragment is None or (only_saved and not _saves(engine, parameter, number)):
             continue
         place = place_of(parameter, engine.layout)
+        moments = engine.moments(parameter) if with_moments else ()
         flats = {"weight": fragment.master()} | {moment: fragment.moment(state, moment) for moment in moments}
         tensors |= {f"{kind}.{name}": PartOfTensor.of(place, flat, fragment.start) for kind, flat in flats.items()}
     return tensors

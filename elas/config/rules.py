@@ -12,7 +12,7 @@ from elas.config import KEYS, Config, ffn_width
 from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_stage
 from elas.config.kinds import LARGEST, Range, range_of
 from elas.config.pruning import check_split
-from elas.config.schema import SPARSITY_KEYS, field_type
+from elas.config.schema import SPARSITY_KEYS, OptimizerConfig, field_type
 from elas.errors import ConfigError
 
 MOST_SAMPLES = 10**10  # the order of a run's samples is an array in memory
@@ -99,6 +99,17 @@ def _schedule(config: Config) -> None:
 
 def _optimizer(config: Config) -> None:
     optimizer, kind = config.optimizer, config.low_rank.kind
+    if optimizer.kind != "muon":
+        for name in ("lr_other", "momentum", "muon_steps", "normalize"):
+            if getattr(optimizer, name) != getattr(OptimizerConfig, name):
+                why = f"is of muon alone, and optimizer.kind is {optimizer.kind}"
+                raise ConfigError(f"optimizer.{name}", getattr(optimizer, name), why, "leave it out")
+    elif optimizer.normalize == "spectron" and kind == "none":
+        why = "divides by the norms of two factors, but the model is full rank"
+        raise ConfigError("optimizer.normalize", "spectron", why, "set it to none, or low_rank.kind to lowrank")
+    if optimizer.kind != "adamw" and offloads_optimizer(read_deepspeed_json(config)):
+        fix = "remove offload_optimizer from the DeepSpeed JSON, or set optimizer.kind to adamw"
+        raise ConfigError("optimizer.kind", optimizer.kind, "its state cannot be offloaded", fix)
     if optimizer.kind != "loro":
         return
     if kind != "lowrank":
@@ -109,9 +120,6 @@ def _optimizer(config: Config) -> None:
     if optimizer.exact_every is None and optimizer.refresh != "none":
         fix = "give optimizer.exact_every, or set optimizer.refresh to none"
         raise ConfigError("optimizer.refresh", optimizer.refresh, "requires optimizer.exact_every", fix)
-    if offloads_optimizer(read_deepspeed_json(config)):
-        fix = "remove offload_optimizer from the DeepSpeed JSON, or set optimizer.kind to adamw"
-        raise ConfigError("optimizer.kind", "loro", "its state cannot be offloaded", fix)
 
 
 def _shape(config: Config) -> None:

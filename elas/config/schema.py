@@ -114,8 +114,8 @@ class ParallelConfig:
 class OptimizerConfig:
     """The optimizer and gradient clipping."""
 
-    kind: Literal["adamw", "loro"] = "adamw"
-    """adamw, or loro: Riemannian steps on the factors."""
+    kind: Literal["adamw", "loro", "muon"] = "adamw"
+    """adamw; loro: Riemannian steps on the factors; muon: orthogonalized momentum of matrices, AdamW for all else."""
     lr: Rate = 1e-3
     """Peak learning rate."""
     beta1: BelowOne = 0.9
@@ -128,6 +128,14 @@ class OptimizerConfig:
     """Decoupled weight decay; not applied to norms."""
     clip_grad: ZeroOrMore = 1.0
     """Global gradient-norm limit; 0 turns clipping off."""
+    lr_other: Rate | None = None
+    """Peak learning rate of what is no matrix of a layer: embedding, output layer, norms (muon only); null: lr."""
+    momentum: BelowOne = 0.95
+    """Decay of the momentum, of Nesterov's kind (muon only)."""
+    muon_steps: Count = 5
+    """Newton–Schulz steps that orthogonalize it (muon only)."""
+    normalize: Literal["none", "spectron"] = "none"
+    """spectron: divide a pair's step by the spectral norms of its factors plus 1 (muon only)."""
     exact_every: Count | None = 500
     """Steps between exact steps on the low-rank manifold (loro only); null means no exact steps."""
     refresh: Literal["with_exact", "only", "none"] = "with_exact"

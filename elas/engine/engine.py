@@ -33,12 +33,14 @@ from elas.data.batches import Batch
 from elas.engine import grads
 from elas.engine.deepspeed import deepspeed_config, fit_buckets, quiet_deepspeed
 from elas.engine.losses import Count, LossModel, mean_loss, token_losses
+from elas.engine.matrices import layer_matrices
 from elas.engine.micro_batches import Abandoned, MicroBatches, idle_output
 from elas.engine.zero import local_weights
 from elas.extensions import load_deepspeed
 from elas.model.provider import build_chunks
 from elas.optim.adamw import build_adamw
 from elas.optim.loro import build_loro, factor_scale, refresh
+from elas.optim.muon import build_muon
 from elas.parallel import DeepSpeedGroups, Layout, data_group, tensor_group
 
 
@@ -85,7 +87,7 @@ class Engine:
         chunks: this rank's parts of the model.
         stage: ZeRO stage.
         deepspeed: DeepSpeed's engine.
-        base_optimizer: the optimizer inside DeepSpeed's: AdamW or LORO.
+        base_optimizer: the optimizer inside DeepSpeed's: AdamW, LORO or Muon.
         between: `between.mark` names the next operation.
         labels: number of labels in the last step's global batch that count, without padding of a document's sample.
         flags: the sums over all ranks of the flags given to the last step, also if it was abandoned.
@@ -114,9 +116,14 @@ class Engine:
         offload = offloads_optimizer(settings)
         load_deepspeed(offload=offload)
         self._running: _Step | None = None  # `_blocked` looks at it from the first step on, which DeepSpeed takes
+        self._of_muon: set[int] = set()
         if config.optimizer.kind == "loro":
             scale = factor_scale(config.low_rank.rank, config.model.hidden_size)
             self.base_optimizer = build_loro(module, config.optimizer, scale=scale, blocked=self._blocked)
+        elif config.optimizer.kind == "muon":
+            matrices = {id(rows.parameter): rows.parameter for rows in layer_matrices(self.chunks)}
+            self._of_muon = set(matrices)
+            self.base_optimizer = build_muon(module, matrices.values(), config.optimizer, blocked=self._blocked)
         else:
             self.base_optimizer = build_adamw(module, config.optimizer, offload=offload, blocked=self._blocked)
         quiet_deepspeed()
@@ -136,8 +143,10 @@ class Engine:
             self.deepspeed.optimizer.optimizer.state.clear()
             # It reads from the device for every parameter whether its gradient is finite; `_update` looks at the norm.
             self.deepspeed.optimizer.overflow_checker.check = lambda *_: False
-        if config.optimizer.kind == "loro":
+        if config.optimizer.kind in ("loro", "muon"):
             refresh(self.base_optimizer.state.values())  # undoes the step that ZeRO takes to allocate its state
+        if config.optimizer.kind == "muon":
+            self.base_optimizer.directions.clear()
 
         self.labels, self.flags = 0, []
         self._accumulation = None
@@ -156,6 +165,10 @@ class Engine:
             if chunk.post_process and not chunk.pre_process:
                 weight: Any = chunk.shared_embedding_or_output_weight()
                 weight.ds_pipe_replicated = True
+
+    def moments(self, parameter: torch.nn.Parameter) -> tuple[str, ...]:
+        """Names of the moments that the optimizer keeps of a parameter."""
+        return ("exp_avg",) if id(parameter) in self._of_muon else ("exp_avg", "exp_avg_sq")
 
     def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate of the next step in every parameter group."""

@@ -1,0 +1,179 @@
+"""Muon (Jordan et al., 2024) for factors and other matrices: steps whose singular values are all about 1.
+
+    m ← μ m + g    u = g + μ m    O ≈ U Vᵀ of u = U S Vᵀ    p ← p (1 − lr·weight_decay) − lr·0.2·√max(n, k)·O
+
+O is five steps of X ← a X + b X XᵀX + c X (XᵀX)², from X = u / ‖u‖. Every X is u times a polynomial of the Gram matrix
+XᵀX, so for u `[n, k]` with k < n the steps run on k × k matrices: for a factor these are as wide as the rank. The Gram
+matrix squares singular values: in fp32 those below 1/500 of the norm would be lost in its rounding, just where the
+polynomial, which multiplies them by 500, is steepest. Hence fp64, in which the result is that of whole matrices.
+
+0.2·√max(n, k) makes the step as large as AdamW's usually is, so that learning rates are comparable (Liu et al., 2025).
+`normalize: spectron` divides the step of a pair by ‖factor_out‖₂ + ‖factor_in‖₂ + 1.
+
+The optimizer here is element-wise, as ZeRO's flat partitions require: it moves momenta, and all that is no matrix by
+AdamW. `elas.engine.muon_cycle` then moves the matrices.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from elas.config import OptimizerConfig
+from elas.optim.adamw import Guarded, never, parameter_groups
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""a, b, c of a step (Jordan's): the fastest growth of small singular values, at the price of results in 0.7 … 1.2."""
+RMS = 0.2
+"""Root mean square of an entry of a step, as of AdamW's."""
+
+
+def orthogonalized(u: Tensor, steps: int) -> Tensor:
+    """U Vᵀ of u = U S Vᵀ, about: singular values that are not tiny become 0.7 … 1.2.
+
+    Args:
+        u: `[…, n, k]`, any dtype; a batch of matrices.
+        steps: of the iteration.
+
+    Returns:
+        The same shape, fp64; zero where u is.
+    """
+    x = u.double()
+    wide = x.shape[-2] < x.shape[-1]
+    if wide:
+        x = x.mT
+    norm = torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-150)
+    found = (x @ _polynomial(x.mT @ x / norm.square(), steps)) / norm
+    return found.mT if wide else found
+
+
+def _polynomial(gram: Tensor, steps: int) -> Tensor:
+    """q with X·q the result of the iteration from X, by XᵀX `[…, k, k]`, fp64."""
+    a, b, c = COEFFICIENTS
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    q = eye.expand_as(gram)
+    for _ in range(steps):
+        one = a * eye + b * gram + c * (gram @ gram)
+        q = q @ one
+        gram = one @ gram @ one
+    return q
+
+
+def spectral_norm(weight: Tensor) -> Tensor:
+    """The largest singular value of `weight [n, k]`, 0-dim fp64."""
+    x = weight.double()
+    gram = x @ x.mT if x.shape[0] < x.shape[1] else x.mT @ x
+    return torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()
+
+
+def moved(weight: Tensor, u: Tensor, *, lr: float, weight_decay: float, steps: int, divisor: float = 1.0) -> Tensor:
+    """A matrix after its step.
+
+    Args:
+        weight: `[n, k]`, fp32.
+        u: its direction, the same shape.
+        lr: learning rate.
+        weight_decay: decoupled.
+        steps: of the iteration.
+        divisor: of the step, such as spectron's.
+
+    Returns:
+        fp32 `[n, k]`.
+    """
+    size = lr * RMS * max(weight.shape) ** 0.5 / divisor
+    return (weight.double() * (1 - lr * weight_decay) - size * orthogonalized(u, steps)).float()
+
+
+class Muon(Guarded):
+    """Momenta of matrices (groups with `muon`), and AdamW's steps of all else.
+
+    Args:
+        groups: from `muon_groups`.
+        momentum: μ.
+        betas, eps: of AdamW.
+        blocked: as of `Guarded`.
+
+    Attributes:
+        directions: u of every matrix's tensor after a step, until `elas.engine.muon_cycle` has used it.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict],
+        *,
+        momentum: float,
+        betas: tuple[float, float],
+        eps: float,
+        blocked: Callable[[], bool] = never,
+    ):
+        defaults = dict(lr=0.0, momentum=momentum, betas=betas, eps=eps, weight_decay=0.0, muon=False, rate=1.0)
+        super().__init__(groups, blocked=blocked, defaults=defaults)
+        self.directions: dict[Tensor, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Momenta of matrices and their directions; AdamW's step of all else."""
+        if self.blocked():
+            return None
+        self.clip()
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    (self._momentum if group["muon"] else self._adamw)(p, p.grad.float(), group)
+        return loss
+
+    def _momentum(self, p: Tensor, grad: Tensor, group: dict) -> None:
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(p, dtype=torch.float32)
+        state["step"] += 1
+        state["exp_avg"].mul_(group["momentum"]).add_(grad)
+        self.directions[p] = grad.add(state["exp_avg"], alpha=group["momentum"])
+
+    def _adamw(self, p: Tensor, grad: Tensor, group: dict) -> None:
+        state, (beta1, beta2) = self.state[p], group["betas"]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(p, dtype=torch.float32) for _ in range(2))
+        state["step"] += 1
+        step, lr = float(state["step"]), group["lr"] * group["rate"]
+        state["exp_avg"].lerp_(grad, 1 - beta1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        root = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
+        p.mul_(1 - lr * group["weight_decay"])
+        p.addcdiv_(state["exp_avg"], root, value=-lr / (1 - beta1**step))
+
+
+def muon_groups(
+    model: torch.nn.Module, matrices: Iterable[torch.nn.Parameter], weight_decay: float, rate: float
+) -> list[dict]:
+    """AdamW's two groups, whose learning rate is `rate` times the optimizer's, and before them the matrices."""
+    chosen, groups = {id(p) for p in matrices}, []
+    for group in parameter_groups(model, weight_decay):
+        inside = [p for p in group["params"] if id(p) in chosen]
+        outside = [p for p in group["params"] if id(p) not in chosen]
+        groups += [{**group, "params": inside, "muon": True}, {**group, "params": outside, "rate": rate}]
+    return [group for group in groups if group["params"]]
+
+
+def build_muon(
+    model: torch.nn.Module,
+    matrices: Iterable[torch.nn.Parameter],
+    config: OptimizerConfig,
+    *,
+    blocked: Callable[[], bool] = never,
+) -> Muon:
+    """Muon over `model`; as AdamW's, its learning rate starts at 0.
+
+    Args:
+        model: the module given to DeepSpeed.
+        matrices: those of its parameters that Muon moves.
+        config: momentum, rates, betas, eps, weight decay.
+        blocked: as of `Guarded`.
+    """
+    rate = 1.0 if config.lr_other is None else config.lr_other / config.lr
+    groups = muon_groups(model, matrices, config.weight_decay, rate)
+    betas = (config.beta1, config.beta2)
+    return Muon(groups, momentum=config.momentum, betas=betas, eps=config.eps, blocked=blocked)

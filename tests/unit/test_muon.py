@@ -1,0 +1,61 @@
+"""Muon's step of one matrix, against the iteration on whole matrices and against torch's own optimizer."""
+
+import pytest
+import torch
+
+from elas.optim.muon import COEFFICIENTS, moved, orthogonalized, spectral_norm
+
+SHAPES = [(64, 16), (16, 64), (40, 40), (300, 8), (7, 1)]
+
+
+def iterated(u: torch.Tensor, steps: int) -> torch.Tensor:
+    """The definition, in fp64."""
+    a, b, c = COEFFICIENTS
+    x = u.double() / u.double().norm()
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("condition", [1.0, 1e4, 1e8])
+def test_the_iteration_is_that_of_whole_matrices(shape, condition):
+    """Also of badly conditioned ones, of which the Gram matrix has the square: 1e-9 of singular values about 1."""
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    x = (u * torch.logspace(0, -torch.tensor(condition).log10().item(), min(shape), dtype=torch.float64)) @ v
+    found = orthogonalized(x, 5)
+    assert found.shape == shape and found.dtype == torch.float64
+    assert (found - iterated(x, 5)).abs().max() <= 1e-9
+
+
+def test_singular_values_become_about_one():
+    torch.manual_seed(0)
+    x = torch.randn(4, 96, 24)
+    values = torch.linalg.svdvals(orthogonalized(x, 5))
+    assert values.min() > 0.5 and values.max() < 1.3
+    assert not orthogonalized(torch.zeros(3, 5), 5).any()
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3])
+def test_a_step_is_that_of_torch(shape):
+    """torch.optim.Muon iterates in bf16, so entries of a step differ by some percent of its size."""
+    torch.manual_seed(0)
+    start, grad = torch.randn(shape), torch.randn(shape)
+    weight = torch.nn.Parameter(start.clone())
+    theirs = torch.optim.Muon([weight], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    weight.grad = grad.clone()
+    theirs.step()
+    u = grad + 0.95 * (1 - 0.95) * grad  # its momentum is an average: the direction is the same but for its length
+    ours = moved(start, u, lr=0.02, weight_decay=0.1, steps=5)
+    step = (ours - start).norm()
+    assert (ours - weight.detach()).norm() <= 0.03 * step
+
+
+def test_the_divisor_is_that_of_spectral_norms():
+    torch.manual_seed(0)
+    weight, u = torch.randn(20, 6), torch.randn(20, 6)
+    assert spectral_norm(weight) == pytest.approx(float(torch.linalg.matrix_norm(weight.double(), 2)), rel=1e-10)
+    whole, half = (moved(weight, u, lr=0.1, weight_decay=0.0, steps=5, divisor=d) - weight for d in (1.0, 2.0))
+    torch.testing.assert_close(half, whole / 2, rtol=0, atol=1e-6)
