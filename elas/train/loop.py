@@ -12,10 +12,9 @@ from elas.checkpoint.saver import Saver
 from elas.config import Config
 from elas.console import Console
 from elas.data.batches import build_datasets, micro_batches, whole_set
+from elas.engine.cycles import cycle_of
 from elas.engine.engine import Engine
-from elas.engine.loro_cycle import LoroCycle
 from elas.engine.micro_batches import Abandoned, MicroBatches
-from elas.engine.muon_cycle import MuonCycle
 from elas.engine.nonfinite import name_bad_layer
 from elas.errors import Failure
 from elas.model import observe
@@ -116,8 +115,7 @@ class _Run:
         self.saved = (self.step, self.consumed)  # state in the newest checkpoint; step 0 needs none
         ledger.follow(self._standing)
         self.validation_due = bool(resume and resume.manifest.get("validation_due"))
-        kind = {"loro": LoroCycle, "muon": MuonCycle}.get(config.optimizer.kind)
-        self.cycle = kind(self.engine, config.optimizer) if kind else None
+        self.cycle = cycle_of(self.engine)
         self.bad, self.spikes = BadSteps(), Spikes(config.train.spike_nats)
         self.bits = BitsPerByte(config, self.datasets.valid)
         self.agreed = Agreement()

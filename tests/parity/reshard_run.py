@@ -13,14 +13,14 @@ STEPS = 5  # before the checkpoint: past the first steps without 2:4, and LORO's
 def _engine(overrides: dict, run_dir: str):
     from elas import parallel
     from elas.config import load_config
+    from elas.engine.cycles import cycle_of
     from elas.engine.engine import Engine
-    from elas.engine.loro_cycle import LoroCycle
     from elas.model.activation import set_sparse
 
     config = load_config(None, {**SMALL, **overrides, "train.run_dir": run_dir})
     layout = parallel.initialize(config.parallel, seed=config.train.seed)
     engine = Engine(config, layout)
-    cycle = LoroCycle(engine, config.optimizer) if config.optimizer.kind == "loro" else None
+    cycle = cycle_of(engine)
     return config, engine, lambda step: _step(engine, step, set_sparse, cycle)
 
 

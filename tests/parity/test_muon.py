@@ -15,9 +15,7 @@ MUON = {
     "optimizer.lr": 0.006,
     "optimizer.lr_other": 0.003,
     "optimizer.weight_decay": 0.01,
-    "train.train_lr": None,
 }
-MUON.pop("train.train_lr")
 ALONE = tuple(layout().items())
 MODELS = {
     "elas": {},

@@ -55,8 +55,8 @@ def curve(overrides: dict, fault: str | None = None, steps: int = STEPS) -> list
     from elas import parallel
     from elas.config import load_config
     from elas.engine import grads
+    from elas.engine.cycles import cycle_of
     from elas.engine.engine import Engine
-    from elas.engine.loro_cycle import LoroCycle
     from elas.model.activation import set_sparse
 
     config = load_config(None, {**SMALL, **overrides})
@@ -66,7 +66,7 @@ def curve(overrides: dict, fault: str | None = None, steps: int = STEPS) -> list
         setattr(grads, fault, lambda _models: None)
     try:
         engine = Engine(config, layout)
-        cycle = LoroCycle(engine, config.optimizer) if config.optimizer.kind == "loro" else None
+        cycle = cycle_of(engine)
         return [_step(engine, step, set_sparse, cycle) for step in range(steps)]
     finally:
         if fault:
@@ -135,7 +135,7 @@ def exact_step_of_a_poor_factor(overrides: dict) -> tuple[int, int, bool]:
     layout = parallel.initialize(config.parallel, seed=config.train.seed)
     engine = Engine(config, layout)
     cycle = LoroCycle(engine, config.optimizer)
-    poor = cycle.pairs[-1].factor_out
+    poor = cycle.pairs[-1][0].parameter
     rows = poor.detach().clone()
     rows[:, 1] = rows[:, 0]
     write_rows(engine, poor, fragments(engine).get(poor), rows, 0)
