@@ -6,6 +6,7 @@ to the ranks of a stage in turn, which work on theirs at the same time. What an 
 the stage, and every rank keeps its part.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from elas.engine.zero import Fragment, fragments, publish, whole_shape, write_ro
 from elas.parallel import stage_group
 
 Unit = TypeVar("Unit")
+Values = Callable[[Fragment], Tensor]
 
 
 class Exchange:
@@ -34,45 +36,67 @@ class Exchange:
         self.ranks, self.rank = dist.get_process_group_ranks(self.group), dist.get_rank()
         self.held: dict[torch.nn.Parameter, Fragment] = {}
 
-    def rounds(self, units: Sequence[Unit]) -> Iterator[list[tuple[Unit, int]]]:
-        """Units with their owners, as many at a time as there are ranks."""
+    def rounds(self, units: Sequence[Unit], at_once: int = 1) -> Iterator[list[tuple[list[Unit], int]]]:
+        """Units with their owners, `at_once` for each rank at a time; every rank has some but in the last round."""
         self.held = fragments(self.engine)
-        for first in range(0, len(units), len(self.ranks)):
-            yield list(zip(units[first : first + len(self.ranks)], self.ranks))
+        size = at_once * len(self.ranks)
+        for first in range(0, len(units), size):
+            block = units[first : first + size]
+            dealt = [(list(block[number :: len(self.ranks)]), rank) for number, rank in enumerate(self.ranks)]
+            yield [(some, owner) for some, owner in dealt if some]
         publish(self.engine)
 
-    def gather(self, rows: Rows, values: Callable[[Fragment], Tensor], owner: int) -> Tensor | None:
-        """The whole matrix on its owner, fp32 `[rows, columns]`; None elsewhere.
+    def gather(self, wanted: Sequence[tuple[Rows, Values]], owner: int) -> list[Tensor]:
+        """Whole matrices on their owner, fp32 `[rows, columns]`, views of one tensor; empty elsewhere.
 
         Args:
-            rows: the matrix.
-            values: gives what of it lies in a fragment, `[numel]`: weights, or of the optimizer's state.
+            wanted: matrices, and what gives the values of them that lie in a fragment, `[numel]`: weights, or of the
+                optimizer's state.
             owner: global rank.
         """
-        parameter = rows.parameter
-        local = torch.zeros(self._local_shape(parameter), dtype=torch.float32, device=torch.cuda.current_device())
-        fragment = self.held.get(parameter)
-        if fragment is not None and self._contributes(rows):
-            local.view(-1).narrow(0, fragment.start, fragment.numel).copy_(values(fragment))
-        whole = self._placed(rows, torch.cat([local.narrow(0, *run) for run in rows.runs])).contiguous()
-        dist.reduce(whole, dst=owner, group=self.group)
-        return whole if owner == self.rank else None
+        shapes = [self.shape(rows) for rows, _ in wanted]
+        flat = torch.zeros(sum(map(math.prod, shapes)), dtype=torch.float32, device=torch.cuda.current_device())
+        wholes = _views(flat, shapes)
+        for (rows, values), whole in zip(wanted, wholes):
+            fragment = self.held.get(rows.parameter)
+            if fragment is not None and self._contributes(rows):
+                self._fill(self._mine(whole, rows), rows, fragment, values)
+        dist.reduce(flat, dst=owner, group=self.group)
+        return wholes if owner == self.rank else []
 
-    def spread(self, rows: Rows, new: Tensor | None, owner: int) -> None:
-        """Broadcast a matrix from its owner, where it is not None; every rank writes its part into the weights."""
+    def spread(self, changed: Sequence[Rows], new: Sequence[Tensor], owner: int) -> None:
+        """Broadcast matrices from their owner, where `new` has them; every rank writes its part into the weights."""
+        shapes = [self.shape(rows) for rows in changed]
+        flat = torch.empty(sum(map(math.prod, shapes)), dtype=torch.float32, device=torch.cuda.current_device())
+        wholes = _views(flat, shapes)
+        for whole, value in zip(wholes, new):
+            whole.copy_(value)
+        dist.broadcast(flat, src=owner, group=self.group)
+        for rows, whole in zip(changed, wholes):
+            mine, at = self._mine(whole, rows), 0
+            for first, count in rows.runs:
+                part = mine.narrow(0, at, count).contiguous()
+                write_rows(self.engine, rows.parameter, self.held.get(rows.parameter), part, first)
+                at += count
+
+    def shape(self, rows: Rows) -> tuple[int, ...]:
+        """Of the whole matrix."""
+        shape = [rows.count, *self._local_shape(rows.parameter)[1:]]
+        if rows.split_dim is not None:
+            shape[rows.split_dim] *= self.engine.layout.tp
+        return tuple(shape)
+
+    def _fill(self, mine: Tensor, rows: Rows, fragment: Fragment, values: Values) -> None:
+        """Copy what a fragment holds of this rank's shard of a matrix; the fragment may begin and end within a row."""
+        shape = self._local_shape(rows.parameter)
+        local = torch.zeros(shape, dtype=torch.float32, device=mine.device)
+        local.view(-1).narrow(0, fragment.start, fragment.numel).copy_(values(fragment))
+        mine.copy_(torch.cat([local.narrow(0, *run) for run in rows.runs]))
+
+    def _mine(self, whole: Tensor, rows: Rows) -> Tensor:
+        """This rank's tensor-parallel shard of a matrix: a view."""
         layout, dim = self.engine.layout, rows.split_dim
-        if new is None:
-            shape = [rows.count, *self._local_shape(rows.parameter)[1:]]
-            if dim is not None:
-                shape[dim] *= layout.tp
-            new = torch.empty(shape, dtype=torch.float32, device=torch.cuda.current_device())
-        new = new.contiguous()
-        dist.broadcast(new, src=owner, group=self.group)
-        mine = (new if dim is None else new.chunk(layout.tp, dim)[layout.tp_rank]).contiguous()
-        at = 0
-        for first, count in rows.runs:
-            write_rows(self.engine, rows.parameter, self.held.get(rows.parameter), mine.narrow(0, at, count), first)
-            at += count
+        return whole if dim is None else whole.chunk(layout.tp, dim)[layout.tp_rank]
 
     def _local_shape(self, parameter: torch.nn.Parameter) -> tuple[int, ...]:
         return whole_shape(parameter, self.engine.stage)
@@ -82,12 +106,7 @@ class Exchange:
         layout = self.engine.layout
         return not ((rows.split_dim is None and layout.tp_rank > 0) or (self.engine.stage == 0 and layout.dp_rank > 0))
 
-    def _placed(self, rows: Rows, local: Tensor) -> Tensor:
-        """The whole matrix with this rank's tensor-parallel shard in place and zeros elsewhere."""
-        layout, dim = self.engine.layout, rows.split_dim
-        if layout.tp == 1 or dim is None:
-            return local
-        before, after = list(local.shape), list(local.shape)
-        size = local.shape[dim]
-        before[dim], after[dim] = layout.tp_rank * size, (layout.tp - 1 - layout.tp_rank) * size
-        return torch.cat([local.new_zeros(before), local, local.new_zeros(after)], dim)
+
+def _views(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    parts = flat.split([math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes)]

@@ -3,7 +3,6 @@
 Each pair is gathered on one rank of its pipeline stage, moved there, and goes back (`elas.engine.exchange`).
 """
 
-import itertools
 import time
 from dataclasses import dataclass
 
@@ -88,20 +87,21 @@ class LoroCycle:
             return fragment.moment(state, "exp_avg") / root
 
         not_taken = 0
-        for owned in self.exchange.rounds(self.pairs):
-            mine: list[Tensor] = []  # M [o, r], N [i, r] and their directions: a rank holds one pair at a time
-            for ((out, into), owner), values in itertools.product(owned, (Fragment.master, direction)):
-                for rows in (out, into):
-                    whole = self.exchange.gather(rows, values, owner)
-                    if whole is not None:
-                        mine.append((whole.T if rows is into else whole).contiguous())
-            result = self._move(mine, lr, lr_t) if mine else None
-            del mine, whole
-            for (out, into), owner in owned:
+        for owned in self.exchange.rounds(self.pairs):  # a rank holds one pair at a time
+            mine: list[Tensor] = []
+            for ((out, into),), owner in owned:  # all are gathered before any is moved: ranks compute at the same time
+                wanted = [(rows, values) for values in (Fragment.master, direction) for rows in (out, into)]
+                mine += self.exchange.gather(wanted, owner)
+            result = None
+            if mine:  # M [o, r], N [i, r] and their directions
+                m, n, d_m, d_n = mine
+                result = self._move([m, n.T.contiguous(), d_m, d_n.T.contiguous()], lr, lr_t)
+                del m, n, d_m, d_n
+            del mine
+            for ((out, into),), owner in owned:
                 new = result if owner == self.exchange.rank else None
                 not_taken += self._is_not_taken(new, owner)
-                self.exchange.spread(out, None if new is None else new.factors[0], owner)
-                self.exchange.spread(into, None if new is None else new.factors[1].T, owner)
+                self.exchange.spread((out, into), () if new is None else (new.factors[0], new.factors[1].T), owner)
         counts = torch.tensor([len(self.pairs), not_taken], device=torch.cuda.current_device())
         dist.all_reduce(counts, group=mpu.get_pipeline_model_parallel_group())
         return ExactReport(time.perf_counter() - start, int(counts[0]), int(counts[1]))

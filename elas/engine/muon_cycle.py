@@ -4,6 +4,8 @@ Every matrix is gathered on one rank of its stage, moved there, and its parts go
 tensors of its size are on the wire, in fp32.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,9 @@ from elas.engine.exchange import Exchange
 from elas.engine.matrices import Rows, matrices_of, pairs_of
 from elas.engine.zero import Fragment
 from elas.optim.muon import moved, spectral_norm
+
+AT_ONCE = 2**24
+"""Numbers of all matrices, about, that a rank owns at a time."""
 
 
 class MuonCycle:
@@ -29,6 +34,8 @@ class MuonCycle:
         if config.normalize == "none":
             pairs = [(one,) for pair in pairs for one in pair]
         self.units = [*pairs, *((one,) for one in matrices_of(engine.chunks))]
+        sizes = (sum(math.prod(self.exchange.shape(rows)) for rows in unit) for unit in self.units)
+        self._at_once = max(1, AT_ONCE // max(sizes, default=1))
 
     def due(self, step: int) -> bool:
         """False: no step is out of the ordinary."""
@@ -45,23 +52,25 @@ class MuonCycle:
         def direction(fragment: Fragment) -> Tensor:
             return directions[fragment.flat].view(-1).narrow(0, fragment.offset, fragment.numel)
 
-        for owned in self.exchange.rounds(self.units):
-            mine: list[tuple[Tensor, Tensor]] = []
-            for unit, owner in owned:
-                for rows in unit:
-                    weight = self.exchange.gather(rows, Fragment.master, owner)
-                    u = self.exchange.gather(rows, direction, owner)
-                    if weight is not None and u is not None:
-                        mine.append((weight, u))
-            new = self._moved(mine, lr)
-            for unit, owner in owned:
-                is_mine = owner == self.exchange.rank
-                for number, rows in enumerate(unit):
-                    self.exchange.spread(rows, new[number] if is_mine else None, owner)
+        for owned in self.exchange.rounds(self.units, self._at_once):
+            new: list[Tensor] = []
+            mine: list[Tensor] = []
+            for units, owner in owned:  # all are gathered before any is moved, so that ranks compute at the same time
+                wanted = [(rows, values) for unit in units for rows in unit for values in (Fragment.master, direction)]
+                mine += self.exchange.gather(wanted, owner)
+            for units, owner in owned:
+                if owner == self.exchange.rank:
+                    given = iter(mine)
+                    for unit in units:
+                        new += self._moved([(next(given), next(given)) for _ in unit], lr)
+            del mine
+            for units, owner in owned:
+                changed = [rows for unit in units for rows in unit]
+                self.exchange.spread(changed, new if owner == self.exchange.rank else (), owner)
         directions.clear()
 
     def _moved(self, mine: list[tuple[Tensor, Tensor]], lr: float) -> list[Tensor]:
-        """New weights of this rank's unit; none if it has none in this round."""
+        """New weights of a unit, from its weights and directions."""
         divisor = 1.0
         if self.config.normalize == "spectron" and len(mine) == 2:
             divisor += sum(float(spectral_norm(weight)) for weight, _ in mine)
