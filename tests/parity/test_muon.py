@@ -74,3 +74,4 @@ def test_models_and_normalisations_are_not_the_same():
 def test_bf16_follows_fp32():
     assert deviation(1, layout(), "elas", (("train.dtype", "bfloat16"),)) <= 2e-2
     assert deviation(2, layout(zero=1), "elas", (("train.dtype", "bfloat16"),)) <= 2e-2
+

@@ -41,6 +41,7 @@ PAIRS = [
 ]
 MODELS = {
     "loro": {"optimizer.kind": "loro", "optimizer.exact_every": 4},
+    "muon": {"optimizer.kind": "muon", "optimizer.lr": 6e-3, "optimizer.lr_other": 3e-3},
     "full-swiglu": {"low_rank.kind": "none", "model.activation": "swiglu", "sparsity.kind": "none"},
     "tied-grouped": {"model.tie_embeddings": True, "model.num_query_groups": 2},
     "bf16": {"train.dtype": "bfloat16"},
@@ -48,6 +49,9 @@ MODELS = {
 WITH_MODELS = [
     ("loro", "tp2-pp2-zero1", "dp2-zero3"),
     ("loro", "dp2-zero3", "one"),
+    ("muon", "tp2-pp2-zero1", "dp2-zero3"),
+    ("muon", "dp2-zero3", "one"),
+    ("muon", "one", "tp2-sp-zero1"),
     ("full-swiglu", "tp2-zero1", "dp4-zero3"),
     ("full-swiglu", "dp2-zero3", "tp4"),
     ("tied-grouped", "pp2-zero1", "tp2-zero1"),
@@ -80,7 +84,8 @@ def check(saved, source: str, target: str, model: dict, folder: Path, tolerance:
     losses = run_ranks(world, reshard_run.load, {**overrides, **model}, run_dir, str(folder))
     assert losses[0] == pytest.approx(want, rel=tolerance)
     before, after = reshard_run.tensors(run_dir), reshard_run.tensors(str(folder))
-    assert set(before) == set(after) and len(before) % 3 == 0
+    assert set(before) == set(after)
+    assert len(before) % 3 == 0 or model.get("optimizer.kind") == "muon"  # which keeps one moment of a matrix
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), name
     assert any(tensor.any() for name, tensor in before.items() if name.startswith("exp_avg_sq."))
