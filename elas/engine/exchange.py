@@ -28,10 +28,13 @@ class Exchange:
 
     Args:
         engine: whose fp32 weights they are.
+
+    Attributes:
+        sent: bytes of the tensors that went through collectives so far; 0 where a stage is one rank.
     """
 
     def __init__(self, engine: Engine):
-        self.engine = engine
+        self.engine, self.sent = engine, 0
         self.group = stage_group()
         self.ranks, self.rank = dist.get_process_group_ranks(self.group), dist.get_rank()
         self.held: dict[torch.nn.Parameter, Fragment] = {}
@@ -61,6 +64,7 @@ class Exchange:
             fragment = self.held.get(rows.parameter)
             if fragment is not None and self._contributes(rows):
                 self._fill(self._mine(whole, rows), rows, fragment, values)
+        self._count(flat)
         dist.reduce(flat, dst=owner, group=self.group)
         return wholes if owner == self.rank else []
 
@@ -71,6 +75,7 @@ class Exchange:
         wholes = _views(flat, shapes)
         for whole, value in zip(wholes, new):
             whole.copy_(value)
+        self._count(flat)
         dist.broadcast(flat, src=owner, group=self.group)
         for rows, whole in zip(changed, wholes):
             mine, at = self._mine(whole, rows), 0
@@ -85,6 +90,10 @@ class Exchange:
         if rows.split_dim is not None:
             shape[rows.split_dim] *= self.engine.layout.tp
         return tuple(shape)
+
+    def _count(self, flat: Tensor) -> None:
+        if len(self.ranks) > 1:
+            self.sent += flat.nbytes
 
     def _fill(self, mine: Tensor, rows: Rows, fragment: Fragment, values: Values) -> None:
         """Copy what a fragment holds of this rank's shard of a matrix; the fragment may begin and end within a row."""

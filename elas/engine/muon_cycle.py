@@ -1,10 +1,13 @@
 """Muon's steps of matrices over sharded weights, after the optimizer has moved their momenta.
 
-Every matrix is gathered on one rank of its stage, moved there, and its parts go back (`elas.engine.exchange`); three
-tensors of its size are on the wire, in fp32.
+Every matrix is gathered on one rank of its stage, moved there, and its parts go back (`elas.engine.exchange`). Its weights
+and its direction are summed and its new weights broadcast, in fp32: 12 bytes for each of its numbers, if the stage has
+more than one rank.
 """
 
 import math
+import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +21,20 @@ from elas.optim.muon import moved, spectral_norm
 
 AT_ONCE = 2**24
 """Numbers of all matrices, about, that a rank owns at a time."""
+
+
+@dataclass(frozen=True)
+class MuonReport:
+    """What a step of Muon cost."""
+
+    seconds: float
+    """The optimizer's share of the step on this rank: momenta, AdamW for all that is no matrix, and matrices."""
+    bytes: int
+    """Of the tensors exchanged within this rank's stage."""
+
+    def metrics(self) -> dict[str, float]:
+        """Entries for metrics.jsonl."""
+        return {"optimizer_s": self.seconds, "optimizer_bytes": self.bytes}
 
 
 class MuonCycle:
@@ -45,8 +62,9 @@ class MuonCycle:
         """Called before the optimizer's step."""
 
     @torch.no_grad()
-    def end(self, step: int, lr: float) -> None:
+    def end(self, step: int, lr: float) -> MuonReport:
         """Move all matrices; called after the optimizer's step, on every rank, unless that was skipped."""
+        begun, sent = time.perf_counter(), self.exchange.sent
         directions = self.engine.base_optimizer.directions
 
         def direction(fragment: Fragment) -> Tensor:
@@ -68,6 +86,8 @@ class MuonCycle:
                 changed = [rows for unit in units for rows in unit]
                 self.exchange.spread(changed, new if owner == self.exchange.rank else (), owner)
         directions.clear()
+        seconds = self.engine.base_optimizer.seconds + time.perf_counter() - begun
+        return MuonReport(seconds, self.exchange.sent - sent)
 
     def _moved(self, mine: list[tuple[Tensor, Tensor]], lr: float) -> list[Tensor]:
         """New weights of a unit, from its weights and directions."""

@@ -141,9 +141,9 @@ def _check_groups(config: ElasTransformerConfig) -> None:
 
 
 def _check_optimizer(ours: Config) -> None:
-    if ours.optimizer.kind == "loro":
-        why = "exact steps need factors and moments where elas train's optimizer keeps them; Megatron's are elsewhere"
-        raise ConfigError("optimizer.kind", "loro", why, "train with elas train, or set it to adamw")
+    if ours.optimizer.kind in ("loro", "muon"):
+        why = "its steps need factors and moments where elas train's optimizer keeps them; Megatron's are elsewhere"
+        raise ConfigError("optimizer.kind", ours.optimizer.kind, why, "train with elas train, or set it to adamw")
 
 
 def _check_agreement(ours: ElasTransformerConfig, theirs: TransformerConfig, wrong: list[str]) -> None:

@@ -14,6 +14,7 @@ The optimizer here is element-wise, as ZeRO's flat partitions require: it moves 
 AdamW. `elas.engine.muon_cycle` then moves the matrices.
 """
 
+import time
 from collections.abc import Callable, Iterable
 
 import torch
@@ -95,6 +96,7 @@ class Muon(Guarded):
 
     Attributes:
         directions: u of every matrix's tensor after a step, until `elas.engine.muon_cycle` has used it.
+        seconds: that the last step took.
     """
 
     def __init__(
@@ -109,18 +111,21 @@ class Muon(Guarded):
         defaults = dict(lr=0.0, momentum=momentum, betas=betas, eps=eps, weight_decay=0.0, muon=False, rate=1.0)
         super().__init__(groups, blocked=blocked, defaults=defaults)
         self.directions: dict[Tensor, Tensor] = {}
+        self.seconds = 0.0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Momenta of matrices and their directions; AdamW's step of all else."""
         if self.blocked():
             return None
+        begun = time.perf_counter()
         self.clip()
         loss = None if closure is None else closure()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     (self._momentum if group["muon"] else self._adamw)(p, p.grad.float(), group)
+        self.seconds = time.perf_counter() - begun
         return loss
 
     def _momentum(self, p: Tensor, grad: Tensor, group: dict) -> None:

@@ -193,10 +193,11 @@ class _Run:
         self.interval.losses.append(self.loss)
         if due:
             self.between.mark("the exact step")
-        exact = cycle.end(step, lr) if cycle else None
+        report = cycle.end(step, lr) if cycle else None
         if logged:
             drawn = self.datasets.samples_by_source(self.consumed)
-            more = (exact.metrics() if exact else {}) | ({"sources": drawn} if drawn else {})
+            more = {"step_s": time.perf_counter() - begun} | (report.metrics() if report else {})
+            more |= {"sources": drawn} if drawn else {}
             more |= self.bad.metrics() | self.spikes.metrics()
             values = {"step": step, "tokens": self.tokens, "loss": self.loss, "grad_norm": norm, "lr": lr, **more}
             self._log(values)

@@ -19,38 +19,10 @@ input instead, so it gathers h less in the backward pass, for h·(t − 1)/t val
 import pytest
 import torch
 from layer_cases import FULL, LOWRANK, SWIGLU, B, H, R, S, megatron_config
+from support.collectives import CountCollectives
 from support.ranks import run_ranks
-from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.timeout(300)
-
-KINDS = {
-    "allreduce_": "AR",
-    "_allgather_base_": "AG",
-    "allgather_": "AG",
-    "_reduce_scatter_base_": "RS",
-    "reduce_scatter_": "RS",
-}
-
-
-class CountCollectives(TorchDispatchMode):
-    """Adds up, by kind, the bytes of the whole tensor of every collective below it."""
-
-    def __init__(self):
-        super().__init__()
-        self.sizes: dict[str, int] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        namespace, _, name = func._schema.name.partition("::")
-        if namespace == "c10d":
-            kind = KINDS.get(name, name)
-            tensors = args[1] if kind == "RS" else args[0]  # all-gather and reduce-scatter take (output, input)
-            self.sizes[kind] = self.sizes.get(kind, 0) + sum(t.nbytes for t in _flat(tensors))
-        return func(*args, **(kwargs or {}))
-
-
-def _flat(tensors) -> list[torch.Tensor]:
-    return [tensors] if isinstance(tensors, torch.Tensor) else [t for inner in tensors for t in _flat(inner)]
 
 
 def count_layer(tp: int, sequence: bool, overrides: dict) -> tuple[dict[str, float], dict[str, float]]:

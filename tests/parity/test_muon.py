@@ -1,9 +1,11 @@
 """Muon on every layout: twenty steps equal one process, within 2e-5 (fp32: sums of gradients in another order)."""
 
+import math
 from functools import lru_cache
 
 import pytest
-from support.parity_run import curve
+from support.collectives import CountCollectives
+from support.parity_run import SMALL, curve, tokens
 from support.ranks import run_ranks
 from test_layouts import layout
 
@@ -22,7 +24,7 @@ MODELS = {
     "grouped": {"model.num_query_groups": 2},
     "cola": {"low_rank.kind": "cola", "model.activation": "swiglu", "sparsity.kind": "none"},
     "full-swiglu": {"low_rank.kind": "none", "model.activation": "swiglu", "sparsity.kind": "none"},
-    "full-grouped": {"low_rank.kind": "none", "model.num_query_groups": 2},
+    "full-grouped": {"low_rank.kind": "none", "model.num_query_groups": 2, "sparsity.kind": "none"},
     "spectron": {"optimizer.normalize": "spectron", "optimizer.lr": 0.05},
 }
 LAYOUTS = {
@@ -41,16 +43,51 @@ LAYOUTS = {
 }
 
 
+SHORT = 10
+"""Steps of other models than ELAS."""
+
+
+def curve_without_a_part(overrides: dict, steps: int) -> list[tuple[float, float]]:
+    """On a rank: as `curve`, but rank 1 leaves its part out of every matrix that is gathered."""
+    from elas.engine.exchange import Exchange
+
+    contributes = Exchange._contributes
+    Exchange._contributes = lambda self, rows: self.rank != 1 and contributes(self, rows)
+    try:
+        return curve(overrides, steps=steps)
+    finally:
+        Exchange._contributes = contributes
+
+
+def exchanged(overrides: dict) -> tuple[int, int, int]:
+    """On a rank: bytes that a step says it exchanged, bytes of all collectives of that, numbers of the matrices."""
+    from elas import parallel
+    from elas.config import load_config
+    from elas.engine.cycles import cycle_of
+    from elas.engine.engine import Engine
+
+    config = load_config(None, {**SMALL, **overrides, "sparsity.dense_steps": 0})
+    engine = Engine(config, parallel.initialize(config.parallel, seed=1))
+    cycle = cycle_of(engine)
+    engine.set_learning_rate(1e-3)
+    samples = tokens(0)[: config.train.micro_batch_size]
+    engine.step((samples[:, :-1], samples[:, 1:]) for _ in range(engine.micro_batches))
+    with CountCollectives() as counted:
+        report = cycle.end(1, 1e-3)
+    numbers = sum(math.prod(cycle.exchange.shape(rows)) for unit in cycle.units for rows in unit)
+    return report.bytes, sum(counted.sizes.values()), numbers
+
+
 @lru_cache
-def losses(ranks: int, parallel: tuple, model: str, changes: tuple = ()) -> list[float]:
-    curves = run_ranks(ranks, curve, {**MUON, **MODELS[model], **dict(parallel), **dict(changes)}, steps=STEPS)
+def losses(ranks: int, parallel: tuple, model: str, steps: int, changes: tuple = (), job=curve) -> list[float]:
+    curves = run_ranks(ranks, job, {**MUON, **MODELS[model], **dict(parallel), **dict(changes)}, steps=steps)
     assert all(other == curves[0] for other in curves), "ranks report different losses or norms"
     return [loss for loss, _ in curves[0]]
 
 
-def deviation(ranks: int, parallel: dict, model: str, changes: tuple = ()) -> float:
-    both = zip(losses(ranks, tuple(parallel.items()), model, changes), losses(1, ALONE, model), strict=True)
-    return max(abs(x / y - 1) for x, y in both)
+def deviation(ranks: int, parallel: dict, model: str, steps: int = STEPS, changes: tuple = (), job=curve) -> float:
+    ours = losses(ranks, tuple(parallel.items()), model, steps, changes, job)
+    return max(abs(x / y - 1) for x, y in zip(ours, losses(1, ALONE, model, steps), strict=True))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -62,16 +99,35 @@ def test_every_layout_takes_the_same_steps(name):
 @pytest.mark.parametrize("name", ["tp2-pp2", "dp2-zero3"])
 def test_every_model_takes_the_same_steps(model, name):
     """Stacked weights are their own matrices whether they are split or not."""
-    assert deviation(*LAYOUTS[name], model) <= 2e-5
+    assert deviation(*LAYOUTS[name], model, SHORT) <= 2e-5
 
 
-def test_models_and_normalisations_are_not_the_same():
-    curves = {tuple(losses(1, ALONE, model)) for model in MODELS}
+@pytest.mark.parametrize("name", ["tp2", "dp2-zero1"])
+def test_a_part_that_is_left_out_is_noticed(name):
+    assert deviation(*LAYOUTS[name], "elas", SHORT, job=curve_without_a_part) > 1e-3
+
+
+def test_models_and_normalizations_are_not_the_same():
+    curves = {tuple(losses(1, ALONE, model, SHORT)) for model in MODELS}
     assert len(curves) == len(MODELS)
     assert all(curve[-1] < curve[0] - 0.1 for curve in curves)
 
 
 def test_bf16_follows_fp32():
-    assert deviation(1, layout(), "elas", (("train.dtype", "bfloat16"),)) <= 2e-2
-    assert deviation(2, layout(zero=1), "elas", (("train.dtype", "bfloat16"),)) <= 2e-2
+    bf16 = (("train.dtype", "bfloat16"),)
+    assert deviation(1, layout(), "elas", STEPS, bf16) <= 2e-2
+    alone = losses(1, ALONE, "elas", STEPS, bf16)
+    for name in ("tp2-pp2", "dp2-zero1", "dp2-zero3"):
+        ranks, parallel = LAYOUTS[name]
+        ours = losses(ranks, tuple(parallel.items()), "elas", STEPS, bf16)
+        assert max(abs(x / y - 1) for x, y in zip(ours, alone, strict=True)) <= 2e-3
 
+
+@pytest.mark.parametrize("name", ["tp2", "tp2-pp2", "tp2-dp2-zero1"])
+def test_twelve_bytes_for_each_number_of_a_matrix(name):
+    for said, counted, numbers in run_ranks(LAYOUTS[name][0], exchanged, {**MUON, **LAYOUTS[name][1]}):
+        assert said == counted == 12 * numbers > 0
+
+
+def test_a_stage_of_one_rank_sends_nothing():
+    assert [said for said, _, _ in run_ranks(2, exchanged, {**MUON, **LAYOUTS["pp2"][1]})] == [0, 0]

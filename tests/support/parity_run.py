@@ -97,7 +97,7 @@ def _step(engine, step: int, set_sparse, cycle) -> tuple[float, float]:
         labels = torch.where(torch.arange(labels.shape[1]) < lengths[:, None], labels, -1)
     result = engine.step((samples[s : s + size, :-1], labels[s : s + size]) for s in starts)
     report = cycle.end(step + 1, lr) if cycle else None
-    if report is not None:
+    if report is not None and engine.config.optimizer.kind == "loro":
         assert report.not_taken == 0 and report.pairs == 6 * engine.config.model.num_layers
     return result
 
