@@ -237,6 +237,9 @@ class LogConfig:
     """Also write TensorBoard event files under RUN_DIR/tensorboard."""
     sparsity_tokens: CountOrZero = 1024
     """Tokens per layer and logged step on which zeros and dropped values are counted; 0 turns this off."""
+    pairs_every_steps: CountOrZero = 500
+    """Steps between measurements of all factor pairs (norms, condition numbers, effective rank), and one at the last
+    step; 0 turns this off."""
 
 
 @dataclass(kw_only=True)

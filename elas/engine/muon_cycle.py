@@ -1,8 +1,8 @@
 """Muon's steps of matrices over sharded weights, after the optimizer has moved their momenta.
 
-Every matrix is gathered on one rank of its stage, moved there, and its parts go back (`elas.engine.exchange`). Its weights
-and its direction are summed and its new weights broadcast, in fp32: 12 bytes for each of its numbers, if the stage has
-more than one rank.
+Every matrix is gathered on one rank of its stage, moved there, and its parts go back (`elas.engine.exchange`). Its
+weights and its direction are summed and its new weights broadcast, in fp32: 12 bytes for each of its numbers, if the
+stage has more than one rank.
 """
 
 import math

@@ -20,6 +20,12 @@ def saves(config: Config, step: int) -> bool:
     return step == config.train.steps or bool(every and step % every == 0)
 
 
+def measures_pairs(config: Config, step: int) -> bool:
+    """Whether factor pairs are measured at a step: multiples of `log.pairs_every_steps`, and the last step."""
+    every = config.log.pairs_every_steps
+    return config.low_rank.kind != "none" and bool(every) and (step % every == 0 or step == config.train.steps)
+
+
 class Due:
     """Estimates the time of the remaining validations and saves.
 

@@ -12,6 +12,7 @@ from elas.checkpoint.saver import Saver
 from elas.config import Config
 from elas.console import Console
 from elas.data.batches import build_datasets, micro_batches, whole_set
+from elas.engine import balance
 from elas.engine.cycles import cycle_of
 from elas.engine.engine import Engine
 from elas.engine.micro_batches import Abandoned, MicroBatches
@@ -168,7 +169,8 @@ class _Run:
         step = self.step
         set_sparse(engine.chunks, step > config.sparsity.dense_steps)
         due = bool(cycle and cycle.due(step))
-        logged = events.logs(config, step, self.first) or due
+        measured = events.measures_pairs(config, step)
+        logged = events.logs(config, step, self.first) or due or measured
         observe.look_next(engine.chunks, config.log.sparsity_tokens if logged else 0)
         lr = learning_rate(step, config.train.steps, config.optimizer, config.schedule)
         engine.set_learning_rate(lr)
@@ -196,9 +198,11 @@ class _Run:
         report = cycle.end(step, lr) if cycle else None
         if logged:
             drawn = self.datasets.samples_by_source(self.consumed)
-            more = {"step_s": time.perf_counter() - begun} | (report.metrics() if report else {})
-            more |= {"sources": drawn} if drawn else {}
+            more = (report.metrics() if report else {}) | ({"sources": drawn} if drawn else {})
             more |= self.bad.metrics() | self.spikes.metrics()
+            if measured:
+                self.between.mark("measuring factor pairs")
+                more |= balance.measure(engine)
             values = {"step": step, "tokens": self.tokens, "loss": self.loss, "grad_norm": norm, "lr": lr, **more}
             self._log(values)
         return True
