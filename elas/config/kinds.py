@@ -70,6 +70,7 @@ StepsOrShareNotZero = Annotated[int | float, Range(least=1, share_of="train.step
 AboveZero = Annotated[float, Range(above=0)]
 ZeroOrMore = Annotated[float, Range(least=0)]
 BelowOne = Annotated[float, Range(least=0, below=1)]
+UpToTwenty = Annotated[int, Range(least=1, most=20)]
 Fraction = Annotated[float, Range(least=0, most=1)]
 Rate = Annotated[float, Range(above=0, most=1000)]
 Folder = Annotated[str, Says("a folder's path")]

@@ -97,14 +97,20 @@ def _schedule(config: Config) -> None:
         raise ConfigError("schedule.decay_steps", schedule.decay_steps, f"longer than train.steps={steps}", fix)
 
 
+_OF_OPTIMIZERS = {"muon": ("lr_other", "momentum", "muon_steps", "normalize"), "loro": ("exact_every", "refresh")}
+"""Settings that one kind of optimizer has."""
+
+
 def _optimizer(config: Config) -> None:
     optimizer, kind = config.optimizer, config.low_rank.kind
-    if optimizer.kind != "muon":
-        for name in ("lr_other", "momentum", "muon_steps", "normalize"):
-            if getattr(optimizer, name) != getattr(OptimizerConfig, name):
-                why = f"is of muon alone, and optimizer.kind is {optimizer.kind}"
-                raise ConfigError(f"optimizer.{name}", getattr(optimizer, name), why, "leave it out")
-    elif optimizer.normalize == "spectron" and kind == "none":
+    for of, names in _OF_OPTIMIZERS.items():
+        for name in names:
+            value, default = getattr(optimizer, name), getattr(OptimizerConfig, name)
+            if optimizer.kind != of and value != default:
+                why = f"is of {of} alone, and optimizer.kind is {optimizer.kind}"
+                shown = "null" if default is None else default
+                raise ConfigError(f"optimizer.{name}", value, why, f"leave it out, or set it to {shown}")
+    if optimizer.normalize == "spectron" and kind == "none":
         why = "divides by the norms of two factors, but the model is full rank"
         raise ConfigError("optimizer.normalize", "spectron", why, "set it to none, or low_rank.kind to lowrank")
     if optimizer.kind != "adamw" and offloads_optimizer(read_deepspeed_json(config)):

@@ -20,6 +20,7 @@ from elas.config.kinds import (
     Says,
     StepsOrShare,
     StepsOrShareNotZero,
+    UpToTwenty,
     ZeroOrMore,
 )  # fmt: skip
 
@@ -132,7 +133,7 @@ class OptimizerConfig:
     """Peak learning rate of what is no matrix of a layer: embedding, output layer, norms (muon only); null: lr."""
     momentum: BelowOne = 0.95
     """Decay of the momentum, of Nesterov's kind (muon only)."""
-    muon_steps: Count = 5
+    muon_steps: UpToTwenty = 5
     """Newton–Schulz steps that orthogonalize it (muon only)."""
     normalize: Literal["none", "spectron"] = "none"
     """spectron: divide a pair's step by the spectral norms of its factors plus 1 (muon only)."""
