@@ -39,7 +39,8 @@ def with_new_keys(recorded: dict) -> dict:
 
 def test_quickstart_was_measured_with_todays_preset():
     """Every setting of the preset, so that a new rate without a new measurement fails here."""
-    assert with_new_keys(pages.read("quickstart")["settings"]) == settings_of(load_config("quickstart")), MEASURE_AGAIN
+    measured = with_new_keys(pages.read("quickstart")["settings"])
+    assert measured == settings_of(load_config("quickstart")), MEASURE_AGAIN
 
 
 def test_quickstart_holds_for_seeds_and_corpora():
