@@ -127,8 +127,10 @@ def _written(partial: Path, target: Path) -> Iterator[Path]:
         for path in partial.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield partial
+        mode = partial.stat().st_mode & 0o666
         for path in partial.rglob("*"):
             if path.is_file():
+                path.chmod(mode)  # safetensors makes files that only their owner reads
                 sync(path)
         sync(partial)
         partial.rename(target)

@@ -282,7 +282,8 @@ class Engine:
     @torch.no_grad()
     def is_finite(self) -> bool:
         """Whether every weight of the model is finite; the same on every rank."""
-        return grads.all_finite([local_weights(p, self.stage) for c in self.chunks for p in c.parameters()])
+        weights = [local_weights(p, self.stage, self.layout.dp_rank) for c in self.chunks for p in c.parameters()]
+        return grads.all_finite(weights)
 
     def _counted(self, micro: list[Batch]) -> tuple[Count, torch.Tensor | None]:
         """Counted labels of the global batch, and their average per micro-batch (0-dim fp32; None if all count)."""

@@ -37,7 +37,7 @@ def name_bad_layer(engine: Engine) -> str:
 def _bad_weights(engine: Engine) -> _Found | None:
     for chunk in engine.chunks:
         for name, parameter in global_names(chunk).items():
-            weights = local_weights(parameter, engine.stage)
+            weights = local_weights(parameter, engine.stage, engine.layout.dp_rank)
             if weights.numel() and not torch.isfinite(weights).all():
                 return (0, 0), name, "its weights"
     return None

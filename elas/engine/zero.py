@@ -34,9 +34,16 @@ class Fragment:
         return state[self.flat][name].view(-1).narrow(0, self.offset, self.numel)
 
 
-def local_weights(parameter: torch.nn.Parameter, stage: int) -> Tensor:
-    """What this rank holds of a parameter's weights: its flat partition at ZeRO 3, all of its shard otherwise."""
-    return _partitioned(parameter).ds_tensor if stage == 3 else parameter.data
+def local_weights(parameter: torch.nn.Parameter, stage: int, dp_rank: int) -> Tensor:
+    """What this rank holds of a parameter's weights: its flat partition at ZeRO 3, all of its shard otherwise.
+
+    Without the padding of the last ranks' partitions, which DeepSpeed leaves uninitialised: it may hold NaNs.
+    """
+    if stage < 3:
+        return parameter.data
+    held = _partitioned(parameter).ds_tensor.view(-1)
+    whole = _partitioned(parameter).ds_numel
+    return held[: max(0, whole - dp_rank * held.numel())]
 
 
 def whole_shape(parameter: torch.nn.Parameter, stage: int) -> tuple[int, ...]:
@@ -117,7 +124,8 @@ def write_rows(
             new = rows.reshape(-1)[low - begin : high - begin]
             fragment.master()[low - fragment.start : high - fragment.start].copy_(new)
             if engine.stage == 3:
-                local_weights(parameter, 3).view(-1)[low - fragment.start : high - fragment.start].copy_(new)
+                held = local_weights(parameter, 3, engine.layout.dp_rank)
+                held[low - fragment.start : high - fragment.start].copy_(new)
     if engine.stage < 3:
         parameter.data[first : first + rows.shape[0]].copy_(rows)
 

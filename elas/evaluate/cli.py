@@ -9,7 +9,7 @@ from elas.command import Parser
 from elas.config import Config, ParallelConfig, split_overrides
 from elas.config.reading import from_flat
 from elas.config.rules import check_ranges
-from elas.console import Console, facts_table, table
+from elas.console import Console, Heartbeat, facts_table, table
 from elas.errors import UserError
 from elas.evaluate.rows import PROTOCOLS
 from elas.files import check_is_no_input, write_json
@@ -48,13 +48,14 @@ def main(argv: list[str], rank: int = 0, world: int = 1) -> int:
     _check_options(options, settings)
     tokenizer = [options.tokenizer] if options.tokenizer else []
     check_is_no_input(options.json, [options.checkpoint, *tokenizer, *options.text, *options.data])
-    request = _of_tokens(options, parallel) if options.tasks is None else _of_tasks(options)
-    request.check()
     if options.tasks is not None and not Console("err").is_terminal:
         os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; read when tqdm is imported
-    from elas import prepare
+    with Heartbeat("starting", shows=rank == 0):
+        request = _of_tokens(options, parallel) if options.tasks is None else _of_tasks(options)
+        request.check()
+        from elas import prepare
 
-    prepare()
+        prepare()
     facts = _run(request, rank, world)
     if rank == 0:
         write_json(options.json, facts)

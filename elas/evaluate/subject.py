@@ -13,6 +13,8 @@ from elas.evaluate.rows import Documents, Rows, rows_of
 from elas.evaluate.tokenizers import tokenizer_for
 from elas.hf.source import Source
 
+PADDING = 2048
+"""Rows of a vocabulary without a token, at most: Megatron rounds up to 128 for each of up to 16 shards."""
 LONGEST_BY_DEFAULT = 2048
 BATCH = 8
 
@@ -119,6 +121,9 @@ def _read(
         tokenizer, why = tokenizer_for(source, request.tokenizer, [])
         if tokenizer is None:
             raise UserError(f"--text {' '.join(request.text)}: requires the model's tokenizer ({why})")
+        if request.tokenizer and tokenizer.vocab_size + PADDING < vocab_size:
+            why = f"has {tokenizer.vocab_size:,} tokens, but the model {vocab_size:,}"
+            raise ConfigError("--tokenizer", request.tokenizer, why, "give the model's own")
         documents, notes = read_text(request.text, tokenizer, request.tokens)
         return [documents], documents.name, byte_lengths(tokenizer, vocab_size), notes
     if request.data:

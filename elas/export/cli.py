@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from elas.command import Parser, run_command
-from elas.console import Console, facts_table
+from elas.console import Console, Heartbeat, facts_table
 from elas.files import check_is_no_input, write_json
 
 EXAMPLE = "elas export hf --checkpoint runs/60m --out exports/60m"
@@ -18,7 +18,8 @@ def hf(argv: list[str]) -> int:
     """`elas export hf`: write it, then compare it with the checkpoint."""
     options = _parser().parse_args(argv)
     check_is_no_input(options.json, [options.checkpoint, *([options.data] if options.data else [])])
-    from elas.export.run import Request, export_hf
+    with Heartbeat("starting"):
+        from elas.export.run import Request, export_hf
 
     given = {name: value for name, value in vars(options).items() if name != "json"}
     facts = export_hf(Request(**given), Console())

@@ -50,6 +50,11 @@ class Request:
     config: str | None = None
     overrides: dict[str, Any] | None = None
 
+    @property
+    def home(self) -> Path:
+        """The run's folder from the root, so that its settings hold wherever they are read."""
+        return self.out.absolute()
+
 
 def import_hf(request: Request, console: Console) -> dict:
     """Write a run's folder from a Hugging Face folder.
@@ -108,8 +113,8 @@ def _config(request: Request, source: dict[str, Any]) -> Config:
     own = {
         **source,
         "model.seq_length": min(LONGEST, source["model.max_position_embeddings"]),
-        "data.tokenizer": str(request.out / "tokenizer") if has_tokenizer(request.source) else None,
-        "train.run_dir": str(request.out),
+        "data.tokenizer": str(request.home / "tokenizer") if has_tokenizer(request.source) else None,
+        "train.run_dir": str(request.home),
     }
     low_rank = choose_low_rank(request.source, request.low_rank, request.rank, given, source)
     config = from_flat({**own, **given, **low_rank})
@@ -134,7 +139,7 @@ def _copies_tokenizer(config: Config, request: Request) -> bool:
     path = config.data.tokenizer
     if path is None:
         return False
-    copies = has_tokenizer(request.source) and path == str(request.out / "tokenizer")
+    copies = has_tokenizer(request.source) and path == str(request.home / "tokenizer")
     path = str(request.source) if copies else path
     size = open_tokenizer("data.tokenizer", path).vocab_size
     if size > config.model.vocab_size:

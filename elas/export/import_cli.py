@@ -6,7 +6,7 @@ from pathlib import Path
 from elas.command import run_command
 from elas.config import split_overrides
 from elas.config.arguments import SettingsParser
-from elas.console import Console
+from elas.console import Console, Heartbeat
 from elas.files import check_is_no_input, write_json
 
 EXAMPLE = "elas import hf --from models/llama-160m --out runs/llama-160m --rank 192"
@@ -22,7 +22,8 @@ def hf(argv: list[str]) -> int:
     overrides, rest = split_overrides(argv)
     options = _parser().parse_args(rest)
     check_is_no_input(options.json, [options.source])
-    from elas.export.from_hf import Request, import_hf
+    with Heartbeat("starting"):
+        from elas.export.from_hf import Request, import_hf
 
     console = Console()
     request = Request(options.source, options.out, options.rank, options.low_rank, options.config, overrides)

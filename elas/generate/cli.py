@@ -17,8 +17,9 @@ EXAMPLE = 'elas generate --checkpoint runs/60m --prompt "The" --temperature 0.8 
 def main(argv: list[str]) -> int:
     """Run `elas generate ARGV…`; returns the exit status, raises `UserError` for mistakes."""
     options = _parser().parse_args(argv)
-    from elas.generate.run import Generator, Request, read_prompts
-    from elas.hf.source import source_of
+    with Heartbeat("starting"):
+        from elas.generate.run import Generator, Request, read_prompts
+        from elas.hf.source import source_of
 
     names = [field.name for field in dataclasses.fields(Request)]
     given: dict[str, Any] = {name: getattr(options, name) for name in names}

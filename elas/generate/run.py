@@ -36,7 +36,12 @@ class Request:
     def __post_init__(self):
         for name, value, ok, what in (
             ("max-new-tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            (
+                "temperature",
+                self.temperature,
+                self.temperature == 0 or 1e-6 <= self.temperature < float("inf"),
+                "0 (greedy), or 0.000001 or more",
+            ),
             ("top-k", self.top_k, self.top_k >= 0, "0 (all) or more"),
             ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0, and at most 1"),
             ("batch", self.batch, self.batch >= 1, "at least 1"),

@@ -128,3 +128,15 @@ def test_more_tokens_than_there_are_is_said(run, trained, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("the cat sat on the mat")
     facts = run("--checkpoint", trained / "run", "--text", tmp_path / "a.txt", "--tokens", 5000)
     assert f"--tokens 5,000: there are {facts['tokens']} to predict" in capsys.readouterr().out
+
+
+def test_a_tokenizer_that_is_far_too_small_for_a_folder_is_refused(run, trained, llama, tmp_path, monkeypatch):
+    from elas.data_prep.sources import Corpus
+    from elas.data_prep.tokenizer_training import train_tokenizer
+    from elas.evaluate import subject
+
+    train_tokenizer(Corpus([f"{trained}/text/*.txt"]), tmp_path / "small", vocab_size=300)
+    given = ("--checkpoint", llama, "--text", trained / "text", "--tokenizer", tmp_path / "small")
+    assert not isinstance(run(*given), str)  # as much as a vocabulary is padded by
+    monkeypatch.setattr(subject, "PADDING", 1)
+    assert "has 300 tokens, but the model 320; give the model's own" in run(*given)

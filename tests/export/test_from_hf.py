@@ -15,6 +15,7 @@ from transformers import ArceeConfig, ArceeForCausalLM, LlamaConfig, LlamaForCau
 from elas import cli
 from elas.checkpoint.choose import find
 from elas.checkpoint.weights import read_weights
+from elas.config import load_config
 from elas.console import Console
 from elas.export.from_hf import Request, import_hf
 from elas.export.svd import truncated
@@ -170,3 +171,10 @@ def train_in(folder: str, argv: list[str]) -> str:
     """Train in a folder, as paths of the page are relative."""
     with contextlib.chdir(folder):
         return trained_exports.run_training(argv)
+
+
+def test_an_import_can_be_trained_from_any_folder(public, tmp_path, monkeypatch):
+    """Its settings name its folder from the root; otherwise a run elsewhere would begin with random weights."""
+    monkeypatch.chdir(tmp_path)
+    bring(public["llama"], Path("run"))
+    assert load_config("run/config.yaml").train.run_dir == str(tmp_path / "run")

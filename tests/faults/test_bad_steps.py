@@ -38,3 +38,33 @@ def test_a_gradient_alone(layout):
     losses, unchanged, culprit = run_ranks(4, bad_steps.train, LAYOUTS[layout], 2, (4,), where="gradient")[0]
     assert math.isfinite(losses[4][0]) and not math.isfinite(losses[4][1]) and unchanged
     assert culprit.startswith("decoder.layers.3 (the gradient of its output") or "layers.2" in culprit
+
+
+def with_nans_in_padding() -> tuple[int, bool, tuple | None, bool]:
+    """On a rank: padded weights here, whether all are finite and which is not; the former after a NaN in a weight."""
+    from support.parity_run import SMALL
+
+    from elas import parallel
+    from elas.config import load_config
+    from elas.engine import nonfinite
+    from elas.engine.engine import Engine
+
+    config = load_config(None, {**SMALL, "parallel.zero": 3, "train.global_batch_size": 6})
+    engine = Engine(config, parallel.initialize(config.parallel, seed=1))
+    padded = 0
+    parameters = list(engine.chunks[0].parameters())
+    for parameter in parameters:
+        held = parameter.ds_tensor.view(-1)
+        padding = held[max(0, parameter.ds_numel - engine.layout.dp_rank * held.numel()) :]
+        padding.fill_(float("nan"))
+        padded += bool(padding.numel())
+    finite, name = engine.is_finite(), nonfinite._bad_weights(engine)
+    parameters[0].ds_tensor.view(-1)[0] = float("nan")
+    return padded, finite, name, engine.is_finite()
+
+
+def test_padding_of_zero_3_does_not_count():
+    """DeepSpeed does not initialise it; weights whose size three ranks do not divide have some."""
+    found = run_ranks(3, with_nans_in_padding)
+    assert sum(padded for padded, *_ in found) > 10
+    assert all(one == (True, None, False) for _, *rest in found for one in [tuple(rest)])

@@ -95,7 +95,8 @@ def test_an_empty_prompt_begins_a_new_text(folder, tmp_path):
 BAD = [
     (["--prompt", "the " * 200], "the model's context is 96; give a shorter one"),
     ([], "nothing to continue; give --prompt TEXT"),
-    (["--prompt", "a", "--temperature", "-1"], "--temperature -1.0: must be 0 (greedy) or more"),
+    (["--prompt", "a", "--temperature", "-1"], "--temperature -1.0: must be 0 (greedy), or 0.000001 or more"),
+    (["--prompt", "a", "--temperature", "1e-300"], "--temperature 1e-300: must be 0 (greedy), or"),
     (["--prompt", "a", "--temperature", "nan"], "--temperature nan: must be"),
     (["--prompt", "a", "--top-p", "0"], "--top-p 0.0: must be above 0"),
     (["--prompt", "a", "--top-k", "5"], "--temperature 0: greedy"),

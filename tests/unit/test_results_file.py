@@ -4,7 +4,7 @@ import pytest
 
 from elas.command import Parser
 from elas.errors import UserError
-from elas.files import check_is_no_input, system_error
+from elas.files import check_is_no_input, new_folder, system_error
 
 
 @pytest.mark.parametrize("content", [b"the cat\n", b"\x00\x01", b'{"step": 1}\n{"step": 2}\n', b"[1]", b"{broken"])
@@ -65,3 +65,12 @@ def test_weights_without_a_config_are_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(UserError, match=r"holds weights but no config\.json"):
         source_of(tmp_path)
+
+
+def test_a_new_folder_is_as_readable_as_its_files_would_be(tmp_path):
+    with new_folder(tmp_path / "made") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "weights").touch(mode=0o600)
+    assert (tmp_path / "made" / "sub" / "weights").stat().st_mode & 0o777 == tmp_path.joinpath(
+        "made"
+    ).stat().st_mode & 0o666
