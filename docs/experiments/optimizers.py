@@ -7,6 +7,7 @@ one that was cut off resumes. One rank a run, several runs side by side: losses 
 - `rates`: every optimizer at four rates or more, 614k tokens, one seed.
 - `three_million`: every optimizer at its best rate, 3.07 M tokens, three seeds.
 - `twins`: ELAS and the same without 2:4 under each optimizer, 3.07 M tokens, three seeds.
+- `transfer`: Muon's rates at widths 128 and 512 and at ranks h/8 and h/2, beside those of `rates` (width 256, h/4).
 """
 
 import argparse
@@ -60,15 +61,20 @@ class Run:
     lr_other: float | None
     steps: int
     seed: int
+    width: int = 256
+    rank: int = 64
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.model}_{self.optimizer}_{self.lr:g}_{self.lr_other or 0:g}_{self.steps}_{self.seed}"
+        name = f"{self.model}_{self.optimizer}_{self.lr:g}_{self.lr_other or 0:g}_{self.steps}_{self.seed}"
+        return name if (self.width, self.rank) == (256, 64) else f"{name}_{self.width}_{self.rank}"
 
     def settings(self) -> dict:
         """What it changes in base.yaml."""
         found = {"optimizer.lr": self.lr, "train.steps": self.steps, "train.seed": self.seed}
+        found |= {"model.hidden_size": self.width, "low_rank.rank": self.rank, "model.ffn_hidden_size": 4 * self.width}
+        found |= {"model.num_attention_heads": self.width // 64}
         found |= {"schedule.warmup_steps": 0.1, "sparsity.dense_steps": 0.1, "log.pairs_every_steps": 100}
         found |= {**MODELS[self.model], **OPTIMIZERS[self.optimizer]}
         found["train.eval_every"] = found["checkpoint.every_steps"] = self.steps // 6
@@ -84,11 +90,11 @@ class Run:
 def main() -> int:
     """Run what is missing of a study."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", choices=["rates", "three_million", "twins"])
+    parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--workdir", type=Path, default=Path("runs/optimizers"), help="default: %(default)s")
     parser.add_argument("--together", type=int, default=len(os.sched_getaffinity(0)), help="runs side by side")
     options = parser.parse_args()
-    runs = {"rates": rates, "three_million": three_million, "twins": twins}[options.study]()
+    runs = STUDIES[options.study]()
     prepare(options.workdir, load_config("quickstart"), stdlib_corpus())
     with ThreadPoolExecutor(options.together) as pool:
         done = list(pool.map(lambda run: train(options.workdir, run), runs))
@@ -116,9 +122,19 @@ def twins() -> list[Run]:
     return [Run("lowrank_relu2", name, *best("elas", name), LONG, seed) for seed in SEEDS for name in OPTIMIZERS]
 
 
+def transfer() -> list[Run]:
+    """Other widths and ranks."""
+    sizes = [(128, 32), (512, 128), (256, 32), (256, 128)]
+    return [Run("elas", "muon", *rate, SHORT, 1, *size) for size in sizes for rate in RATES["muon"]]
+
+
+STUDIES = {"rates": rates, "three_million": three_million, "twins": twins, "transfer": transfer}
+
+
 def best(model: str, optimizer: str) -> tuple[float, float | None]:
     """The rates with the lowest perplexity in `rates`."""
-    found = [row for row in rows() if (row["model"], row["optimizer"], row["steps"]) == (model, optimizer, SHORT)]
+    wanted = {"model": model, "optimizer": optimizer, "steps": SHORT, "width": 256, "rank": 64}
+    found = [row for row in rows() if {key: row[key] for key in wanted} == wanted]
     if not found:
         raise SystemExit(f"error: no result of {optimizer} on {model}; run `rates` first")
     chosen = min(found, key=lambda row: row["ppl"])
