@@ -100,7 +100,8 @@ class Forked:
 
     def _ended(self, timeout: float | None) -> int | None:
         if self.returncode is None and select.select([self._status], [], [], timeout)[0]:
-            self.returncode = pickle.loads(os.read(self._status, 64))
+            status = os.read(self._status, 64)
+            self.returncode = pickle.loads(status) if status else -signal.SIGKILL  # empty: the one that forks has ended
             os.close(self._status)
         return self.returncode
 
