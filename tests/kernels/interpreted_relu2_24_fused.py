@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from relu2_24_oracle import CASES, case_name, fp64_core, rms_ratio
+from support.relu2_24_oracle import CASES, case_name, fp64_core, rms_ratio
 
 from elas.errors import ConfigError
 from elas.kernels.relu2_24 import Relu24Options, ffn_core, reference, registry

@@ -5,11 +5,13 @@ import itertools
 
 import pytest
 import torch
-from relu2_24_oracle import CASES, case_name, fp64_core, rms_ratio, saved_bytes
+from support.relu2_24_oracle import CASES, case_name, fp64_core, rms_ratio, saved_bytes
 from torch.utils.flop_counter import FlopCounterMode
 
 from elas.errors import ConfigError, UserError
 from elas.kernels.relu2_24 import Relu24Options, ffn_core, implementations, registry, relu2_24
+
+pytestmark = pytest.mark.any_device
 
 MEMORIES = ("eager", "compressed", "fused")
 every_case = pytest.mark.parametrize("options", CASES, ids=case_name)

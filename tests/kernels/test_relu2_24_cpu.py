@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from relu2_24_oracle import CASES, case_name, exact_inputs, fp64_core, rms_ratio
+from support.relu2_24_oracle import CASES, case_name, exact_inputs, fp64_core, rms_ratio
 
 from elas.errors import UserError
 from elas.kernels.relu2_24 import Relu24Options, cpu, ffn_core, registry

@@ -4,11 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from relu2_24_oracle import CASES, case_name, exact_inputs, fp64_core, rms_ratio
+from support.relu2_24_oracle import CASES, case_name, exact_inputs, fp64_core, rms_ratio
 
 from elas import accelerator
 from elas.kernels.relu2_24 import Relu24Options, ffn_core
 from elas.kernels.relu2_24.plain import fused
+
+pytestmark = pytest.mark.any_device
 
 every_case = pytest.mark.parametrize("options", CASES, ids=case_name)
 

@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
-from relu2_24_oracle import brute_masks
+from support.relu2_24_oracle import brute_masks
 
 from elas.kernels.relu2_24 import pack
+
+pytestmark = pytest.mark.any_device
 
 NEGATIVE_NAN = math.copysign(math.nan, -1.0)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)

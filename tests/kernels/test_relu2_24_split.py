@@ -4,12 +4,14 @@ import dataclasses
 
 import pytest
 import torch
-from relu2_24_oracle import exact_inputs, order, rms_ratio
+from support.relu2_24_oracle import exact_inputs, order, rms_ratio
 
 from elas import accelerator
 from elas.errors import ConfigError
 from elas.kernels.relu2_24 import Relu24Options, ffn_core, relu2_24
 from elas.kernels.relu2_24.plain.split import dense_features, token_mask, token_order
+
+pytestmark = pytest.mark.any_device
 
 SPLIT = Relu24Options(ffn_memory="eager", backward="split")
 EXACT = dataclasses.replace(SPLIT, backward="dense")

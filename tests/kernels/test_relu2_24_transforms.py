@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from elas.kernels.relu2_24 import Relu24Options, ffn_core, relu2_24
 from elas.nn import LowRankFFN
 
+pytestmark = pytest.mark.any_device
+
 CLOSE = dict(rtol=1e-10, atol=1e-10)  # fp64, sums in another order
 DOUBLE = dict(dtype=torch.float64)
 OPTIONS = {

@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
-from relu2_24_oracle import CASES, case_name, fp64_step, rms_ratio, spread
+from support.relu2_24_oracle import CASES, case_name, fp64_step, rms_ratio, spread
 
 from elas.errors import ConfigError, UserError
 from elas.kernels.relu2_24 import Relu24Options, activation_stats, relu2_24
+
+pytestmark = pytest.mark.any_device
 
 MEMORIES = ("eager", "compressed")  # alone, fused is compressed
 NEGATIVE_NAN = math.copysign(math.nan, -1.0)

@@ -7,6 +7,8 @@ from elas.errors import UserError
 from elas.kernels.relu2_24 import Relu24Options, ffn_core, relu2_24
 from elas.nn import LowRankFFN, SparseFFN
 
+pytestmark = pytest.mark.any_device
+
 MEMORIES = ("fused", "compressed", "eager")
 every_memory = pytest.mark.parametrize("memory", MEMORIES)
 

@@ -13,6 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 from elas.errors import ConfigError
 from elas.nn import LORO, LowRankFFN, LowRankLinear, count_steps, set_step
 
+pytestmark = pytest.mark.any_device
+
 
 def model(layers: int = 2, dense_steps: int = 2) -> nn.Sequential:
     torch.manual_seed(0)

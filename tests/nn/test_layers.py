@@ -16,6 +16,8 @@ from elas.errors import ConfigError
 from elas.kernels.relu2_24.pack import keep_mask
 from elas.nn import LowRankFFN, LowRankLinear, Relu24Options, SparseFFN
 
+pytestmark = pytest.mark.any_device
+
 DOUBLE = dict(dtype=torch.float64)
 CLOSE = dict(rtol=1e-10, atol=1e-10)  # fp64 on both sides
 

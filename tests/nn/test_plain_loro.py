@@ -9,6 +9,8 @@ from torch import nn
 from elas.errors import ConfigError, UserError
 from elas.nn import LORO, LowRankFFN, LowRankLinear, Relu24Options, observe
 
+pytestmark = pytest.mark.any_device
+
 
 def model_and_batch():
     torch.manual_seed(0)

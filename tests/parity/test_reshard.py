@@ -8,7 +8,7 @@ import reshard_run
 import torch
 from support.ranks import run_ranks
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device]
 
 LAYOUTS = {
     "one": (1, {"parallel.zero": 0}),

@@ -114,7 +114,8 @@ def _server() -> socket.socket:
     global _connection
     if _connection is None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # With NVML alone it looks for GPUs: a process that has started CUDA cannot use it in its forks.
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         command = [sys.executable, __file__, str(theirs.fileno())]
         process = subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()])
         theirs.close()

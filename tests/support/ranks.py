@@ -34,6 +34,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
+from support.device import needs_gpus
 from support.forked import HANDLE, Forked
 
 START_TIMEOUT_S = 180.0
@@ -65,6 +66,7 @@ def run_ranks(world_size: int, function: Callable | str, *args: Any, timeout: fl
     Raises:
         RankError: with the traceback of the rank that failed first, or every rank's stack after a time-out.
     """
+    needs_gpus(world_size)
     target = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
     job = pickle.dumps((target, sys.path, pickle.dumps((args, kwargs))))
     pool = _pools.get(world_size)

@@ -8,11 +8,13 @@ from pathlib import Path
 from elas.launch import pretrain
 from elas.launch.local import free_port
 from support.corpora import arguments
+from support.device import needs_gpus
 from support.forked import Forked
 
 
 def start(settings: dict, ranks: int = 2) -> list[Forked]:
     """Start ranks without a launcher, so that each can be killed by its own id."""
+    needs_gpus(ranks)
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common = {**os.environ, **where, "WORLD_SIZE": str(ranks)}
     command = [pretrain.__file__, *arguments(settings)]

@@ -5,6 +5,8 @@ import torch
 
 from elas.optim.muon import COEFFICIENTS, moved, orthogonalized, spectral_norm
 
+pytestmark = pytest.mark.any_device
+
 SHAPES = [(64, 16), (16, 64), (40, 40), (300, 8), (7, 1)]
 
 

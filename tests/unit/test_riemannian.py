@@ -5,6 +5,8 @@ import torch
 
 from elas.optim.riemannian import NotTaken, exact_step
 
+pytestmark = pytest.mark.any_device
+
 
 def problem(o=40, i=28, r=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
