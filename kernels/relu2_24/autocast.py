@@ -10,9 +10,12 @@ import torch
 from elas.errors import UserError
 
 
+# Found once: Dynamo of torch 2.11 does not trace the question.
+_KINDS = frozenset(kind for kind in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(kind))
+
+
 def _enabled(device: torch.device) -> bool:
-    kind = device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return device.type in _KINDS and torch.is_autocast_enabled(device.type)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

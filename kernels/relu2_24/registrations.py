@@ -9,7 +9,7 @@ from elas.kernels.relu2_24.options import Relu24Options
 from elas.kernels.relu2_24.plain.compressed import TorchCompressed
 from elas.kernels.relu2_24.plain.fused import TorchFused
 from elas.kernels.relu2_24.plain.split import SplitBackward
-from elas.kernels.relu2_24.triton import compressed, fused  # noqa: F401
+from elas.kernels.relu2_24.triton import chunked, compressed, fused  # noqa: F401
 
 
 def _everywhere(device: torch.device, dtype: torch.dtype) -> None:

@@ -12,7 +12,9 @@ from support.relu2_24_oracle import CASES, case_name, fp64_core, rms_ratio
 from elas.kernels.relu2_24 import Relu24Options
 from elas.kernels.relu2_24.passes import differentiable
 from elas.kernels.relu2_24.plain import compressed as plain
-from elas.kernels.relu2_24.triton import compressed
+from elas.kernels.relu2_24.plain import fused as plain_fused
+from elas.kernels.relu2_24.triton import chunked, compressed
+from elas.kernels.relu2_24.triton.chunked import TritonChunked
 from elas.kernels.relu2_24.triton.compressed import TritonCompressed
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -85,25 +87,46 @@ def test_every_group_of_special_values(options, dtype):
     assert same(dz, plain.gradient(want_kept, None, ds, options))
 
 
+@every_dtype
+@every_case
+@pytest.mark.parametrize("shape", ((5, 60), (1, 4), (9, 1036)), ids=str)
+def test_in_place_it_is_bit_for_bit_what_pytorch_computes(options, dtype, shape):
+    z, ds = activations(*shape, dtype)
+    want_s, want_dz = plain_fused.step(z, ds, options)
+    assert same(compressed.prune_in_place(z.clone(), options), plain.compress(z, options)[0])
+    s, dz = chunked.step(z.clone(), ds.clone(), options)
+    if dtype == torch.float32:  # the compiler may fuse a product and a sum; PyTorch rounds scale · s elsewhere
+        assert rms_ratio(s, want_s) < 1.2e-7 and rms_ratio(dz, want_dz) < 1.2e-7
+    else:
+        assert same(s, plain.compress(z, options)[0])
+        assert rms_ratio(dz, want_dz) < 3e-3
+
+
+CORES = pytest.mark.parametrize("passes", (TritonCompressed(), TritonChunked()), ids=("compressed", "chunked"))
+
+
+@CORES
 @pytest.mark.parametrize("dtype, tolerance", ((torch.float32, 1e-6), (torch.bfloat16, 6e-3)))
 @every_case
-def test_the_core_agrees_with_fp64(options, dtype, tolerance):
+def test_the_core_agrees_with_fp64(passes, options, dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(chunked, "chunk_tokens", lambda features, size, device: 3)
     generator = torch.Generator().manual_seed(1)
     shapes = ((7, 24), (60, 24), (20, 60), (7, 20))
     *leaves, dv = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
     leaves = [leaf.requires_grad_() for leaf in leaves]
-    v = differentiable(TritonCompressed())(*leaves, options)
+    v = differentiable(passes)(*leaves, options)
     got = dict(zip(("v", "du", "dm_up", "dn_down"), (v, *torch.autograd.grad(v, leaves, dv)), strict=True))
     for name, want in fp64_core(*leaves, dv, options).items():
         assert rms_ratio(got[name].detach(), want) < tolerance, name
 
 
+@CORES
 @every_case
-def test_a_gradient_nobody_wants_is_skipped_and_zero_tokens_pass(options):
+def test_a_gradient_nobody_wants_is_skipped_and_zero_tokens_pass(passes, options):
     for n, wanted in itertools.product((0, 3), itertools.product((False, True), repeat=3)):
         shapes = ((n, 8), (20, 8), (6, 20))
         args = [torch.ones(shape).requires_grad_(want) for shape, want in zip(shapes, wanted, strict=True)]
-        v = differentiable(TritonCompressed())(*args, options)
+        v = differentiable(passes)(*args, options)
         assert v.shape == (n, 6)
         if any(wanted):
             v.backward(torch.ones(()).expand_as(v))

@@ -61,7 +61,8 @@ def constants(kernel, chip, dtype, rank, method, ste=False):
     tile = tiles.choose(chip, kernel, dtype, rank, method == 2)
     if tile is None:
         return None
-    given = fused.constants(tile, rank, rank, "tf32" if dtype == torch.float32 else "ieee", method)
+    words = chip == "sm_90" and dtype == torch.bfloat16 and method != 2
+    given = fused.constants(tile, rank, rank, "tf32" if dtype == torch.float32 else "ieee", method, words)
     if kernel != "forward":
         given["STE"] = ste
     if kernel == "weights":

@@ -5,8 +5,6 @@ The kept tensors are those of plain/compressed.py.
 Shapes: `f` features, `g = f / 4` groups, `n` tokens, `r_in` and `r_out` widths of u and v; ρ = relu(z).
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -14,21 +12,15 @@ from torch.nn.functional import linear
 from elas.kernels.relu2_24.options import Relu24Options
 from elas.kernels.relu2_24.passes import Gradients, Kept, Needs, Operands
 from elas.kernels.relu2_24.registry import Implementation, register
-from elas.kernels.relu2_24.triton.fused import PRIORITY, method_of, obstacle, on, scale_of
+from elas.kernels.relu2_24.triton.fused import PRIORITY, kernels_of, method_of, obstacle, on, scale_of
 
 TILE = (4, 512)
 """Tokens and features of a program's tile: 16 values for each of its 128 threads, 256 bits of bf16."""
 NOTHING, RHO, PACKED = 0, 1, 2
 
 
-def _kernels() -> Any:
-    """The module of the kernels, as Any: Triton has no types for a launch."""
-    from elas.kernels.relu2_24.triton import compressed_kernels
-
-    return compressed_kernels
-
-
-def _grid(n: int, f: int) -> tuple[int, int]:
+def grid(n: int, f: int) -> tuple[int, int]:
+    """Programs of a pass over `[n, f]`."""
     return -(-n // TILE[0]), -(-f // TILE[1])
 
 
@@ -50,10 +42,21 @@ def prune_and_pack(z: Tensor, options: Relu24Options, keep: int) -> tuple[Tensor
     values, codes = kept[0] if kept else s, kept[-1] if kept else s  # unused pointers must be valid
     if z.numel():
         with on(z):
-            _kernels().prune_and_pack_kernel[_grid(n, f)](
+            kernels_of("compressed").prune_and_pack_kernel[grid(n, f)](
                 z, s, values, codes, n, f, codes.shape[1], scale_of(options), method_of(options), keep, *TILE
             )
     return s, kept
+
+
+def prune_in_place(z: Tensor, options: Relu24Options) -> Tensor:
+    """s in the memory of `z [n, f]`, which is contiguous."""
+    if z.numel():
+        (n, f), codes = z.shape, options.method == "soft_threshold"
+        with on(z):
+            kernels_of("compressed").prune_and_pack_kernel[grid(n, f)](
+                z, z, z, z, n, f, f // 4 if codes else -(-f // 8), scale_of(options), method_of(options), NOTHING, *TILE
+            )
+    return z
 
 
 def restore(
@@ -67,7 +70,7 @@ def restore(
     ds = values if ds is None else ds.contiguous()
     if values.numel():
         with on(values):
-            _kernels().restore_kernel[_grid(n, f)](
+            kernels_of("compressed").restore_kernel[grid(n, f)](
                 values,
                 codes,
                 ds,
@@ -90,7 +93,7 @@ def slope(rho: Tensor, ds: Tensor, options: Relu24Options) -> Tensor:
     ds, dz = ds.contiguous(), torch.empty_like(rho)
     if rho.numel():
         with on(rho):
-            _kernels().slope_kernel[_grid(*rho.shape)](rho, ds, dz, *rho.shape, scale_of(options), *TILE)
+            kernels_of("compressed").slope_kernel[grid(*rho.shape)](rho, ds, dz, *rho.shape, scale_of(options), *TILE)
     return dz
 
 

@@ -5,6 +5,7 @@ Shapes: `f` features, `g = f / 4` groups, `n` tokens; ρ = relu(z).
     prune_and_pack_kernel   z → s, and values and codes in pack.py's layout, or ρ, or nothing more
     restore_kernel          values, codes → s, and dz from ds; either may be omitted
     slope_kernel            ρ, ds → dz without pruning
+    step_kernel             z, ds → s, dz, in their place (chunked.py)
 
 Tiles keep the order of memory, so values are read and written in 128-bit words. A byte of codes holds two groups (one
 for the soft threshold).
@@ -179,3 +180,51 @@ def slope_kernel(rho, ds, dz, n, f, scale, BM: tl.constexpr, BF: tl.constexpr):
     root = tl.load(rho + offsets, mask=inside, other=0.0).to(tl.float32)
     slope = _as(scale * tl.load(ds + offsets, mask=inside, other=0.0).to(tl.float32), ds)
     tl.store(dz + offsets, tl.where(root == 0, 0.0, slope * (2 * root)).to(dz.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _times_root(ds, root, scale, pointer, METHOD: tl.constexpr):
+    """`2·root·scale·ds`, with each factor rounded first; 0 where the root is 0, even if ds is infinite."""
+    if METHOD == SOFT_THRESHOLD:
+        ds = _as(scale * ds, pointer)
+    return tl.where(root == 0, 0.0, _as(ds * (2 * root), pointer))
+
+
+@triton.jit
+def step_kernel(
+    z, ds, n, f, scale, METHOD: tl.constexpr, STE: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr
+):  # fmt: skip
+    """Grid (tiles of n, tiles of f): `z [n, f]` becomes s and `ds [n, f]` becomes dz."""
+    offsets, inside = _where(n, f, BM, BF, f)
+    rho = relu(tl.load(z + offsets, mask=inside, other=0.0).to(tl.float32))
+    slope = tl.load(ds + offsets, mask=inside, other=0.0).to(tl.float32)
+    if METHOD == DENSE:
+        tl.store(z + offsets, (rho * rho).to(z.dtype.element_ty), mask=inside)
+        tl.store(ds + offsets, _times_root(slope, rho, scale, ds, METHOD).to(ds.dtype.element_ty), mask=inside)
+    else:
+        a, b, c, d = neighbours(rho)
+        keep, third = order(a, b, c, d)
+        t = 0.0
+        if METHOD == SOFT_THRESHOLD:
+            t = _sum_at(third, a, b, c, d)
+        ra, rb = tl.where(keep[0], _as(a - t, z), 0.0), tl.where(keep[1], _as(b - t, z), 0.0)
+        rc, rd = tl.where(keep[2], _as(c - t, z), 0.0), tl.where(keep[3], _as(d - t, z), 0.0)
+        s = _together(
+            _square(ra, scale, z, METHOD), _square(rb, scale, z, METHOD),
+            _square(rc, scale, z, METHOD), _square(rd, scale, z, METHOD),
+        )  # fmt: skip
+        tl.store(z + offsets, s.to(z.dtype.element_ty), mask=inside)
+        if STE:
+            dz = _times_root(slope, rho, scale, ds, METHOD)
+        else:
+            e, g, h, i = neighbours(slope)
+            e, g = _times_root(e, ra, scale, ds, METHOD), _times_root(g, rb, scale, ds, METHOD)
+            h, i = _times_root(h, rc, scale, ds, METHOD), _times_root(i, rd, scale, ds, METHOD)
+            if METHOD == SOFT_THRESHOLD:
+                shift = _as(-(e + g + h + i), ds)
+                e = tl.where(third[0] & (a != 0), shift, e)
+                g = tl.where(third[1] & (b != 0), shift, g)
+                h = tl.where(third[2] & (c != 0), shift, h)
+                i = tl.where(third[3] & (d != 0), shift, i)
+            dz = _together(e, g, h, i)
+        tl.store(ds + offsets, dz.to(ds.dtype.element_ty), mask=inside)

@@ -5,6 +5,7 @@ Shapes: `f` features, `n` tokens, `r_in` and `r_out` widths of u and v.
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 from contextlib import AbstractContextManager
 from typing import Any
@@ -84,11 +85,9 @@ def precision_of(dtype: torch.dtype) -> str:
     return "ieee"
 
 
-def _kernels() -> Any:
-    """The module of the kernels, as Any: Triton has no types for a launch."""
-    from elas.kernels.relu2_24.triton import fused_kernels
-
-    return fused_kernels
+def kernels_of(memory: str) -> Any:
+    """The module of the `fused` or `compressed` kernels, as Any: Triton has no types for a launch."""
+    return importlib.import_module(f"elas.kernels.relu2_24.triton.{memory}_kernels")
 
 
 def _in_rows(x: Tensor) -> Tensor:
@@ -121,7 +120,7 @@ class TritonFused:
             grid = (-(-v.shape[0] // tile.tokens), -(-v.shape[1] // constants["BO"]))
             strides = (u.stride(0), m.stride(0), n.stride(0), v.stride(0))
             with on(u):
-                _kernels().forward_kernel[grid](
+                kernels_of("fused").forward_kernel[grid](
                     u, m, n, v, u.shape[0], m.shape[0], *strides, scale_of(options), **constants
                 )
         return v, ()
@@ -143,7 +142,7 @@ class TritonFused:
             strides = tuple(x.stride(0) for x in (u, m, n, dv, du))
             ste = options.gradient == "ste"
             with on(u):
-                _kernels().du_kernel[grid](
+                kernels_of("fused").du_kernel[grid](
                     u, m, n, dv, du, u.shape[0], m.shape[0], *strides, scale_of(options), STE=ste, **constants
                 )
         return du
@@ -165,7 +164,7 @@ class TritonFused:
         more = {"STE": options.gradient == "ste", "NEEDS_M": needs[0], "NEEDS_N": needs[1], **constants}
         if f:
             with on(u):
-                _kernels().weights_kernel[(tiles, shares, chunks)](
+                kernels_of("fused").weights_kernel[(tiles, shares, chunks)](
                     u, m, n, dv, dm, dn, tokens, f, share, *strides, scale_of(options), **more
                 )
         return (
@@ -186,10 +185,18 @@ class TritonFused:
         r, soft = max(u.shape[1], n.shape[1]), method_of(options) == 2
         tile = self.tile or choose(_chip(u.device), kernel, u.dtype, r, soft)
         assert tile is not None, "`misfit` refuses widths without a tile"
-        return tile, constants(tile, u.shape[1], n.shape[1], precision_of(u.dtype), method_of(options))
+        words = packs(u.device, u.dtype, method_of(options))
+        return tile, constants(tile, u.shape[1], n.shape[1], precision_of(u.dtype), method_of(options), words)
 
 
-def constants(tile: Tile, r_in: int, r_out: int, precision: str, method: int) -> dict[str, Any]:
+def packs(device: torch.device, dtype: torch.dtype, method: int) -> bool:
+    """Whether kernels prune in packed words (triton/packed.py): bf16, sm_90 and later, not the soft threshold."""
+    if device.type != "cuda" or dtype != torch.bfloat16 or method == 2:
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def constants(tile: Tile, r_in: int, r_out: int, precision: str, method: int, words: bool) -> dict[str, Any]:
     """Compile-time arguments of a fused kernel, with `num_warps` and `num_stages`."""
     return {
         "R_IN": r_in,
@@ -201,6 +208,7 @@ def constants(tile: Tile, r_in: int, r_out: int, precision: str, method: int) ->
         "BO": tile.columns(r_out),
         "GAP": tile.gap,
         "P": precision,
+        "PACKED": words,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }

@@ -20,6 +20,7 @@ is passed transposed, `[f, r_out]`, so that its rows can be gathered like m_up's
 import triton
 import triton.language as tl
 
+from elas.kernels.relu2_24.triton import packed
 from elas.kernels.relu2_24.triton.groups import feature_of, pruned, pruned_with_gradient, relu
 
 
@@ -53,17 +54,33 @@ def _product(x, rows, x_end, x_stride, w, features, w_end, w_stride, R: tl.const
 
 
 @triton.jit
-def _rho(u, rows, u_end, u_stride, m, features, m_end, m_stride, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr):
-    """ρ of a tile in fp32, rounded to the operands' dtype so that it ranks as in the reference."""
-    z = _product(u, rows, u_end, u_stride, m, features, m_end, m_stride, R, B, P)
-    return relu(z.to(u.dtype.element_ty).to(tl.float32))
+def _rho(z, pointer):
+    """ρ in fp32, rounded to the operands' dtype so that it ranks as in the reference."""
+    return relu(z.to(pointer.dtype.element_ty).to(tl.float32))
+
+
+@triton.jit
+def _s(z, scale, pointer, METHOD: tl.constexpr, GAP: tl.constexpr, PACKED: tl.constexpr):
+    """s of a tile of products, in the dtype of pointer."""
+    if PACKED:
+        return packed.pruned(z, METHOD, GAP)
+    return pruned(_rho(z, pointer), scale, METHOD, GAP).to(pointer.dtype.element_ty)
+
+
+@triton.jit
+def _s_and_dz(z, ds, scale, pointer, METHOD: tl.constexpr, STE: tl.constexpr, GAP: tl.constexpr, PACKED: tl.constexpr):
+    """s and dz (PACKED: half of it) of two tiles of products, in the dtype of pointer."""
+    if PACKED:
+        return packed.pruned_with_gradient(z, ds, METHOD, STE, GAP)
+    s, dz = pruned_with_gradient(_rho(z, pointer), ds, scale, METHOD, STE, GAP)
+    return s.to(pointer.dtype.element_ty), dz.to(pointer.dtype.element_ty)
 
 
 @triton.jit
 def forward_kernel(
     u, m, n, v, tokens, features, u_stride, m_stride, n_stride, v_stride, scale,
     R_IN: tl.constexpr, R_OUT: tl.constexpr, METHOD: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
-    BI: tl.constexpr, BO: tl.constexpr, GAP: tl.constexpr, P: tl.constexpr,
+    BI: tl.constexpr, BO: tl.constexpr, GAP: tl.constexpr, P: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of n, chunks of r_out): `u [n, r_in]`, `m [f, r_in]`, `n [f, r_out]` → `v [n, r_out]`."""
     token = tl.program_id(0).to(tl.int64) * BM
@@ -74,8 +91,8 @@ def forward_kernel(
     sums = tl.zeros((BM, BO), tl.float32)
     for start in range(0, features, BF):
         at = start + feature_of(BF, GAP)
-        rho = _rho(u, rows, left, u_stride, m, at, features, m_stride, R_IN, BI, P)
-        s = pruned(rho, scale, METHOD, GAP).to(u.dtype.element_ty)
+        z = _product(u, rows, left, u_stride, m, at, features, m_stride, R_IN, BI, P)
+        s = _s(z, scale, u, METHOD, GAP, PACKED)
         sums = tl.dot(s, _tile(n, at, features, n_stride, out, R_OUT, BO), sums, input_precision=P)
     _put(v + token * v_stride, rows, left, v_stride, out, R_OUT, sums)
 
@@ -84,7 +101,7 @@ def forward_kernel(
 def du_kernel(
     u, m, n, dv, du, tokens, features, u_stride, m_stride, n_stride, dv_stride, du_stride, scale,
     R_IN: tl.constexpr, R_OUT: tl.constexpr, METHOD: tl.constexpr, STE: tl.constexpr, BM: tl.constexpr,
-    BF: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, GAP: tl.constexpr, P: tl.constexpr,
+    BF: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, GAP: tl.constexpr, P: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of n, chunks of r_in): the forward's operands and `dv [n, r_out]` → `du [n, r_in]`."""
     token = tl.program_id(0).to(tl.int64) * BM
@@ -98,18 +115,19 @@ def du_kernel(
     sums = tl.zeros((BM, BI), tl.float32)
     for start in range(0, features, BF):
         at = start + feature_of(BF, GAP)
-        rho = _rho(u, rows, left, u_stride, m, at, features, m_stride, R_IN, BI, P)
+        z = _product(u, rows, left, u_stride, m, at, features, m_stride, R_IN, BI, P)
         ds = _product(dv, rows, left, dv_stride, n, at, features, n_stride, R_OUT, BO, P)
-        _, dz = pruned_with_gradient(rho, ds, scale, METHOD, STE, GAP)
+        _, dz = _s_and_dz(z, ds, scale, u, METHOD, STE, GAP, PACKED)
         right = _tile(m, at, features, m_stride, first, R_IN, BI)
-        sums = tl.dot(dz.to(u.dtype.element_ty), right, sums, input_precision=P)
+        sums = tl.dot(dz, right, sums, input_precision=P)
+    if PACKED:
+        sums *= packed.HALF
     _put(du + token * du_stride, rows, left, du_stride, first, R_IN, sums)
 
 
 @triton.jit
 def _add_product(sums, x, y, FIRST: tl.constexpr, P: tl.constexpr):
-    """`sums + yᵀ x` if FIRST, else its transpose `sums + xᵀ y`: `x [tokens, columns]`, `y [tokens, features]` fp32."""
-    y = y.to(x.dtype)
+    """`sums + yᵀ x` if FIRST, else its transpose `sums + xᵀ y`: `x [tokens, columns]`, `y [tokens, features]`."""
     if FIRST:
         sums = tl.dot(y.T, x, sums, input_precision=P)
     else:
@@ -122,7 +140,7 @@ def weights_kernel(
     u, m, n, dv, dm, dn, tokens, features, share, u_stride, m_stride, n_stride, dv_stride, scale,
     R_IN: tl.constexpr, R_OUT: tl.constexpr, METHOD: tl.constexpr, STE: tl.constexpr, NEEDS_M: tl.constexpr,
     NEEDS_N: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
-    GAP: tl.constexpr, P: tl.constexpr,
+    GAP: tl.constexpr, P: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of f, shares of n, chunks of both r): → `dm [shares, f, r_in]`, `dn [shares, f, r_out]`, fp32.
 
@@ -142,17 +160,19 @@ def weights_kernel(
     n_sums = tl.zeros((BF, BO) if FIRST else (BO, BF), tl.float32)
     for start in range(0, left, BM):
         rows = start + tl.arange(0, BM)
-        rho = _rho(u, rows, left, u_stride, m, at, features, m_stride, R_IN, BI, P)
+        z = _product(u, rows, left, u_stride, m, at, features, m_stride, R_IN, BI, P)
         dv_tile = _tile(dv, rows, left, dv_stride, first_out, R_OUT, BO)
         if NEEDS_M:
             ds = _product(dv, rows, left, dv_stride, n, at, features, n_stride, R_OUT, BO, P)
-            s, dz = pruned_with_gradient(rho, ds, scale, METHOD, STE, GAP)
+            s, dz = _s_and_dz(z, ds, scale, u, METHOD, STE, GAP, PACKED)
             u_tile = _tile(u, rows, left, u_stride, first_in, R_IN, BI)
             m_sums = _add_product(m_sums, u_tile, dz, FIRST, P)
         else:
-            s = pruned(rho, scale, METHOD, GAP)
+            s = _s(z, scale, u, METHOD, GAP, PACKED)
         if NEEDS_N:
             n_sums = _add_product(n_sums, dv_tile, s, FIRST, P)
+    if PACKED:
+        m_sums *= packed.HALF
     plane = tl.program_id(1).to(tl.int64) * features
     if NEEDS_M:
         _put(dm + plane * R_IN, at, features, R_IN, first_in, R_IN, m_sums if FIRST else m_sums.T)
