@@ -21,8 +21,8 @@ PEAKS: dict[str, tuple[float, float]] = {
     "RTX 4090": (165e12, 1.008e12),
     "RTX 3090": (71e12, 0.936e12),
 }
-"""FLOP/s of dense bf16 products with sums in fp32, and bytes/s of memory, from NVIDIA's data sheets; of several names that
-are part of the GPU's, the first."""
+"""FLOP/s of dense bf16 products with sums in fp32, and bytes/s of memory, from NVIDIA's data sheets; of several names
+that are part of the GPU's, the first."""
 
 
 def peaks(device: torch.device) -> tuple[float, float] | None:

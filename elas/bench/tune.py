@@ -36,8 +36,8 @@ PRODUCTS = {"forward": 2, "du": 3, "weights": 4}
 BOUND = {"float32": 2e-3, "bfloat16": 1e-2}
 """RMS relative to fp64; fp32 products are TF32."""
 CHECKED_TOKENS = 512
-TOKENS, FEATURES, STAGES = (32, 64, 128, 256), (16, 32, 64, 128), (2, 3, 4)
-MOST_REGISTERS = 208
+TOKENS, FEATURES, STAGES = (32, 64, 128, 256), (16, 32, 64, 128), (1, 2, 3, 4)
+MOST_REGISTERS = 224
 """32-bit registers of a thread for sums and products; more would spill."""
 
 
@@ -100,7 +100,9 @@ def candidates(case: Case, chip: str) -> Iterator[Tile]:
     yield default
     wide, size = default.columns(case.r), 2 if case.dtype == "bfloat16" else 4
     for tokens, features, warps, stages in itertools.product(TOKENS, FEATURES, (4, 8), STAGES):
-        if wide < 512 and (features == 16 or (tokens == 32 and case.kernel != "weights")):
+        if (wide < 256 and (features == 16 or stages == 1)) or (
+            wide < 512 and tokens == 32 and case.kernel != "weights"
+        ):
             continue  # wgmma multiplies 64 rows at once; narrow tiles are for sums that fill the registers
         tile = Tile(tokens, features, default.gap, warps, stages)
         inner, both = tokens * features, 2 * wide * size
@@ -260,11 +262,9 @@ def keep(path: Path, gpu: str, rows: list[dict[str, Any]]) -> None:
 def _print(facts: dict[str, Any]) -> None:
     print(f"{facts['device']}, torch {facts['torch']}")
     cells = [
-        [row["kernel"], row["dtype"], row["method"], str(row["r_in"]), str(row["tried"])]
-        + ([_tile(row["tile"]), f"{row['us']:.0f}", "–" if row["default_us"] is None else f"{row['default_us']:.0f}"]
-           + [f"{row['tflops']:.0f}"] if row["tile"] else ["none is right", "–", "–", "–"])
+        [row["kernel"], row["dtype"], row["method"], str(row["r_in"]), str(row["tried"]), *_measured(row)]
         for row in facts["rows"]
-    ]  # fmt: skip
+    ]
     headers = ["kernel", "dtype", "method", "r", "right", "tokens × features, warps, stages", "µs", "before", "TFLOP/s"]
     print(table(headers, cells, left=6))
     print(f"written to {facts['file']}")
@@ -272,5 +272,9 @@ def _print(facts: dict[str, Any]) -> None:
         print(f"note: {note}")
 
 
-def _tile(tile: dict[str, Any]) -> str:
-    return f"{tile['tokens']} × {tile['features']}, {tile['warps']}, {tile['stages']}"
+def _measured(row: dict[str, Any]) -> list[str]:
+    if row["tile"] is None:
+        return ["none is right", "–", "–", "–"]
+    tile, before = row["tile"], row["default_us"]
+    text = f"{tile['tokens']} × {tile['features']}, {tile['warps']}, {tile['stages']}"
+    return [text, f"{row['us']:.0f}", "–" if before is None else f"{before:.0f}", f"{row['tflops']:.0f}"]
