@@ -99,10 +99,12 @@ def main(argv: list[str]) -> int:
                     rows, notes = rows + more, notes + said
                     facts = {**arguments.environment(), "tokens": options.tokens, "repeats": options.repeats}
                     facts |= {"rows": rows, "ratios": ratios(rows), "notes": notes}
-                    write_json(options.json, facts)  # lest a run that is cut off leave nothing
+                    if options.json is not None and (options.json.is_file() or not options.json.exists()):
+                        write_json(options.json, facts)  # lest a run that is cut off leave nothing
     finally:
         torch.set_num_threads(threads_before)
     progress.clear()
+    write_json(options.json, facts)
     _print(facts)
     return 1 if any(row["fwd_ms"] is None for row in rows) else 0
 
