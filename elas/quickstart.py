@@ -35,7 +35,8 @@ def main(argv: list[str]) -> int:
     overrides, rest = split_overrides(argv)
     parser = SettingsParser(
         "elas quickstart",
-        "Train a small ELAS model on Python's standard library, on two ranks (one GPU: one). Any setting: --section.key VALUE.",
+        "Train a small ELAS model on Python's standard library, on two ranks (one, on a host with one GPU). "
+        "Any setting: --section.key VALUE.",
         "elas quickstart --steps 100 --workdir /tmp/elas",
     )
     parser.add_argument(
