@@ -23,6 +23,7 @@ COMMANDS = {
     "import": ("elas.export.import_cli", "a Hugging Face folder as a run to train: `import hf`"),
     "build": ("elas.build", "compile the extensions for this machine ahead of time"),
     "bench": ("elas.bench.cli", "measure time and memory: `bench ffn`, `step`, `comm`, `checkpoint`, `prep`"),
+    "gpu-check": ("elas.gpu_check.cli", "check a GPU in ten minutes: what is right, what is wrong, how fast it is"),
     "prep": ("elas.data_prep.cli", "prepare data: `prep tokenizer`, `tokenize`, `merge`, `verify`, `info`"),
 }
 
