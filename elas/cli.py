@@ -22,6 +22,7 @@ COMMANDS = {
     "export": ("elas.export.cli", "a checkpoint as a Hugging Face folder: `export hf`"),
     "import": ("elas.export.import_cli", "a Hugging Face folder as a run to train: `import hf`"),
     "build": ("elas.build", "compile the extensions for this machine ahead of time"),
+    "tune": ("elas.bench.tune", "measure the tiles of the fused kernels on this GPU, and keep the fastest"),
     "bench": ("elas.bench.cli", "measure time and memory: `bench ffn`, `step`, `comm`, `checkpoint`, `prep`"),
     "gpu-check": ("elas.gpu_check.cli", "check a GPU in ten minutes: what is right, what is wrong, how fast it is"),
     "prep": ("elas.data_prep.cli", "prepare data: `prep tokenizer`, `tokenize`, `merge`, `verify`, `info`"),

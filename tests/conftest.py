@@ -18,7 +18,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "any_device: runs on the device of --device")
+    config.addinivalue_line(
+        "markers", "any_device: runs on the device of --device; any_device('processes'): only what it starts"
+    )
     config.addinivalue_line("markers", "gpu_only: has no twin on the CPU")
     devices.configure(config)
 
@@ -48,7 +50,7 @@ def device(pytestconfig):
 @pytest.fixture(autouse=True)
 def _tensors_on_the_device(request, pytestconfig):
     """Tests marked `any_device` make their tensors on the device."""
-    if pytestconfig.getoption("--device") == "cpu" or request.node.get_closest_marker("any_device") is None:
+    if pytestconfig.getoption("--device") == "cpu" or not devices.makes_tensors(request.node):
         yield
         return
     yield from devices.on_device(request.getfixturevalue("device"))

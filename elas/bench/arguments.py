@@ -1,12 +1,14 @@
 """Options that the benchmarks share."""
 
+import os
 from difflib import get_close_matches
 
 import torch
 
-from elas.accelerator import processor
+from elas.accelerator import has_cuda, processor
 from elas.errors import UserError
-from elas.model.transformer_config import DTYPES
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def choices(option: str, text: str, known: list[str]) -> list[str]:
@@ -45,8 +47,25 @@ def counts(option: str, text: str) -> list[int]:
 
 
 def dtypes(text: str) -> list[str]:
-    """`--dtypes` as a list of names in `elas.model.transformer_config.DTYPES`."""
+    """`--dtypes` as a list of names in `DTYPES`."""
     return choices("--dtypes", text, list(DTYPES))
+
+
+def use_device(name: str | None) -> None:
+    """Apply `--device`; to be called before anything looks for a GPU.
+
+    Args:
+        name: `cpu` hides GPUs from this process, `cuda` requires one, None takes it if there is one.
+
+    Raises:
+        UserError: `cuda` without a CUDA device.
+    """
+    if name == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        if has_cuda():  # this process has started CUDA before
+            raise UserError("--device cpu: this process has used a GPU already; set CUDA_VISIBLE_DEVICES='' before")
+    if name == "cuda" and not has_cuda():
+        raise UserError("--device cuda: torch sees no CUDA device; `nvidia-smi` shows whether the driver does")
 
 
 def at_least(option: str, value: int | None, least: int) -> None:

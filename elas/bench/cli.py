@@ -1,7 +1,10 @@
 """`elas bench`: runs one of the benchmarks."""
 
+import itertools
+import os
 from collections.abc import Callable
 
+from elas import accelerator
 from elas.command import run_command
 
 COMMANDS: dict[str, tuple[Callable | str, str]] = {
@@ -16,4 +19,7 @@ COMMANDS: dict[str, tuple[Callable | str, str]] = {
 
 def main(argv: list[str]) -> int:
     """Run `elas bench ARGV…`; returns the exit status, raises `UserError` for invalid arguments."""
+    if "--device=cpu" in argv or ("--device", "cpu") in itertools.pairwise(argv):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything looks for GPUs: what is found then stays
+    accelerator.prepare()  # before Megatron is imported: it silences what that says of packages that are not needed
     return run_command("elas bench", COMMANDS, argv, "example:", "  elas bench ffn --shapes 60m")

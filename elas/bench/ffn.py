@@ -4,7 +4,9 @@ Legend: n tokens, h hidden.
 
 Columns of a row:
 
-- `fwd_ms`, `bwd_ms`: medians of rounds in turns.
+- `fwd_ms`, `bwd_ms`: medians of rounds in turns; on a GPU its own time, and `host_ms` what Python takes to submit both.
+- `tflops`, `peak_share`, `bandwidth_share`: of the six products with each weight, the chip's dense bf16 peak, and its
+  memory's for x, y, their gradients, weights and weight gradients, each moved once.
 - `saved_bytes`: saved for the backward pass, without parameters and x.
 - `peak_bytes`: peak allocation of a forward and backward pass, above parameters, x and dy.
 - `rel_err`: RMS error against the variant's formula in fp64, the largest over y, dx and all weight gradients. If it
@@ -21,8 +23,9 @@ from typing import Any
 import torch
 
 from elas import accelerator
-from elas.bench import arguments, ffn_variants, measure, show
-from elas.bench.ffn_variants import VARIANTS, Variant
+from elas.bench import arguments, ffn_variants, measure, roofline, show
+from elas.bench.arguments import DTYPES
+from elas.bench.ffn_variants import COMPILED, ON_REQUEST, VARIANTS, Variant
 from elas.bench.one_process import one_process
 from elas.command import Parser
 from elas.config import load_config, presets
@@ -30,7 +33,6 @@ from elas.console import LiveLine, table
 from elas.errors import ConfigError
 from elas.files import write_json
 from elas.model.ffn import ElasFFN
-from elas.model.transformer_config import DTYPES
 
 BOUNDS = {"float32": 3e-6, "bfloat16": 1e-2}
 """Bounds of `rel_err`: up to ten thousand roundings of 6e-8 partly cancel to about 1e-6; in bf16 the gradient of the
@@ -41,6 +43,11 @@ RATIOS = [
     ("time", "elas_fused", "elas_eager"),
     ("time", "elas_compressed", "lowrank_relu2"),
     ("time", "full_swiglu", "elas_fused"),
+    ("time", "elas_fused", "lowrank_relu2_compiled"),
+    ("time", "elas_compressed", "lowrank_relu2_compiled"),
+    ("time", "elas_fused", "full_swiglu_compiled"),
+    ("time", "elas_compressed", "full_swiglu_compiled"),
+    ("time", "elas_fused", "full_swiglu_liger"),
     ("saved_bytes", "elas_fused", "lowrank_relu2"),
     ("saved_bytes", "elas_compressed", "lowrank_relu2"),
     ("peak_bytes", "elas_fused", "lowrank_relu2"),
@@ -64,14 +71,19 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--shapes", default="60m,350m,1b", help="presets, separated by commas (default: %(default)s)")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="default: %(default)s")
-    parser.add_argument("--variants", default=",".join(VARIANTS), help="default: all")
+    others = f"default: all but {', '.join(ON_REQUEST)}; on a GPU also {', '.join(COMPILED)}"
+    parser.add_argument("--variants", help=others)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a GPU")
     parser.add_argument("--tokens", type=int, default=4096, metavar="T", help="tokens in x (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="counted rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
     options = parser.parse_args(argv)
     shapes = arguments.choices("--shapes", options.shapes, presets())
     dtypes = arguments.dtypes(options.dtypes)
-    names = arguments.choices("--variants", options.variants, list(VARIANTS))
+    known = {**VARIANTS, **COMPILED, **ON_REQUEST}
+    arguments.use_device(options.device)
+    usual = [*VARIANTS, *(COMPILED if accelerator.has_cuda() else ())]
+    names = arguments.choices("--variants", options.variants or ",".join(usual), list(known))
     for option, value in (("--tokens", options.tokens), ("--repeats", options.repeats), ("--threads", options.threads)):
         arguments.at_least(option, value, 1)
     threads_before = torch.get_num_threads()
@@ -108,10 +120,10 @@ def _cell(
     x.requires_grad_()
     layers, rows, notes = {}, {}, []
     for name in names:
-        variant = VARIANTS[name]
+        variant = {**VARIANTS, **COMPILED, **ON_REQUEST}[name]
         progress(f"{shape} {dtype} {name}: checking")
-        layer = ffn_variants.build(variant, shape, dtype)
         try:
+            layer = ffn_variants.build(variant, shape, dtype)
             implementation = ffn_variants.implementation(variant, layer)
         except ConfigError as error:
             notes.append(f"{shape} {dtype} {name}: left out: {error}")
@@ -131,8 +143,11 @@ def _cell(
         repeats=repeats,
         progress=lambda text: progress(f"{shape} {dtype} {text}"),
     )
-    for name, (forward, backward) in times.items():
-        rows[name] |= {"fwd_ms": 1e3 * forward, "bwd_ms": 1e3 * backward}
+    for name, (forward, backward, host) in times.items():
+        weights = sum(p.numel() for p in layers[name].parameters())
+        least = x.element_size() * (5 * x.numel() + 3 * weights)
+        rows[name] |= {"fwd_ms": 1e3 * forward, "bwd_ms": 1e3 * backward, "host_ms": 1e3 * host}
+        rows[name] |= roofline.shares(6.0 * tokens * weights, least, forward + backward, dtype, device)
     layers.clear()
     gc.collect()
     return list(rows.values()), notes
@@ -188,14 +203,14 @@ def _bytes(layer: ElasFFN, x: torch.Tensor, dy: torch.Tensor) -> dict[str, int]:
     return {"saved_bytes": saved.total, "peak_bytes": memory.peak}
 
 
-def _job(layer: ElasFFN, x: torch.Tensor, dy: torch.Tensor) -> Callable[[], tuple[float, float]]:
-    """A function that runs forward and backward and returns their times."""
+def _job(layer: ElasFFN, x: torch.Tensor, dy: torch.Tensor) -> Callable[[], tuple[float, ...]]:
+    """A function that runs forward and backward and returns their times, and the host's."""
 
-    def job() -> tuple[float, float]:
-        forward, (y, _) = measure.seconds(lambda: layer(x), x.device)
-        backward, _ = measure.seconds(lambda: y.backward(dy), x.device)
+    def job() -> tuple[float, ...]:
+        forward, forward_host, (y, _) = measure.gpu_seconds(lambda: layer(x), x.device)
+        backward, backward_host, _ = measure.gpu_seconds(lambda: y.backward(dy), x.device)
         _forget(layer, x)
-        return forward, backward
+        return forward, backward, forward_host + backward_host
 
     return job
 
@@ -221,18 +236,28 @@ def _value(row: dict | None, what: str) -> Any:
     return row["fwd_ms"] + row["bwd_ms"] if what == "time" else row[what]
 
 
+def _share(row: dict, key: str) -> str:
+    value = row.get(key)
+    return "–" if value is None else f"{100 * value:.0f}"
+
+
 def _print(facts: dict) -> None:
     print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}; {facts['tokens']} tokens, medians "
           f"of {facts['repeats']}")  # fmt: skip
-    headers = ["shape", "dtype", "variant", "runs", "fwd ms", "bwd ms", "saved MiB", "peak MiB", "rel err"]
+    on_gpu = any(row.get("peak_share") is not None for row in facts["rows"])
+    headers = ["shape", "dtype", "variant", "runs", "fwd ms", "bwd ms"] + ["host ms", "% peak", "% bw"] * on_gpu
+    headers += ["saved MiB", "peak MiB", "rel err"]
     cells = [
         [row["shape"], row["dtype"], row["variant"], row["implementation"] or "–"]
         + [show.milliseconds(row[key]) for key in ("fwd_ms", "bwd_ms")]
+        + [show.milliseconds(row.get("host_ms")), _share(row, "peak_share"), _share(row, "bandwidth_share")] * on_gpu
         + [show.mebibytes(row[key]) for key in ("saved_bytes", "peak_bytes")]
         + [f"{row['rel_err']:.1e}" + (" WRONG" if row["fwd_ms"] is None else "")]
         for row in facts["rows"]
     ]
     print(table(headers, cells, left=4))
+    if on_gpu:
+        print("host: what Python takes to submit both; % peak: of the chip's dense bf16 FLOP/s; % bw: of its memory's")
     print("saved: for the backward pass, without parameters and x; peak: above parameters, x and dy; rel err: against")
     print("fp64, largest over y, dx and weight gradients\n")
     print(show.ratio_table(facts["ratios"], ("shape", "dtype")))

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from elas.config import load_config
+from elas.errors import ConfigError
 from elas.kernels.relu2_24 import Implementation, Relu24Options, register, registry
 from elas.model.ffn import ElasFFN
 
@@ -36,12 +37,14 @@ class Variant:
         gated: SwiGLU rather than squared ReLU.
         gradient: of 2:4; None without 2:4.
         ffn_memory: memory mode of the kernel; None if no kernel runs.
+        by: not our module, but its formula through torch.compile (`compile`) or Liger's SwiGLU kernel (`liger`).
     """
 
     overrides: dict[str, object] = field(default_factory=dict)
     gated: bool = False
     gradient: str | None = None
     ffn_memory: str | None = None
+    by: str | None = None
 
 
 VARIANTS = {
@@ -63,8 +66,64 @@ VARIANTS = {
     },
 }
 
+COMPILED = {
+    "full_swiglu_compiled": Variant({"low_rank.kind": "none", **SWIGLU}, gated=True, by="compile"),
+    "lowrank_swiglu_compiled": Variant(SWIGLU, gated=True, by="compile"),
+    "lowrank_relu2_compiled": Variant(DENSE, by="compile"),
+    "full_swiglu_liger": Variant({"low_rank.kind": "none", **SWIGLU}, gated=True, by="liger"),
+}
+"""Peers on a GPU: the same weights and formulas, compiled by torch, or with Liger's kernel if that is installed."""
+ON_REQUEST = {
+    f"elas_fused_{name}": Variant(
+        {**PRUNED, "sparsity.ffn_memory": "fused", "sparsity.gradient": "masked", "sparsity.implementation": name},
+        gradient="masked",
+        ffn_memory="fused",
+    )
+    for name in ("triton", "chunked", "torch")
+}
+"""`elas_fused` by an implementation that `auto` does not choose."""
 
-def build(variant: Variant, preset: str, dtype: str) -> ElasFFN:
+
+class Peer(torch.nn.Module):
+    """The weights of one of our layers in another implementation of its formula.
+
+    Args:
+        variant: has the formula.
+        layer: has the weights.
+
+    Raises:
+        ConfigError: Liger is not installed.
+    """
+
+    def __init__(self, variant: Variant, layer: ElasFFN):
+        super().__init__()
+        self.layer = layer
+        if variant.by == "liger":
+            try:
+                from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+            except ImportError as error:
+                raise ConfigError(
+                    "variants", "full_swiglu_liger", "Liger is not installed", "pip install liger-kernel"
+                ) from error
+            self._function = lambda weights, x: _liger(LigerSiLUMulFunction.apply, weights, x)
+        else:
+            self._function = torch.compile(lambda weights, x: formula(variant, weights, x))
+
+    def named_parameters(self, *args, **kwargs):
+        """Names as in the layer."""
+        return self.layer.named_parameters(*args, **kwargs)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """`x [n, 1, h]` to y of its shape, and no bias."""
+        return self._function(dict(self.named_parameters()), x), None
+
+
+def _liger(multiply: Any, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    gate, up = (x @ weights["linear_fc1.weight"].T).chunk(2, -1)
+    return multiply(gate.contiguous(), up.contiguous()) @ weights["linear_fc2.weight"].T
+
+
+def build(variant: Variant, preset: str, dtype: str) -> Any:
     """The layer at a preset's shape with uninitialised weights; Megatron's process groups must exist.
 
     Raises:
@@ -85,7 +144,7 @@ def build(variant: Variant, preset: str, dtype: str) -> ElasFFN:
     provider = ElasSpecProvider(config.low_rank.kind != "none")
     submodules: Any = layer_spec(provider).submodules
     layer: Any = build_module(submodules.mlp, config=transformer_config(config))
-    return layer
+    return layer if variant.by is None else Peer(variant, layer)
 
 
 def gated_width(config) -> int:
@@ -96,7 +155,7 @@ def gated_width(config) -> int:
 
 
 @torch.no_grad()
-def fill(layer: ElasFFN, seed: int, *, ranked: bool) -> None:
+def fill(layer: ElasFFN | Peer, seed: int, *, ranked: bool) -> None:
     """Set the weights to normal values that keep activations near 1.
 
     Args:
@@ -106,6 +165,7 @@ def fill(layer: ElasFFN, seed: int, *, ranked: bool) -> None:
             independent features some groups have near-ties, which fp64 and bf16 rank differently without being wrong,
             and which would dominate the error.
     """
+    layer = layer.layer if isinstance(layer, Peer) else layer
     generator = torch.Generator().manual_seed(seed)
     for parameter in layer.parameters():
         value = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
@@ -195,6 +255,8 @@ def implementation(variant: Variant, layer: ElasFFN) -> str | None:
     Raises:
         ConfigError: no implementation is available; the message says why.
     """
+    if variant.by is not None:
+        return variant.by
     if variant.ffn_memory is None:
         return None
     weight = next(layer.parameters())

@@ -2,6 +2,8 @@
 
 - **Time.** Variants take turns, one call of each per round, in an order that rotates between rounds, so that a
   temporary slowdown of the machine affects all of them. Medians over rounds; the first rounds are not counted.
+- **Time on a GPU** (`gpu_seconds`). CUDA events around the call, behind an empty L2 cache and a wait that lets the host
+  submit all of it first: what the GPU needs, without what Python needs. `host` is what Python needs.
 - **Saved bytes.** Tensors that autograd saves, from `saved_tensors_hooks`: every storage once, even if several tensors
   view it, without storages that exist anyway (parameters, the input).
 - **Peak memory.** The peak of allocated minus freed bytes, above the state before: from the allocator's events (torch's
@@ -10,6 +12,7 @@
 """
 
 import contextlib
+import functools
 import os
 import re
 import statistics
@@ -23,6 +26,8 @@ import torch
 Result = TypeVar("Result")
 _torch_c: Any = torch._C  # the profiler's part of it has no types
 
+WAIT_CYCLES = 6_000_000
+"""Of the GPU's clock, about 3.5 ms: longer than the host takes to submit what is timed."""
 SILENCE_S = 10.0
 """Without a terminal, a benchmark prints what it does every so many seconds."""
 _PROFILER_CHATTER = re.compile(r"CPUAllocator\.cpp|SyncActivityProfilerHandler|^(USDT|STAGE|INFO):")
@@ -35,6 +40,29 @@ def seconds(function: Callable[[], Result], device: torch.device) -> tuple[float
     result = function()
     _synchronise(device)
     return time.perf_counter() - start, result
+
+
+def gpu_seconds(function: Callable[[], Result], device: torch.device) -> tuple[float, float, Result]:
+    """The GPU's and the host's time of a call, and its result; on a CPU both are `seconds`."""
+    if device.type != "cuda":
+        taken, result = seconds(function, device)
+        return taken, taken, result
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    _cache_filler(device).zero_()
+    torch.cuda._sleep(WAIT_CYCLES)
+    start.record()
+    before = time.perf_counter()
+    result = function()
+    host = time.perf_counter() - before
+    end.record()
+    _synchronise(device)
+    return 1e-3 * start.elapsed_time(end), host, result
+
+
+@functools.lru_cache(maxsize=8)
+def _cache_filler(device: torch.device) -> torch.Tensor:
+    """Bytes that, written, leave nothing else in the L2 cache; at most 60 MB on chips of today."""
+    return torch.empty(2**28, dtype=torch.uint8, device=device)
 
 
 def _synchronise(device: torch.device) -> None:

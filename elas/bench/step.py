@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 
 from elas import accelerator
-from elas.bench import arguments, measure, show
+from elas.bench import arguments, measure, roofline, show
 from elas.bench.one_process import one_process
 from elas.command import Parser
 from elas.config import presets
@@ -30,14 +30,18 @@ TOLERANCE = {"float32": (2e-5, 1e-3), "bfloat16": (2e-3, 3e-2)}
 """Relative tolerances of loss and gradient norm. Where z is rounded differently, 2:4 decides near ties differently,
 which limits that of the norm; a wrong gradient of one factor changes the norm by more."""
 NAMES = ["hf_llama", "full_swiglu", "lowrank_swiglu", "lowrank_relu2", "elas"]
+ON_GPU = ["hf_llama_compiled"]
+"""The same Llama under torch.compile."""
 ON_REQUEST = ["hf_llama_fused"]
 """transformers' Llama with the fused AdamW that ours uses, instead of torch's default."""
+FUSED = ["hf_llama_fused", "hf_llama_compiled"]
 RATIOS = [
     ("tokens_per_s", "full_swiglu", "hf_llama"),
     ("tokens_per_s", "full_swiglu", "hf_llama_fused"),
     ("tokens_per_s", "elas", "full_swiglu"),
     ("tokens_per_s", "elas", "lowrank_relu2"),
     ("tokens_per_s", "elas", "hf_llama"),
+    ("tokens_per_s", "elas", "hf_llama_compiled"),
     ("saved_bytes", "elas", "full_swiglu"),
     ("saved_bytes", "elas", "lowrank_relu2"),
     ("peak_bytes", "elas", "full_swiglu"),
@@ -61,9 +65,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--preset", default="350m", help="shape: " + ", ".join(presets()) + " (default: %(default)s)")
     parser.add_argument("--layers", type=int, metavar="N", help="transformer layers (default: the preset's)")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="default: %(default)s")
-    others = f"default: all but {ON_REQUEST[0]}, transformers' Llama with a fused AdamW"
-    parser.add_argument("--variants", default=",".join(NAMES), help=others)
-    parser.add_argument("--batch", type=int, default=4, metavar="N", help="samples a step (default: %(default)s)")
+    others = (
+        f"default: all but {ON_REQUEST[0]}, transformers' Llama with a fused AdamW, and on a CPU {ON_GPU[0]}, the same "
+        "through torch.compile"
+    )
+    parser.add_argument("--variants", help=others)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a GPU")
+    parser.add_argument("--batch", type=int, metavar="N", help="samples a step (default: 4; on a GPU 64)")
     parser.add_argument("--seq", type=int, default=256, metavar="N", help="tokens a sample (default: %(default)s)")
     zero = "ZeRO stage of our variants (default: 0, as `elas train` chooses for one rank)"
     parser.add_argument("--zero", type=int, default=0, choices=(0, 1), help=zero)
@@ -72,7 +80,11 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     arguments.choices("--preset", options.preset, presets())
     dtypes = arguments.dtypes(options.dtypes)
-    names = arguments.choices("--variants", options.variants, NAMES + ON_REQUEST)
+    arguments.use_device(options.device)
+    on_gpu = accelerator.has_cuda()
+    options.batch = (64 if on_gpu else 4) if options.batch is None else options.batch
+    usual = ",".join(NAMES + ON_GPU * on_gpu)
+    names = arguments.choices("--variants", options.variants or usual, NAMES + ON_GPU + ON_REQUEST)
     for name in ("layers", "batch", "seq", "repeats", "threads"):
         arguments.at_least(f"--{name}", getattr(options, name), 1)
     from elas.bench.step_models import Shape, refuse_if_too_large, variant_config
@@ -122,10 +134,20 @@ def _rows(configs: dict, layout, repeats: int, progress: Callable[[str], None]) 
     )  # fmt: skip
     for name, (median,) in times.items():
         rows[name] |= {"tokens_per_s": tokens / median, "step_ms": 1e3 * median}
+        flops, least = _work(configs[name], rows[name]["params"], tokens)
+        rows[name] |= roofline.shares(flops, least, median, dtype, device)
     models.clear()
     correct.clear()
     gc.collect()  # engines have reference cycles
     return list(rows.values())
+
+
+def _work(config, params: int, tokens: int) -> tuple[float, float]:
+    """FLOPs of a step's products, with causal attention's, and bytes of weights, gradients and AdamW's state."""
+    shape = config.model
+    looked_up = 0 if shape.tie_embeddings else shape.vocab_size * shape.hidden_size
+    attention = 6 * shape.num_layers * shape.hidden_size * shape.seq_length  # half of the scores are masked
+    return 6.0 * tokens * (params - looked_up) + tokens * attention, 28.0 * params
 
 
 def _batch(config, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,8 +165,9 @@ def _build(name: str, config, layout, batch, device: torch.device) -> tuple[obje
     plain = plain_model(config)
     expected = first_step(plain, batch)
     with measure.Memory(device) as memory:
-        is_peer, fused = name.startswith("hf_llama"), name in ON_REQUEST
-        model = HfLlama(config, plain, fused=fused) if is_peer else Ours(config, layout)
+        is_peer, compiled = name.startswith("hf_llama"), name in ON_GPU
+        peer = HfLlama(config, plain, fused=name in FUSED, compiled=compiled) if is_peer else None
+        model = peer or Ours(config, layout)
         got = model.step(batch)
     del plain
     ok = all(
@@ -186,7 +209,9 @@ def _print(facts: dict) -> None:
     print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}")
     print(f"{facts['preset']}, {facts['batch']} × {facts['seq']} tokens a step, ZeRO {facts['zero']}, medians of "
           f"{facts['repeats']}")  # fmt: skip
-    headers = ["variant", "dtype", "M params", "tokens/s", "step ms", "layers save MiB", "peak MiB", "loss", "norm"]
+    on_gpu = any(row.get("peak_share") is not None for row in facts["rows"])
+    headers = ["variant", "dtype", "M params", "tokens/s", "step ms"] + ["% peak"] * on_gpu
+    headers += ["layers save MiB", "peak MiB", "loss", "norm"]
     cells = [
         [
             row["variant"],
@@ -194,6 +219,7 @@ def _print(facts: dict) -> None:
             f"{row['params'] / 1e6:.1f}",
             "WRONG" if row["wrong"] else f"{row['tokens_per_s']:,.0f}",
             show.milliseconds(row["step_ms"]),
+            *(["–" if row.get("peak_share") is None else f"{100 * row['peak_share']:.0f}"] * on_gpu),
             show.mebibytes(row["saved_bytes"]),
             show.mebibytes(row["peak_bytes"]),
             f"{row['loss']:.4f}",

@@ -25,6 +25,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and labels, int64 [b, s]
 OVERRIDES: dict[str, dict[str, object]] = {
     "hf_llama": {"low_rank.kind": "none", **SWIGLU},
     "hf_llama_fused": {"low_rank.kind": "none", **SWIGLU},
+    "hf_llama_compiled": {"low_rank.kind": "none", **SWIGLU},
     "full_swiglu": {"low_rank.kind": "none", **SWIGLU},
     "lowrank_swiglu": SWIGLU,
     "lowrank_relu2": DENSE,

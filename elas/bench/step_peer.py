@@ -22,9 +22,10 @@ class HfLlama:
         config: of the full-rank SwiGLU variant.
         model: Megatron's model of that configuration, whose weights are copied.
         fused: whether AdamW is one kernel, instead of torch's default.
+        compiled: whether the model runs through torch.compile.
     """
 
-    def __init__(self, config: Config, model: torch.nn.Module, *, fused: bool = False):
+    def __init__(self, config: Config, model: torch.nn.Module, *, fused: bool = False, compiled: bool = False):
         from transformers import LlamaConfig, LlamaForCausalLM
 
         shape = config.model
@@ -50,6 +51,7 @@ class HfLlama:
             self.model.to(next(iter(weights.values())).device)
             self.model.load_state_dict(to_llama(weights, config), strict=not shape.tie_embeddings)
             self.model.train()
+            self._call = torch.compile(self.model) if compiled else self.model
             chosen = config.optimizer
             self.optimizer = torch.optim.AdamW(
                 parameter_groups(self.model, chosen.weight_decay),
@@ -75,7 +77,7 @@ class HfLlama:
         """
         tokens, labels = batch
         with torch._C.DisableTorchFunction():
-            loss = self.model(input_ids=tokens, labels=labels, shift_labels=labels).loss
+            loss = self._call(input_ids=tokens, labels=labels, shift_labels=labels).loss
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip or float("inf"))
             self.optimizer.step()

@@ -9,7 +9,6 @@ import torch
 
 from elas.errors import UserError
 
-
 # Found once: Dynamo of torch 2.11 does not trace the question.
 _KINDS = frozenset(kind for kind in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(kind))
 

@@ -9,7 +9,7 @@ from support.ranks import run_ranks
 from elas.extensions import library
 from elas.launch import pretrain
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device("processes")]
 
 
 def run(**overrides) -> list[tuple[float, float]]:

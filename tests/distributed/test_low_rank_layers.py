@@ -12,7 +12,7 @@ import torch
 from layer_cases import CASES, NG, NP, QKV, H, check_layers, megatron_config
 from support.ranks import run_ranks
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device("processes")]
 
 TOLERANCE = 1e-5
 

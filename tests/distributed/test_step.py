@@ -4,7 +4,7 @@ import pytest
 import stepping
 from support.ranks import run_ranks
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device("processes")]
 LAYOUTS = {
     "ZeRO 0": {"parallel.zero": 0},
     "ZeRO 0, bf16": {"parallel.zero": 0, "train.dtype": "bfloat16"},

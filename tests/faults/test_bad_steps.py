@@ -6,7 +6,7 @@ import bad_steps
 import pytest
 from support.ranks import run_ranks
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device("processes")]
 
 LAYOUTS = {
     "zero0": {"parallel.zero": 0},

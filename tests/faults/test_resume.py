@@ -6,7 +6,7 @@ from support.training_processes import curve, finish, rows, start, validations, 
 
 from elas.extensions import prebuild_deepspeed
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device("processes")]
 
 
 @pytest.fixture(scope="module")

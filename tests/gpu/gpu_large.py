@@ -42,7 +42,7 @@ def activation(rho, options):
     if not options.sparse:
         return rho**2, lambda ds: 2 * rho * ds
     groups = rho.unflatten(-1, (-1, 4))
-    places = groups.sort(-1, descending=True, stable=True).indices
+    places = groups.sort(dim=-1, descending=True, stable=True).indices
     keep = torch.zeros_like(groups).scatter_(-1, places[..., :2], 1.0)
     third = torch.zeros_like(groups).scatter_(-1, places[..., 2:3], 1.0)
     soft = options.method == "soft_threshold"

@@ -9,12 +9,12 @@ from support.relu2_24_oracle import CASES, case_name, rms_ratio, saved_bytes
 
 from elas.kernels.relu2_24 import Relu24Options, ffn_core, implementations, registry
 
-MODES = [("fused", "triton"), ("compressed", "triton"), ("compressed", "cusparselt"), ("compressed", "cutlass"),
+MODES = [("fused", "triton"), ("fused", "chunked"), ("compressed", "triton"), ("compressed", "cusparselt"), ("compressed", "cutlass"),
          ("fused", "torch"), ("compressed", "torch"), ("eager", "reference")]  # fmt: skip
-every_mode = pytest.mark.parametrize("memory, name", MODES, ids="-".join)
+every_mode = pytest.mark.parametrize("memory, name", MODES, ids=str)
 every_case = pytest.mark.parametrize("options", CASES, ids=case_name)
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-OURS = pytest.mark.parametrize("memory", ("fused", "compressed"))
+OURS = pytest.mark.parametrize("memory, name", MODES[:3], ids=str)
 
 
 def skip_if_refused(memory, name, options, dtype, device, widths):
@@ -42,7 +42,7 @@ def test_every_mode_and_method_against_fp64(memory, name, options, dtype, device
 
 @every_dtype
 @pytest.mark.parametrize("rank", (8, 16, 64, 100, 192, 256, 384, 512, 700, 1024))
-@pytest.mark.parametrize("memory, name", MODES[:3], ids="-".join)
+@pytest.mark.parametrize("memory, name", MODES[:4], ids=str)
 def test_every_rank_against_fp64(memory, name, rank, dtype, device):
     agree(memory, name, MASKED, dtype, device, 2048, rank, 2 * 1376, rank)
 
@@ -51,7 +51,7 @@ def test_every_rank_against_fp64(memory, name, rank, dtype, device):
 @pytest.mark.parametrize(
     "shape", ((1, 64, 256, 64), (37, 24, 60, 20), (1001, 72, 1372, 136), (4099, 256, 5508, 200)), ids=str
 )
-@pytest.mark.parametrize("memory, name", MODES[:2], ids="-".join)
+@pytest.mark.parametrize("memory, name", MODES[:3], ids=str)
 def test_odd_shapes_against_fp64(memory, name, shape, dtype, device):
     agree(memory, name, Relu24Options(method="soft_threshold", scale=1.3), dtype, device, *shape)
     agree(memory, name, MASKED, dtype, device, *shape)
@@ -59,14 +59,14 @@ def test_odd_shapes_against_fp64(memory, name, shape, dtype, device):
 
 @pytest.mark.parametrize("shape", ((16384, 128, 2064, 128), (16384, 512, 8256, 512), (65536, 256, 4104, 256)), ids=str)
 @OURS
-def test_full_sizes_against_fp64(memory, shape, device):
-    agree(memory, "triton", MASKED, torch.bfloat16, device, *shape)
+def test_full_sizes_against_fp64(memory, name, shape, device):
+    agree(memory, name, MASKED, torch.bfloat16, device, *shape)
 
 
 @every_dtype
 @OURS
-def test_no_tokens(memory, dtype, device):
-    got = run(*leaves(0, 64, 256, 72, dtype, device), of_memory(MASKED, memory), "triton")
+def test_no_tokens(memory, name, dtype, device):
+    got = run(*leaves(0, 64, 256, 72, dtype, device), of_memory(MASKED, memory), name)
     assert got["v"].shape == (0, 72)
     assert not got["dm_up"].any() and not got["dn_down"].any()
 
@@ -74,25 +74,25 @@ def test_no_tokens(memory, dtype, device):
 @pytest.mark.parametrize("bad", (math.nan, math.copysign(math.nan, -1.0), math.inf, -math.inf), ids=str)
 @every_case
 @OURS
-def test_what_is_not_finite_comes_out_where_it_does_in_pytorch(memory, options, bad, device):
+def test_what_is_not_finite_comes_out_where_it_does_in_pytorch(memory, name, options, bad, device):
     """One bad number in u, m_up or dv."""
     for place, at in ((0, 0), (1, 3), (3, 1)):
         args = list(leaves(64, 64, 256, 64, torch.bfloat16, device))
         x = args[place].detach().clone()
         x[at, 5] = bad
         args[place] = x.requires_grad_(place < 2)
-        got, want = (run(*args, of_memory(options, memory), name) for name in ("triton", "torch"))
+        got, want = (run(*args, of_memory(options, memory), by) for by in (name, "torch"))
         for each in NAMES:
             assert torch.equal(got[each].isfinite(), want[each].isfinite()), (place, each)
 
 
 @every_dtype
 @OURS
-def test_fifty_runs_have_the_same_bits(memory, dtype, device):
+def test_fifty_runs_have_the_same_bits(memory, name, dtype, device):
     args = leaves(4096, 256, 2064, 256, dtype, device)
-    first = run(*args, of_memory(MASKED, memory), "triton")
+    first = run(*args, of_memory(MASKED, memory), name)
     for _ in range(50):
-        again = run(*args, of_memory(MASKED, memory), "triton")
+        again = run(*args, of_memory(MASKED, memory), name)
         assert all(torch.equal(again[each], first[each]) for each in NAMES)
 
 
@@ -112,40 +112,40 @@ def test_memory_kept_and_peak(memory, kept, device):
 
 
 @OURS
-def test_a_cuda_graph_replays_it(memory, device):
+def test_a_cuda_graph_replays_it(memory, name, device):
     args = leaves(2048, 128, 1376, 128, torch.bfloat16, device)
     options = of_memory(MASKED, memory)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            run(*args, options, "triton")
+            run(*args, options, name)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = run(*args, options, "triton")
+        captured = run(*args, options, name)
     fresh = leaves(2048, 128, 1376, 128, torch.bfloat16, device, seed=1)
     with torch.no_grad():
         for place, x in zip(args, fresh, strict=True):
             place.copy_(x)
     graph.replay()
     torch.cuda.synchronize()
-    want = run(*fresh, options, "triton")
+    want = run(*fresh, options, name)
     assert all(torch.equal(captured[each], want[each]) for each in NAMES)
 
 
 @OURS
-def test_streams_do_not_disturb_each_other(memory, device):
+def test_streams_do_not_disturb_each_other(memory, name, device):
     options = of_memory(MASKED, memory)
     inputs = [leaves(4096, 128, 2064, 128, torch.bfloat16, device, seed) for seed in range(4)]
-    want = [run(*args, options, "triton") for args in inputs]
+    want = [run(*args, options, name) for args in inputs]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in inputs]
     for _ in range(5):
         got = []
         for stream, args in zip(streams, inputs, strict=True):
             with torch.cuda.stream(stream):
-                got.append(run(*args, options, "triton"))
+                got.append(run(*args, options, name))
         torch.cuda.synchronize()
         for one, other in zip(got, want, strict=True):
             assert all(torch.equal(one[each], other[each]) for each in NAMES)
@@ -169,15 +169,15 @@ def test_torch_compile_takes_it_whole(memory, options, device):
 
 
 @OURS
-def test_under_autocast_it_is_bf16(memory, device):
+def test_under_autocast_it_is_bf16(memory, name, device):
     options = of_memory(MASKED, memory)
     args = leaves(1024, 64, 512, 64, torch.float32, device)
     with torch.autocast("cuda", torch.bfloat16):
-        v = ffn_core(*args[:3], options)
+        v = ffn_core(*args[:3], options, name)
     assert v.dtype == torch.bfloat16
     grads = torch.autograd.grad(v, args[:3], args[3].bfloat16())
     low = [x.detach().bfloat16().requires_grad_() for x in args[:3]]
-    want = run(*low, args[3].bfloat16(), options, "auto")
+    want = run(*low, args[3].bfloat16(), options, name)
     assert torch.equal(v, want["v"])
     for one, each in zip(grads, NAMES[1:], strict=True):
         assert one.dtype == torch.float32

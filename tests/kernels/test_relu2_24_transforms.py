@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
@@ -69,6 +70,8 @@ def test_func_grad_vmap_and_jacrev_equal_autograd(options):
 @every_option
 def test_batched_gradients_equal_one_by_one(options):
     u, m, n = (x.requires_grad_() for x in core_inputs())
+    if options.backward == "split" and u.is_cuda:
+        pytest.skip("vmap allows no random order in autograd's thread of a GPU")
     v = ffn_core(u, m, n, options)
     dv = torch.randn(3, *v.shape, **DOUBLE)
     got = torch.autograd.grad(v, (u, m, n), dv, is_grads_batched=True, retain_graph=True)

@@ -30,7 +30,7 @@ def test_autocast_equals_weights_in_bf16(memory, make):
     twin = make(options=Relu24Options(ffn_memory=memory), dtype=torch.bfloat16)
     twin.load_state_dict(ffn.state_dict())
     want, want_grads = grads(twin, x.bfloat16())
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         got, got_grads = grads(ffn, x)  # the backward pass inside the region as well
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, want)
@@ -48,8 +48,8 @@ def test_autocast_off_inside_is_fp32(memory):
     x = torch.randn(5, 32)
     want = ffn(x)
     truth = torch.autograd.grad(ffn_core(*core, ffn.options).sum(), core)
-    with torch.autocast("cpu", torch.bfloat16):
-        with torch.autocast("cpu", enabled=False):
+    with torch.autocast(x.device.type, torch.bfloat16):
+        with torch.autocast(x.device.type, enabled=False):
             assert torch.equal(ffn(x), want)
             v = ffn_core(*core, ffn.options)
         got = torch.autograd.grad(v.sum(), core)
@@ -64,11 +64,14 @@ def test_autocast_leaves_fp64_and_refuses_fp16(memory):
     ffn = LowRankFFN(32, 64, 8, options=options, dtype=torch.float64)
     x = torch.randn(5, 32, dtype=torch.float64)
     want = ffn(x)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         assert torch.equal(ffn(x), want)
         z = torch.randn(3, 8, dtype=torch.bfloat16)
         assert relu2_24(z, options).dtype == torch.bfloat16
-    with torch.autocast("cpu", torch.float16), pytest.raises(UserError, match=r"autocast in float16.*bf16=True"):
+    with (
+        torch.autocast(x.device.type, torch.float16),
+        pytest.raises(UserError, match=r"autocast in float16.*bf16=True"),
+    ):
         LowRankFFN(32, 64, 8, options=options)(x.float())
 
 
@@ -78,7 +81,7 @@ def test_autocast_compiles_whole(memory):
     ffn = LowRankFFN(32, 64, 8, bias=True, options=Relu24Options(ffn_memory=memory))
     x = torch.randn(5, 32)
     compiled = torch.compile(ffn, backend="aot_eager", fullgraph=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         want, want_grads = grads(ffn, x)
         got, got_grads = grads(compiled, x)
     for one, other in zip((got, *got_grads), (want, *want_grads), strict=True):

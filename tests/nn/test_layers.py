@@ -149,7 +149,7 @@ def test_copies_and_meta():
         assert torch.equal(twin(x), ffn(x))
     empty = LowRankFFN(8, 16, 4, bias=True, device="meta")
     assert empty(x.to("meta")).shape == (3, 8)
-    real = empty.to_empty(device="cpu")
+    real = empty.to_empty(device=x.device)
     real.load_state_dict(ffn.state_dict())
     assert torch.equal(real(x), ffn(x))
     skipped = nn.utils.skip_init(LowRankFFN, 8, 16, 4)

@@ -13,7 +13,7 @@ import pytest
 from support.parity_run import DENSE_STEPS, SMALL, STEPS, curve, seen_by_adam
 from support.ranks import run_ranks
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device("processes")]
 
 LOSS_TOLERANCE, NORM_TOLERANCE = 2e-5, 5e-4
 BF16_LOSS_TOLERANCE = 2e-3

@@ -11,7 +11,7 @@ from support.parity_run import curve, exact_step_of_a_poor_factor
 from support.ranks import run_ranks
 from test_layouts import layout
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device("processes")]
 
 STEPS, EXACT_EVERY = 20, 5
 LORO = {

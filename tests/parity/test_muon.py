@@ -9,7 +9,7 @@ from support.parity_run import SMALL, curve, tokens
 from support.ranks import run_ranks
 from test_layouts import layout
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device("processes")]
 
 STEPS = 20
 MUON = {

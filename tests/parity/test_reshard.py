@@ -8,7 +8,7 @@ import reshard_run
 import torch
 from support.ranks import run_ranks
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device("processes")]
 
 LAYOUTS = {
     "one": (1, {"parallel.zero": 0}),

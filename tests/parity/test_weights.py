@@ -14,7 +14,7 @@ from elas.checkpoint.choose import find
 from elas.checkpoint.weights import read_weights
 from elas.errors import ConfigError, UserError
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.any_device]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.any_device("processes")]
 
 GATED = {"model.num_query_groups": 2, "model.activation": "swiglu", "sparsity.kind": "none"}
 TIED = {**GATED, "model.tie_embeddings": True}

@@ -18,7 +18,7 @@ from plain_training import train as train_plainly
 from support.corpora import write_corpus
 from support.ranks import run_ranks
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.any_device("processes")]
 
 BASE = {
     "model.hidden_size": 32,

@@ -14,7 +14,7 @@ from support.corpora import write_corpus
 from support.ranks import run_ranks
 from test_reference import BASE, LORO, TIED, deviations
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.any_device]
+pytestmark = [pytest.mark.timeout(400), pytest.mark.any_device("processes")]
 
 SETTINGS = {
     **BASE,

@@ -79,6 +79,12 @@ class OnDevice(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def makes_tensors(item: pytest.Item) -> bool:
+    """Whether a shared test makes tensors itself; `any_device("processes")` only starts processes that do."""
+    marker = item.get_closest_marker("any_device")
+    return marker is not None and marker.args != ("processes",)
+
+
 def on_device(device: torch.device) -> Iterator[None]:
     """A fixture's body: the test runs in `OnDevice`, unless that is the CPU."""
     if device.type == "cpu":

@@ -17,6 +17,7 @@ from elas.kernels.relu2_24.options import Relu24Options
 from elas.kernels.relu2_24.passes import Gradients, Kept, Needs, Operands
 from elas.kernels.relu2_24.plain.fused import TorchFused
 from elas.kernels.relu2_24.registry import Implementation, Widths, register
+from elas.kernels.relu2_24.triton import tuned
 from elas.kernels.relu2_24.triton.tiles import Kernel, Tile, chip, choose
 
 PRIORITY = 20
@@ -51,10 +52,23 @@ def misfit(widths: Widths, device: torch.device, dtype: torch.dtype) -> str | No
 
 @functools.lru_cache(maxsize=64)
 def _tiled(r_in: int, r_out: int, device: torch.device, dtype: torch.dtype) -> bool:
-    return choose(_chip(device), "forward", dtype, max(r_in, r_out)) is not None
+    return choose(chip_of(device), "forward", dtype, max(r_in, r_out)) is not None
 
 
-def _chip(device: torch.device) -> str:
+@functools.lru_cache(maxsize=256)
+def _measured(kernel: Kernel, device: torch.device, dtype: torch.dtype, r_in: int, r_out: int, soft: bool):
+    if device.type != "cuda":
+        return None
+    return tuned.find(torch.cuda.get_device_name(device), kernel, dtype, r_in, r_out, soft)
+
+
+def forget_tiles() -> None:
+    """Look for measured tiles again at the next call, after `elas tune`."""
+    tuned.forget()
+    _measured.cache_clear()
+
+
+def chip_of(device: torch.device) -> str:
     """The row of the tile tables for `device`; where there is no GPU (the interpreter), H100's."""
     found = chip(torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0))
     assert found is not None, "`obstacle` refuses chips without tiles"
@@ -183,7 +197,8 @@ class TritonFused:
     def _settings(self, kernel: Kernel, u: Tensor, n: Tensor, options: Relu24Options) -> tuple[Tile, dict[str, Any]]:
         """The tile of a kernel for `u [n, r_in]` and `n [f, r_out]`, and the constants it is compiled for."""
         r, soft = max(u.shape[1], n.shape[1]), method_of(options) == 2
-        tile = self.tile or choose(_chip(u.device), kernel, u.dtype, r, soft)
+        measured = _measured(kernel, u.device, u.dtype, u.shape[1], n.shape[1], soft)
+        tile = self.tile or measured or choose(chip_of(u.device), kernel, u.dtype, r, soft)
         assert tile is not None, "`misfit` refuses widths without a tile"
         words = packs(u.device, u.dtype, method_of(options))
         return tile, constants(tile, u.shape[1], n.shape[1], precision_of(u.dtype), method_of(options), words)

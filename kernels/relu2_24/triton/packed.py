@@ -1,7 +1,8 @@
-"""Groups of four in words of two bf16 numbers: s and dz with the packed instructions of compute capability 9.0 and later.
+"""Groups of four in words of two bf16 numbers: s and dz with packed instructions, of compute capability 9.0 and later.
 
-On an H100 a tile's products take 0.12 clocks of a processor for each feature of a token (r = 128), and every
-instruction on a feature takes 1/64: groups.py's twenty cost more than the products. Here a whole group takes about twenty.
+On an H100 a tile's two products take 0.12 clocks of a processor for each feature of a token (r = 128), and an
+instruction on a feature takes 1/64: the nineteen of groups.py cost more than the products. Here a whole group of four
+takes about twenty.
 
 A group (a, b, c, d) is P = (a, b) and Q = (c, d), the low half first. Ranks are decided by six comparisons, two at a
 time, as masks of 16 bits:
