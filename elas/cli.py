@@ -24,6 +24,7 @@ COMMANDS = {
     "build": ("elas.build", "compile the extensions for this machine ahead of time"),
     "tune": ("elas.bench.tune", "measure the tiles of the fused kernels on this GPU, and keep the fastest"),
     "bench": ("elas.bench.cli", "measure time and memory: `bench ffn`, `step`, `comm`, `checkpoint`, `prep`"),
+    "gpu-check": ("elas.gpu_check.cli", "check a GPU in ten minutes: what is right, what is wrong, how fast it is"),
     "prep": ("elas.data_prep.cli", "prepare data: `prep tokenizer`, `tokenize`, `merge`, `verify`, `info`"),
 }
 
