@@ -61,7 +61,7 @@ def check(parts: list[Part], report: Report, out: Path) -> None:
     ends = time.monotonic() + 60 * report.minutes
     progress, console = LiveLine(every_s=SILENCE_S), Console("err")
     with tempfile.TemporaryDirectory(prefix="elas-gpu-check-") as folder:
-        first = run_part(DEVICE, "cpu" if report.dry_run else "cuda", Path(folder), ends - time.monotonic(), progress)
+        first = run_part(DEVICE, "cpu" if report.dry_run else "cuda", Path(folder), 2 * DEVICE.limit_s, progress)
         if not report.dry_run and first.facts.get("cuda") is False:
             progress.clear()
             raise UserError(f"elas gpu-check: {first.facts['no_cuda']}; --dry-run runs the parts on the CPU")

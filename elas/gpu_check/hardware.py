@@ -30,7 +30,8 @@ def run(setting: Setting) -> None:
         text = f"{gpu['count']} × {gpu['name']}, compute capability {gpu['capability']}, {gpu['memory_gib']:.0f} GiB"
         setting.add(Row(part="device", group="device", result="right", reason=text))
     else:
-        setting.add(Row(part="device", group="device", result="not run", reason=why_no_cuda()))
+        reason = "a dry run is on the CPU" if setting.dry_run else why_no_cuda()
+        setting.add(Row(part="device", group="device", result="not run", reason=reason))
     smi = nvidia_smi(gpu["uuid"] if gpu else None)
     setting.add_facts(nvidia_smi=smi if isinstance(smi, dict) else None)
     if isinstance(smi, dict):
@@ -82,7 +83,9 @@ def versions() -> dict[str, str | None]:
     cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
     nccl = None
     if torch.version.cuda is not None and torch.distributed.is_nccl_available():
-        nccl = ".".join(map(str, torch.cuda.nccl.version()))
+        from torch.cuda import nccl as library
+
+        nccl = ".".join(map(str, library.version()))
     found = {"elas": __version__, "torch": torch.__version__, "CUDA": torch.version.cuda, "NCCL": nccl}
     found["cuDNN"] = None if cudnn is None else str(cudnn)
     for name in PACKAGES:

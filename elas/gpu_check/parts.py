@@ -35,6 +35,6 @@ PARTS = [
     Part("kernels", 150.0),
     Part("training", 240.0, 30.0),
     Part("NCCL", 90.0, needs_gpu=True),
-    Part("speed", 300.0),
+    Part("speed", 360.0),
     Part("tests", 480.0, 30.0),
 ]

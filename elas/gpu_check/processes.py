@@ -13,6 +13,7 @@ from pathlib import Path
 from elas.launch.guard.processes import descendants, end_with_parent, kill, signal_name
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
+_QUIET = {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
 _TAIL = 8192
 _SHOWN = 200
 
@@ -21,9 +22,7 @@ def start(
     command: list[str], log: Path, variables: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.Popen:
     """Start a process without a launcher's variables; both outputs go to the end of `log`."""
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER} | {
-        "PYTHONUNBUFFERED": "1"
-    }
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER} | _QUIET
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         output.write(f"$ {' '.join(command)}\n".encode())

@@ -54,9 +54,10 @@ def run_part(part: Part, device: str, logs: Path, left_s: float, progress: Progr
             count = f", {known} done" if known else ""
             newest = max(logs.glob("*.log"), key=lambda one: one.stat().st_mtime, default=log)
             now = processes.last_line(newest)
-            progress(f"{part.name} ({clock(time.monotonic() - start)}{count}): {'' if now.startswith('$ ') else now}")
+            does = "" if now.startswith("$ ") else f": {now}"
+            progress(f"{part.name} ({clock(time.monotonic() - start)}{count}){does}")
 
-        process = processes.start(part.command(setting), log)
+        process = processes.start(part.command(setting), log, {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
         try:
             in_time = processes.wait(process, limit, tick)
             now = processes.last_line(log)
