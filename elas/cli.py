@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": ("elas.launch.evaluate", "loss, perplexity and bits per byte of a checkpoint or a Hugging Face folder"),
     "export": ("elas.export.cli", "a checkpoint as a Hugging Face folder: `export hf`"),
     "import": ("elas.export.import_cli", "a Hugging Face folder as a run to train: `import hf`"),
+    "doctor": ("elas.doctor.cli", "what this machine has and lacks for ELAS, each with a fix"),
     "build": ("elas.build", "compile the extensions for this machine ahead of time"),
     "bench": ("elas.bench.cli", "measure time and memory: `bench ffn`, `step`, `comm`, `checkpoint`, `prep`"),
     "prep": ("elas.data_prep.cli", "prepare data: `prep tokenizer`, `tokenize`, `merge`, `verify`, `info`"),
