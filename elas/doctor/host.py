@@ -122,8 +122,8 @@ def _folder(what: str, path_of, needed_for: str, fix: str) -> Finding:
 
 
 _LAUNCHERS: Mapping[str, tuple[str, str]] = {
-    "deepspeed": ("elas launch local, ssh", f"{sys.executable} -m pip install deepspeed"),
-    "torchrun": ("elas launch local --launcher torchrun", "install torch (docs/install.md)"),
+    "deepspeed": ("deepspeed launch/pretrain.py", f"{sys.executable} -m pip install deepspeed"),
+    "torchrun": ("torchrun launch/pretrain.py", "install torch (docs/install.md)"),
     "ssh": ("elas launch ssh", "apt install openssh-client"),
     "pdsh": ("elas launch ssh", "apt install pdsh"),
     "srun": ("elas launch slurm", "run it on a login node of a SLURM cluster"),
