@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 WORKER = Path(__file__).with_name("worker.py")
 EVERY_S = 0.05
@@ -32,86 +31,80 @@ class Answer:
     finished: bool = True
 
 
-def _shared() -> IO[str]:
-    """A file that a child writes and this process reads; opened to append, since they share one position."""
-    return tempfile.TemporaryFile("a+", errors="replace")
-
-
 class _Worker:
     """A child process with its questions; starts another one for the remaining questions after a crash."""
 
     def __init__(self, questions: Sequence[str]):
         self.left = list(questions)
         self.answers: dict[str, Answer] = {}
+        # Files in memory: full disks are among what is looked for. The child writes; this process reads by position.
+        self._out, self._err = os.memfd_create("answers"), os.memfd_create("messages")
+        self._process: subprocess.Popen[str] | None = None
         self._start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error) -> None:
-        self._end()
+        if self._process is not None and self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        os.close(self._out)
+        os.close(self._err)
 
     def _start(self) -> None:
-        self._out, self._err = _shared(), _shared()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=self._out,
-            stderr=self._err,
-            text=True,
-            env={**os.environ, "PYTHONWARNINGS": "ignore"},
-            start_new_session=True,  # so that its own children can be killed with it
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(WORKER)],
+                stdin=subprocess.PIPE,
+                stdout=self._out,
+                stderr=self._err,
+                text=True,
+                env={**os.environ, "PYTHONWARNINGS": "ignore"},
+                start_new_session=True,  # so that its own children can be killed with it
+            )
+        except OSError as error:
+            self.answers |= dict.fromkeys(self.left, Answer(error=f"no process can be started: {error.strerror}"))
+            self.left.clear()
+            return
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
             json.dump({"path": sys.path, "ask": self.left}, pipe)
 
     def is_done(self) -> bool:
         """Whether all questions are answered; after a crash, the question that caused it has the error."""
-        if self._process.poll() is None:
-            return False
-        begun = self._read()
-        if self.left:
-            crashed = begun or self.left[0]
+        ended = self._process is None or self._process.poll() is not None
+        begun = self.current()
+        if ended and self.left:
+            crashed = begun if begun in self.left else self.left[0]
             self.answers[crashed] = Answer(error=self._why())
             self.left.remove(crashed)
-            self._end()
             if self.left:
                 self._start()
-                return False
-        return True
+        return ended and not self.left
 
     def current(self) -> str | None:
-        """The question being answered; None between two."""
-        return self._read()
-
-    def _read(self) -> str | None:
-        self._out.seek(0)
+        """Read new answers; returns the question being answered, None between two."""
         begun = None
-        for line in self._out.read().splitlines():
+        for line in _text(self._out).splitlines():
             with contextlib.suppress(json.JSONDecodeError):  # a line that is being written
                 found = json.loads(line)
-                begun = found.get("begin")
-                question = found.get("question")
+                begun, question = found.get("begin"), found.get("question")
                 if question in self.left:
                     self.answers[question] = Answer(found["value"], found["error"])
                     self.left.remove(question)
         return begun
 
     def _why(self) -> str:
-        code = self._process.returncode
-        self._err.seek(0)
-        words = (self._err.read().strip().splitlines() or ["no message"])[-1]
+        code = self._process.returncode if self._process is not None else 0
+        words = (_text(self._err).strip().splitlines() or ["no message"])[-1]
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         return f"the process crashed with {how}: {words}"
 
-    def _end(self) -> None:
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        self._out.close()
-        self._err.close()
+
+def _text(file: int) -> str:
+    return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
 
 
 def ask(

@@ -1,8 +1,10 @@
 """`elas doctor`: the command."""
 
+import io
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import elas
@@ -10,7 +12,7 @@ from elas.command import Parser
 from elas.console import LiveLine
 from elas.doctor import gpu, host, software
 from elas.doctor.ask import Answer, ask
-from elas.doctor.finding import Finding, report
+from elas.doctor.finding import Finding, one_line, report
 from elas.errors import UserError
 from elas.files import write_json
 from elas.launch.preflight import facts
@@ -32,6 +34,8 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if not 0 < options.timeout < float("inf"):
         raise UserError(f"--timeout {options.timeout:g}: must be above 0 seconds")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # marks, in a locale without them
     print(
         f"elas {elas.__version__}: checking this machine; packages are imported once, which takes seconds", flush=True
     )
@@ -67,13 +71,33 @@ def examine(timeout_s: float) -> list[Finding]:
         answers = ask(questions(), timeout_s, lambda names: line(f"still checking: {names.replace('import ', '')}"))
     finally:
         line.clear()
-    torch: Answer = answers["torch"]
-    nodes = len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
-    gpus = gpu.findings(
-        facts.gpus(), nodes, os.environ.get("CUDA_VISIBLE_DEVICES"), torch, answers["triton tiles"]
-    )  # fmt: skip
-    seen = len(torch.value["gpus"]) if torch.value else 0
-    return [*software.python(), *software.packages(answers), *gpus, *host.findings(seen, answers["cpu kernel"])]
+    seen = len(answers["torch"].value["gpus"]) if answers["torch"].value else 0
+    checks = {
+        "Python": software.python,
+        "packages": lambda: software.packages(answers),
+        "GPUs": lambda: _gpus(answers),
+        "machine": lambda: host.findings(seen, answers["cpu kernel"]),
+    }
+    return [finding for what, check in checks.items() for finding in _guarded(what, check)]
+
+
+def _guarded(what: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+    """The findings of a check; its error, on a machine that is broken in a way not thought of, is one as well."""
+    try:
+        return check()
+    except Exception as error:
+        found = one_line(f"{type(error).__name__}: {error}")
+        return [Finding(what, False, f"not checked: {found}", "everything", "please report this", required=True)]
+
+
+def _gpus(answers: dict[str, Answer]) -> list[Finding]:
+    nodes = [path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
+    try:
+        smi = facts.gpus()
+    except OSError as error:  # not a program of this machine
+        smi = {"gpus": [], "driver": None, "gpu_error": f"cannot be started ({error.strerror})"}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return gpu.findings(smi, len(nodes), visible, answers["torch"], answers["triton tiles"])
 
 
 if __name__ == "__main__":

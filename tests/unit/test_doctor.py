@@ -233,6 +233,28 @@ def test_the_compiler_is_the_one_that_builds_use(tmp_path):
     assert not found["C++ compiler"]["required"]
 
 
+def test_nvidia_smi_that_cannot_start_is_a_finding(tmp_path):
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_bytes(b"\x7fELF")
+    program.chmod(0o755)
+    first = package(tmp_path / "first", "torch", "raise ImportError")
+    _, found = doctor(tmp_path, first=first, PATH=f"{program.parent}:{os.environ['PATH']}")
+    assert found["NVIDIA driver"]["found"] == "nvidia-smi: cannot be started (Exec format error)"
+    program.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
+    _, found = doctor(tmp_path, first=first, PATH=f"{program.parent}:{os.environ['PATH']}", LC_ALL="C", PYTHONUTF8="0")
+    assert found["NVIDIA driver"]["found"].endswith("Driver/library version mismatch")
+
+
+def test_a_crash_in_the_last_answer_of_one_process_leaves_the_other(tmp_path, monkeypatch):
+    package(tmp_path, "crashing", "import os; os._exit(3)")
+    package(tmp_path, "slow", "import time; time.sleep(1)")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = ask([["import json", "import crashing"], ["import slow"]], 60)
+    assert found["import json"] == found["import slow"] == Answer()
+    assert found["import crashing"].error == "the process crashed with exit status 3: no message"
+
+
 def test_answers_come_in_spite_of_a_crash_in_between():
     found = ask([["import json", "import antigravity_missing", "import csv"], ["import math"]], 60)
     assert {name for name, of in found.items() if of.error} == {"import antigravity_missing"}
