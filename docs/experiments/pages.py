@@ -10,6 +10,8 @@ page and the result files differ, as a test does.
 | quickstart_rates.json | `python docs/experiments/quickstart.py` |
 | megatron.json | `python tests/megatron/study.py CHECKOUT --json docs/experiments/results/megatron.json` |
 | generate_DTYPE.json | `elas bench generate --dtypes DTYPE --batches 1 --contexts 512 --json …` (docs/generate.md) |
+| gpu_ffn_GPU.json | `elas bench ffn --device cuda --dtypes bfloat16 --tokens 16384 --variants … --json …` (docs/kernels.md) |
+| gpu_step_GPU.json | `elas bench step --device cuda --preset 60m --dtypes bfloat16 --batch 128 --variants … --json …` |
 | engines.json | `python tests/export/engines.py RUN --vllm PYTHON --llama PYTHON --llama-cpp CHECKOUT --json …` |
 | EXPERIMENT.json | `python docs/experiments/run.py EXPERIMENT` |
 """
@@ -24,7 +26,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 ROOT = HERE.parents[1]
-PAGES = ("README.md", "docs/results.md", "docs/megatron.md", "docs/generate.md", "docs/export.md")
+PAGES = tuple(["README.md", *(f"docs/{name}.md" for name in ("results", "kernels", "megatron", "generate", "export"))])
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 
 EXPERIMENTS = {
@@ -138,6 +140,61 @@ def generate() -> str:
     return "\n".join([*lines, "", f"{where}; {speed}."]) + "\n"
 
 
+ON_GPU = [
+    ("full_swiglu", "full-rank SwiGLU"),
+    ("full_swiglu_compiled", "full-rank SwiGLU, torch.compile"),
+    ("lowrank_relu2", "low-rank relu², no 2:4"),
+    ("lowrank_relu2_compiled", "low-rank relu², no 2:4, torch.compile"),
+    ("elas_compressed", "ELAS, `compressed`"),
+    ("elas_fused", "ELAS, `fused`"),
+]
+GPU_RATIOS = [
+    ("elas_fused", "lowrank_relu2", "fused ÷ low-rank relu²"),
+    ("elas_fused", "lowrank_relu2_compiled", "fused ÷ the same, compiled"),
+    ("elas_fused", "full_swiglu_compiled", "fused ÷ full-rank SwiGLU, compiled"),
+    ("elas_compressed", "lowrank_relu2", "compressed ÷ low-rank relu²"),
+    ("elas_compressed", "lowrank_relu2_compiled", "compressed ÷ the same, compiled"),
+    ("elas_compressed", "full_swiglu_compiled", "compressed ÷ full-rank SwiGLU, compiled"),
+]
+
+
+def gpu_ffn() -> str:
+    """The FFN on a GPU: milliseconds, share of its peak, what is saved, and ratios, one column a shape."""
+    facts = read("gpu_ffn_h100")
+    shapes = list(dict.fromkeys(row["shape"] for row in facts["rows"]))
+    rows = {(row["shape"], row["variant"]): row for row in facts["rows"]}
+    lines = [f"| forward + backward, ms (share of the peak; saved, MiB) | {' | '.join(shapes)} |"]
+    lines.append("|---" * (len(shapes) + 1) + "|")
+    for name, text in ON_GPU:
+        cells = []
+        for shape in shapes:
+            row = rows[shape, name]
+            time, saved = row["fwd_ms"] + row["bwd_ms"], row["saved_bytes"] / 2**20
+            by = f", {row['implementation']}" if name == "elas_fused" else ""
+            cells.append(f"{time:.2f} ({row['peak_share']:.0%}; {saved:,.0f}{by})")
+        lines.append(f"| {text} | {' | '.join(cells)} |")
+    for of, to, text in GPU_RATIOS:
+        cells = [f"{_both(rows[shape, of]) / _both(rows[shape, to]):.2f}" for shape in shapes]
+        lines.append(f"| **{text}** | {' | '.join(cells)} |")
+    where = f"{facts['device']}, torch {facts['torch']}, {facts['date']}; {facts['tokens']:,} tokens, bf16"
+    return "\n".join([*lines, "", f"{where}; medians of {facts['repeats']} rounds in turns."]) + "\n"
+
+
+def _both(row: dict) -> float:
+    return row["fwd_ms"] + row["bwd_ms"]
+
+
+def gpu_step() -> str:
+    """A whole training step on a GPU."""
+    facts = read("gpu_step_h100")
+    lines = ["| | tokens/s | step, ms | share of the peak | peak memory, GiB |", "|---|---|---|---|---|"]
+    for row in facts["rows"]:
+        cells = [f"{row['tokens_per_s']:,.0f}", f"{row['step_ms']:.1f}", f"{row['peak_share']:.0%}"]
+        lines.append(f"| {row['variant']} | {' | '.join(cells)} | {row['peak_bytes'] / 2**30:.1f} |")
+    where = f"{facts['preset']}, {facts['batch']} × {facts['seq']} tokens a step, bf16, {facts['device']}"
+    return "\n".join([*lines, "", f"{where}, torch {facts['torch']}, {facts['date']}."]) + "\n"
+
+
 def engines() -> str:
     """Exports in other engines, against transformers."""
     facts = read("engines")
@@ -164,6 +221,8 @@ BLOCKS = {
     "megatron": megatron,
     "generate": generate,
     "engines": engines,
+    "gpu_ffn": gpu_ffn,
+    "gpu_step": gpu_step,
 }
 
 

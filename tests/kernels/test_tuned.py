@@ -10,7 +10,7 @@ from elas.bench import tune
 from elas.command import exit_status
 from elas.errors import UserError
 from elas.kernels.relu2_24 import Relu24Options, registry
-from elas.kernels.relu2_24.triton import chunked, fused, tiles, tuned
+from elas.kernels.relu2_24.triton import fused, tiles, tuned
 from elas.kernels.relu2_24.triton.tiles import Tile
 
 GPU = "NVIDIA Test 9000"
@@ -128,15 +128,6 @@ def test_auto_leaves_wide_sums_to_chunks(monkeypatch):
         assert name == "triton" or "chunked is faster" in why or "no tile" in why
         assert registry.choose(Relu24Options(), *where, "chunked", registry.Widths(r, 4096, r))[0].name == "chunked"
     assert registry.choose(Relu24Options(), *where, "triton", registry.Widths(512, 4096, 512))[0].name == "triton"
-
-
-def test_chunks_fit_in_the_cache(monkeypatch):
-    monkeypatch.setattr(chunked, "_cache_bytes", lambda device: 50 * 2**20)
-    for features in (512, 2064, 8256):
-        c = chunked.chunk_tokens(features, 2, torch.device("cuda"))
-        assert c % 128 == 0
-        assert c == chunked.LEAST_TOKENS or 2 * 2 * features * c <= 50 * 2**20
-    assert chunked.chunk_tokens(10**6, 2, torch.device("cuda")) == chunked.LEAST_TOKENS
 
 
 def test_where_the_packed_words_are_used(monkeypatch):

@@ -6,11 +6,9 @@ Shapes: `f` features, `n` tokens, `c` tokens of a chunk, `r_in` and `r_out` widt
     backward   z and ds = dv n_down [c, f]   s and dz in their place   dn_down += dvᵀ s   dm_up += dzᵀ u   du = dz m_up
 
 Nothing f wide is kept, and z is computed twice, so there are seven products; the kernels of fused.py compute nine, of
-which the wide accumulators of large ranks leave little of the tensor cores' speed. A chunk's z and ds fit in the L2
-cache. Weight gradients are summed over chunks in fp32.
+which the wide accumulators of large ranks leave little of the tensor cores' speed. Weight gradients are summed over
+chunks in fp32.
 """
-
-import functools
 
 import torch
 from torch import Tensor
@@ -23,21 +21,9 @@ from elas.kernels.relu2_24.triton.fused import kernels_of, method_of, on, passes
 
 PRIORITY = 15
 """Above PyTorch's own operations, below `triton`, which says itself which widths it leaves to this one."""
-L2_SHARE = 0.7
-"""Of the L2 cache, for z and ds of a chunk."""
-LEAST_TOKENS = 512
-"""Of a chunk: fewer would leave processors idle."""
-
-
-@functools.lru_cache(maxsize=16)
-def _cache_bytes(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 2**20
-
-
-def chunk_tokens(features: int, size: int, device: torch.device) -> int:
-    """c, a multiple of 128, for `features` of `size` bytes."""
-    fitting = int(L2_SHARE * _cache_bytes(device)) // max(1, 2 * size * features)
-    return max(LEAST_TOKENS, fitting // 128 * 128)
+CHUNK_TOKENS = 4096
+"""c. With a quarter of it, z and ds of a chunk fit in an H100's L2 cache, but Python submits the many small launches more
+slowly than the GPU works them off (docs/kernels.md)."""
 
 
 def step(z: Tensor, ds: Tensor, options: Relu24Options) -> tuple[Tensor, Tensor]:
@@ -75,8 +61,7 @@ class TritonChunked:
     def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
         """`v [n, r_out]`; keeps nothing."""
         u, m_up, n_down = operands
-        n, f = u.shape[0], m_up.shape[0]
-        c = chunk_tokens(f, u.element_size(), u.device)
+        n, f, c = u.shape[0], m_up.shape[0], CHUNK_TOKENS
         v, z = u.new_empty(n, n_down.shape[0]), u.new_empty(min(c, n), f)
         for start in range(0, n, c):
             rows = u[start : start + c]
@@ -88,8 +73,7 @@ class TritonChunked:
         """du, dm_up, dn_down; computes z of every chunk again."""
         u, m_up, n_down = operands
         needs_u, needs_m, needs_n = needs
-        n, f = u.shape[0], m_up.shape[0]
-        c = chunk_tokens(f, u.element_size(), u.device)
+        n, f, c = u.shape[0], m_up.shape[0], CHUNK_TOKENS
         du = u.new_empty(u.shape) if needs_u else None
         dm_up = _Sum(f, u.shape[1], u) if needs_m else None
         dn_down = _Sum(n_down.shape[0], f, u) if needs_n else None
