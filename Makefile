@@ -1,4 +1,4 @@
-# make quickstart | test | lint | typecheck: each makes its own environment in .venv from constraints.txt first.
+# make quickstart | test | test-gpu | lint | typecheck: each makes its own environment in .venv from constraints.txt first.
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 VENV ?= .venv
@@ -23,7 +23,7 @@ define step
 	wait $$pid || { tail -n 30 $(LOG); echo "error: this step failed; its whole output is in $(LOG)"; exit 1; }
 endef
 
-.PHONY: quickstart test lint typecheck install clean
+.PHONY: quickstart test test-gpu lint typecheck install clean
 
 $(BIN)/elas: constraints.txt pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; make PYTHON=/path/to/python3.11"; exit 2; }
@@ -52,6 +52,12 @@ ifeq ($(filter-out -%,$(PYTEST_ARGS)),)
 else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 endif
+
+# On a GPU: the tests that run on any device, and those of tests/gpu. TEST_GPU_JOBS processes share it.
+TEST_GPU_JOBS ?= 4
+test-gpu: install
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: make test-gpu: torch sees no CUDA device (torch " + torch.__version__ + ")")'
+	$(BIN)/python -m pytest --device cuda -n $(TEST_GPU_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(BIN)/elas
 	$(BIN)/ruff check .

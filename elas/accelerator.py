@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from elas.errors import UserError
 from elas.extensions import extensions_dir
 
 _mode: "CudaMeansCpu | None" = None
@@ -40,6 +41,24 @@ def has_cuda() -> bool:
 def device() -> torch.device:
     """This process's current CUDA device, or the CPU without CUDA."""
     return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
+
+
+def gpus_here() -> int:
+    """GPUs of this host that this process sees."""
+    return torch.cuda.device_count() if has_cuda() else 0
+
+
+def check_gpus(ranks: int) -> None:
+    """Check that a host with GPUs has one for each of its ranks; without GPUs any number of ranks can run.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    gpus = gpus_here()
+    if 0 < gpus < ranks:
+        have = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+        fix = "start fewer ranks, or hide the GPUs to train on the CPU: CUDA_VISIBLE_DEVICES=''"
+        raise UserError(f"{ranks} ranks on a host with {have}: NCCL takes one rank for each; {fix}")
 
 
 def peak_memory() -> int:

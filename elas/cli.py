@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": ("elas.launch.evaluate", "loss, perplexity and bits per byte of a checkpoint or a Hugging Face folder"),
     "export": ("elas.export.cli", "a checkpoint as a Hugging Face folder: `export hf`"),
     "import": ("elas.export.import_cli", "a Hugging Face folder as a run to train: `import hf`"),
+    "doctor": ("elas.doctor.cli", "what this machine has and lacks for ELAS, each with a fix"),
     "build": ("elas.build", "compile the extensions for this machine ahead of time"),
     "tune": ("elas.bench.tune", "measure the tiles of the fused kernels on this GPU, and keep the fastest"),
     "bench": ("elas.bench.cli", "measure time and memory: `bench ffn`, `step`, `comm`, `checkpoint`, `prep`"),

@@ -57,10 +57,13 @@ def initialize(config: ParallelConfig, *, seed: int, timeout_s: float | None = N
 
     Raises:
         Failure: not all ranks connected in time, or the port is in use.
+        UserError: this host has ranks without a GPU of their own.
     """
     accelerator.prepare_megatron()
     if accelerator.has_cuda():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        accelerator.check_gpus(local + 1)
+        torch.cuda.set_device(local)
     if not dist.is_initialized():
         if "RANK" not in os.environ:  # one process without a launcher; DeepSpeed requires a launcher's variables
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")

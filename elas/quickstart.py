@@ -35,18 +35,23 @@ def main(argv: list[str]) -> int:
     overrides, rest = split_overrides(argv)
     parser = SettingsParser(
         "elas quickstart",
-        "Train a small ELAS model on Python's standard library, on two ranks. Any setting: --section.key VALUE.",
+        "Train a small ELAS model on Python's standard library, on two ranks (one, on a host with one GPU). "
+        "Any setting: --section.key VALUE.",
         "elas quickstart --steps 100 --workdir /tmp/elas",
     )
     parser.add_argument(
         "--workdir", type=Path, default=Path("quickstart"), help="folder for all files (default: %(default)s)"
     )
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the preset's)")
-    parser.add_argument("--ranks", type=int, default=2, help="processes to train on (default: %(default)s)")
+    parser.add_argument("--ranks", type=int, help="processes to train on (default: 2; on a host with one GPU, 1)")
     options = parser.parse_args(rest)
     workdir = options.workdir
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir}: is a file; give a folder")
+    if options.ranks is None:
+        from elas.accelerator import gpus_here
+
+        options.ranks = 1 if gpus_here() == 1 else 2
     if options.ranks < 1:
         raise UserError(f"--ranks {options.ranks}: must be at least 1")
     if overrides.get("train.steps", options.steps) != options.steps is not None:
@@ -60,9 +65,11 @@ def main(argv: list[str]) -> int:
         **dict(zip(OWN, (str(workdir / part) for part in ("tokens/train", "tokens/valid", "tokenizer", "run")))),
     }
     config = load_config("quickstart", settings)
+    from elas.accelerator import check_gpus
     from elas.config.deepspeed import choose_zero_stage
     from elas.config.rules import validate
 
+    check_gpus(options.ranks)
     choose_zero_stage(config, options.ranks)
     validate(config, options.ranks)
     start, fresh = time.monotonic(), not (workdir / "tokenizer").exists()

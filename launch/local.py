@@ -6,6 +6,7 @@ import socket
 import sys
 from pathlib import Path
 
+from elas.accelerator import check_gpus
 from elas.config.arguments import SettingsParser
 from elas.console import Heartbeat
 from elas.engine.deepspeed import check_deepspeed_json
@@ -51,6 +52,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--parallel {options.parallel}: only with --sweep FILE")
     with Heartbeat("checking the settings"):
         job = read_job(settings, options, options.ranks or _gpus() or 1)
+        check_gpus(options.ranks or 1)
         check_deepspeed_json(job.config)
         check_kernel(job.config)
     port = options.master_port or free_port()

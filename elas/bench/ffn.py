@@ -90,18 +90,20 @@ def main(argv: list[str]) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     progress = LiveLine(every_s=measure.SILENCE_S)
-    rows, notes = [], []
+    rows, notes, facts = [], [], {}
     try:
         with one_process(), ffn_variants.topk_registered():
             for shape in shapes:
                 for dtype in dtypes:
                     more, said = _cell(shape, dtype, names, options.tokens, options.repeats, progress)
                     rows, notes = rows + more, notes + said
-        facts = {**arguments.environment(), "tokens": options.tokens, "repeats": options.repeats}
+                    facts = {**arguments.environment(), "tokens": options.tokens, "repeats": options.repeats}
+                    facts |= {"rows": rows, "ratios": ratios(rows), "notes": notes}
+                    if options.json is not None and (options.json.is_file() or not options.json.exists()):
+                        write_json(options.json, facts)  # lest a run that is cut off leave nothing
     finally:
         torch.set_num_threads(threads_before)
     progress.clear()
-    facts |= {"rows": rows, "ratios": ratios(rows), "notes": notes}
     write_json(options.json, facts)
     _print(facts)
     return 1 if any(row["fwd_ms"] is None for row in rows) else 0

@@ -166,9 +166,10 @@ def fill(layer: ElasFFN | Peer, seed: int, *, ranked: bool) -> None:
             and which would dominate the error.
     """
     layer = layer.layer if isinstance(layer, Peer) else layer
-    generator = torch.Generator().manual_seed(seed)
+    device = next(layer.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
     for parameter in layer.parameters():
-        value = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+        value = torch.randn(parameter.shape, generator=generator, device=device) / parameter.shape[-1] ** 0.5
         parameter.copy_(value)
     if ranked and not layer.gated:
         up = layer.linear_fc1.weight if layer.full_rank else layer.linear_fc1.factor_out
@@ -177,9 +178,10 @@ def fill(layer: ElasFFN | Peer, seed: int, *, ranked: bool) -> None:
 
 def _ranked(features: int, width: int, generator: torch.Generator) -> torch.Tensor:
     """`[features, width]`: in each group of four rows a shuffle of one row times 1.4, 1, 0.6 and -1.2."""
-    rows = torch.randn(features // 4, 1, width, generator=generator) / width**0.5
-    order = torch.rand(features // 4, 4, generator=generator).argsort(-1)
-    return (torch.tensor([1.4, 1.0, 0.6, -1.2])[order].unsqueeze(-1) * rows).flatten(0, 1)
+    device = generator.device
+    rows = torch.randn(features // 4, 1, width, generator=generator, device=device) / width**0.5
+    order = torch.rand(features // 4, 4, generator=generator, device=device).argsort(-1)
+    return (torch.tensor([1.4, 1.0, 0.6, -1.2], device=device)[order].unsqueeze(-1) * rows).flatten(0, 1)
 
 
 def formula(variant: Variant, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:

@@ -87,6 +87,10 @@ class ElasConfig(PreTrainedConfig):
         ends = {f"layers.*.self_attn.o_proj{row}": "rowwise", f"layers.*.mlp.down_proj{row}": "rowwise"}
         return attention | ffn | ends
 
+    @base_model_tp_plan.setter
+    def base_model_tp_plan(self, plan: dict[str, str] | None) -> None:
+        """Keep our plan: transformers before 5.22 sets one that also splits the embedding of tied models."""
+
     def validate_architecture(self):
         """Raise `ValueError` for a value that no model has; transformers calls it."""
         choices = {

@@ -57,6 +57,8 @@ class Implementation:
         supports: `supports(options)` returns None, or the reason why it does not compute these options.
         fits: `fits(widths, device, dtype)` returns None, or the reason why it does not compute these widths; called
             for every choice, so it must be quick.
+        yields: `yields(widths, device, dtype)` returns None, or the reason why `auto` leaves these widths, which it
+            computes, to the next one.
         passes: the forward and backward pass that `core` is made of (`of_passes`); `fused` and `compressed`
             implementations have them, and torch.compile runs them as one operator.
     """
@@ -68,6 +70,7 @@ class Implementation:
     priority: int
     supports: Callable[[Relu24Options], str | None] = lambda options: None
     fits: Callable[[Widths, torch.device, torch.dtype], str | None] = lambda widths, device, dtype: None
+    yields: Callable[[Widths, torch.device, torch.dtype], str | None] = lambda widths, device, dtype: None
     passes: Passes | None = None
 
     @classmethod
@@ -167,6 +170,8 @@ def choose(
     passed_over = []
     for one in serving:
         reason = obstacle(one, options, device, dtype, widths)
+        if reason is None and widths is not None:
+            reason = one.yields(widths, device, dtype)
         if reason is None:
             return one, "auto passed over " + "; ".join(passed_over) if passed_over else FASTEST
         passed_over.append(f"{one.name}: {reason}")

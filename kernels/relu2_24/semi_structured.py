@@ -103,7 +103,7 @@ def down_product(library: Library, s: Tensor, packed: Kept, n_down: Tensor) -> T
 
 def obstacle(library: Library, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the library cannot multiply on `device` in `dtype`, or None."""
-    reason = fused.obstacle(device, torch.bfloat16)
+    reason = fused.passes_obstacle(device, torch.bfloat16)
     if reason is not None:
         return reason
     if dtype != torch.bfloat16:

@@ -56,12 +56,13 @@ def machine() -> dict:
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "shm_total": shm.total if shm else 0,
         "shm_free": shm.free if shm else 0,
-        **_gpus(),
+        **gpus(),
         **_extensions(),
     }
 
 
-def _gpus() -> dict:
+def gpus() -> dict:
+    """Names of the GPUs, the driver, and why nvidia-smi failed, or None; without nvidia-smi, no GPUs."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {"gpus": [], "driver": None, "gpu_error": None}

@@ -9,8 +9,16 @@ from support.relu2_24_oracle import CASES, case_name, rms_ratio, saved_bytes
 
 from elas.kernels.relu2_24 import Relu24Options, ffn_core, implementations, registry
 
-MODES = [("fused", "triton"), ("fused", "chunked"), ("compressed", "triton"), ("compressed", "cusparselt"), ("compressed", "cutlass"),
-         ("fused", "torch"), ("compressed", "torch"), ("eager", "reference")]  # fmt: skip
+MODES = [
+    ("fused", "triton"),
+    ("fused", "chunked"),
+    ("compressed", "triton"),
+    ("compressed", "cusparselt"),
+    ("compressed", "cutlass"),
+    ("fused", "torch"),
+    ("compressed", "torch"),
+    ("eager", "reference"),
+]
 every_mode = pytest.mark.parametrize("memory, name", MODES, ids=str)
 every_case = pytest.mark.parametrize("options", CASES, ids=case_name)
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)

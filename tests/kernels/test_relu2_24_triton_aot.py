@@ -12,9 +12,9 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from elas.kernels.relu2_24.triton import compressed, compressed_kernels, fused, fused_kernels, tiles  # noqa: E402
+from elas.kernels.relu2_24.triton import compressed, compressed_kernels, fused, fused_kernels, tiles, tuned  # noqa: E402
 
-ARCHITECTURES = {"sm_80": 80, "sm_90": 90, "sm_8x": 89}
+ARCHITECTURES = {"sm_80": 80, "sm_90": 90, "sm_8x": 89, "sm_100": 100}
 KERNELS = {
     "forward": fused_kernels.forward_kernel,
     "du": fused_kernels.du_kernel,
@@ -56,12 +56,12 @@ def resources(binary, tmp_path):
     return int(registers), int(stack), int(local)
 
 
-def constants(kernel, chip, dtype, rank, method, ste=False):
+def constants(kernel, chip, dtype, rank, method, ste=False, tile=None):
     """What a fused kernel is compiled with where it runs; None where it does not."""
-    tile = tiles.choose(chip, kernel, dtype, rank, method == 2)
+    tile = tile or tiles.choose(chip, kernel, dtype, rank, method == 2)
     if tile is None:
         return None
-    words = chip == "sm_90" and dtype == torch.bfloat16 and method != 2
+    words = chip in ("sm_90", "sm_100") and dtype == torch.bfloat16 and method != 2
     given = fused.constants(tile, rank, rank, "tf32" if dtype == torch.float32 else "ieee", method, words)
     if kernel != "forward":
         given["STE"] = ste
@@ -79,18 +79,31 @@ def held_to(chip, binary, tmp_path, record):
     assert binary.metadata.shared <= tiles.SHARED_BYTES[chip]
 
 
-@pytest.mark.parametrize("rank", (128, 256, 512))
-@pytest.mark.parametrize("chip", ("sm_80", "sm_90"))
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_bf16_fits_the_chip_and_runs_on_its_tensor_cores(kernel, chip, rank, tmp_path, record_property):
+ENTRIES = [(chip, kernel, rank) for chip in tiles.SHARED_BYTES for kernel in KERNELS for rank in (128, 256, 512)]
+
+
+@pytest.mark.parametrize("chip, kernel, rank", ENTRIES, ids=str)
+def test_bf16_fits_the_chip_and_runs_on_its_tensor_cores(chip, kernel, rank, tmp_path, record_property):
+    """Every entry of the tables of bf16, pruning by magnitude."""
     binary = compiled(KERNELS[kernel], chip, constants(kernel, chip, torch.bfloat16, rank, 1), "bf16")
     held_to(chip, binary, tmp_path, record_property)
-    products = {name: name in binary.asm["ptx"] for name in ("wgmma.mma_async", "mma.sync")}
-    if chip == "sm_80":
-        assert products == {"wgmma.mma_async": False, "mma.sync": True}
-    else:
-        # Its weights at rank 512 leave z, of 32 tokens, to mma: two sums of 512 columns fill the registers.
-        assert products == {"wgmma.mma_async": True, "mma.sync": (kernel, rank) == ("weights", 512)}
+    ptx = binary.asm["ptx"]
+    products = {name for name in ("tcgen05.mma", "wgmma.mma_async", "mma.sync") if name in ptx}
+    assert products
+    if chip in ("sm_80", "sm_8x"):
+        assert products == {"mma.sync"}
+    elif chip == "sm_90" and rank < 512:
+        assert products == {"wgmma.mma_async"}
+
+
+@pytest.mark.parametrize("path", sorted(tuned.SHIPPED.glob("*.json")), ids=lambda path: path.stem)
+def test_measured_tiles_that_ship_fit_too(path, tmp_path, record_property):
+    table = tuned.read(path)
+    assert table
+    for (kernel, dtype, method, rank, _), tile in table.items():
+        assert (dtype, method) == ("bfloat16", "magnitude")
+        given = constants(kernel, "sm_90", torch.bfloat16, rank, 1, tile=tile)
+        held_to("sm_90", compiled(KERNELS[kernel], "sm_90", given, "bf16"), tmp_path, record_property)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -98,6 +111,14 @@ def test_relu_is_no_maximum_that_turns_nan_into_0(kernel):
     """`max.f32` gives the number of a number and NaN; the interpreter's does not, so its tests cannot tell."""
     binary = compiled(KERNELS[kernel], "sm_90", constants(kernel, "sm_90", torch.bfloat16, 256, 1), "bf16")
     assert not re.search(r"\bmax\.(f32|bf16)", binary.asm["ptx"])
+
+
+def test_groups_are_pruned_in_packed_words_on_sm_90():
+    """A group takes five packed instructions a number; one by one it took nineteen."""
+    for kernel in KERNELS:
+        binary = compiled(KERNELS[kernel], "sm_90", constants(kernel, "sm_90", torch.bfloat16, 256, 1), "bf16")
+        assert "set.ge.u32.bf16x2" in binary.asm["ptx"]
+        assert not re.search(r"\bsetp\.\w+\.f32", binary.asm["ptx"])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -108,15 +129,18 @@ def test_on_wgmma_splitting_groups_moves_nothing_between_threads(kernel):
 
 
 OTHERS = [
-    # chip, kernel, dtype, rank, method, ste: soft thresholds that have tiles of their own, TF32, smaller chips, padding
+    # chip, kernel, dtype, rank, method, ste: soft thresholds that have tiles of their own, TF32, padding
     ("sm_90", "forward", torch.bfloat16, 512, 2, False),
+    ("sm_90", "weights", torch.bfloat16, 128, 2, True),
     ("sm_90", "weights", torch.bfloat16, 256, 2, True),
+    ("sm_90", "weights", torch.bfloat16, 512, 2, True),
+    ("sm_90", "forward", torch.bfloat16, 256, 2, False),
+    ("sm_90", "du", torch.bfloat16, 256, 2, True),
     ("sm_80", "weights", torch.bfloat16, 256, 2, True),
     ("sm_90", "weights", torch.float32, 256, 2, False),
     ("sm_80", "du", torch.float32, 512, 1, False),
-    ("sm_8x", "forward", torch.bfloat16, 512, 1, False),
-    ("sm_8x", "du", torch.bfloat16, 256, 1, False),
-    ("sm_8x", "weights", torch.bfloat16, 256, 1, False),
+    ("sm_8x", "forward", torch.float32, 256, 1, False),
+    ("sm_8x", "weights", torch.float32, 128, 1, False),
     ("sm_90", "du", torch.bfloat16, 192, 0, False),
 ]
 

@@ -58,7 +58,8 @@ def select(config: pytest.Config, items: list[pytest.Item]) -> None:
 def needs_gpus(ranks: int) -> None:
     """Skip the running test if there are GPUs, but fewer than ranks."""
     if torch.cuda.is_available() and torch.cuda.device_count() < ranks:
-        pytest.skip(f"{ranks} ranks, {torch.cuda.device_count()} GPU here: NCCL takes one rank for each GPU")
+        count = torch.cuda.device_count()
+        pytest.skip(f"{ranks} ranks, {count} {'GPU' if count == 1 else 'GPUs'} here: NCCL takes one rank for each GPU")
 
 
 class OnDevice(TorchFunctionMode):

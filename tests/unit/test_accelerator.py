@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from elas import accelerator
+from elas.errors import UserError
 
 pytestmark = pytest.mark.timeout(300)
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="the shims are for machines without CUDA")
@@ -77,3 +78,12 @@ def test_random_streams_fork_and_return():
     tracker.set_states(states)
     with tracker.fork():
         assert torch.equal(torch.rand(3), second)
+
+
+def test_ranks_without_a_gpu_of_their_own_are_refused(monkeypatch):
+    """On a host with GPUs; without any, ranks share the cores."""
+    accelerator.check_gpus(64)
+    monkeypatch.setattr(accelerator, "gpus_here", lambda: 1)
+    accelerator.check_gpus(1)
+    with pytest.raises(UserError, match=r"^2 ranks on a host with 1 GPU: NCCL takes one .* CUDA_VISIBLE_DEVICES=''$"):
+        accelerator.check_gpus(2)

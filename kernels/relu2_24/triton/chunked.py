@@ -19,7 +19,7 @@ from elas.kernels.relu2_24.options import Relu24Options
 from elas.kernels.relu2_24.passes import Gradients, Kept, Needs, Operands
 from elas.kernels.relu2_24.registry import Implementation, register
 from elas.kernels.relu2_24.triton.compressed import TILE, grid, prune_in_place
-from elas.kernels.relu2_24.triton.fused import kernels_of, method_of, obstacle, on, scale_of
+from elas.kernels.relu2_24.triton.fused import kernels_of, method_of, on, passes_obstacle, scale_of
 
 PRIORITY = 15
 """Above PyTorch's own operations, below `triton`, which says itself which widths it leaves to this one."""
@@ -112,4 +112,4 @@ class TritonChunked:
         return du, None if dm_up is None else dm_up.result(), None if dn_down is None else dn_down.result()
 
 
-register(Implementation.of_passes("chunked", "fused", TritonChunked(), obstacle, priority=PRIORITY))
+register(Implementation.of_passes("chunked", "fused", TritonChunked(), passes_obstacle, priority=PRIORITY))

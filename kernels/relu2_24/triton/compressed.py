@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from elas.kernels.relu2_24.options import Relu24Options
 from elas.kernels.relu2_24.passes import Gradients, Kept, Needs, Operands
 from elas.kernels.relu2_24.registry import Implementation, register
-from elas.kernels.relu2_24.triton.fused import PRIORITY, kernels_of, method_of, obstacle, on, scale_of
+from elas.kernels.relu2_24.triton.fused import PRIORITY, kernels_of, method_of, on, passes_obstacle, scale_of
 
 TILE = (4, 512)
 """Tokens and features of a program's tile: 16 values for each of its 128 threads, 256 bits of bf16."""
@@ -122,4 +122,4 @@ class TritonCompressed:
         return du, dm_up, None if s is None else dv.T @ s
 
 
-register(Implementation.of_passes("triton", "compressed", TritonCompressed(), obstacle, priority=PRIORITY))
+register(Implementation.of_passes("triton", "compressed", TritonCompressed(), passes_obstacle, priority=PRIORITY))

@@ -23,21 +23,35 @@ from elas.kernels.relu2_24.triton.tiles import Kernel, Tile, chip, choose
 PRIORITY = 20
 """Higher than every other implementation."""
 
+FASTEST_UP_TO = 256
+"""Widths; measured on an H100 in bf16 (docs/kernels.md): at 512 the three kernels need 3.8 ms where six products and
+passes over memory need 1.2."""
+
 PROGRAMS_PER_PROCESSOR = 2
 """Tokens are split so that `weights_kernel` has this many programs for each processor of the chip."""
 
 
-def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the Triton kernels cannot run on `device` in `dtype`, or None."""
+def passes_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton's passes over z cannot run on `device` in `dtype`, or None; products are PyTorch's there."""
     if device.type != "cuda" or torch.version.cuda is None:
         return f"its kernels are for NVIDIA GPUs, not {device.type}"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install 'elas[gpu]')"
     capability = torch.cuda.get_device_capability(device)
-    if chip(capability) is None:
-        return "it has tiles for compute capability 8.x, 9.x and 12.x, not {}.{}".format(*capability)
+    if capability < (8, 0):
+        return "it requires compute capability 8.0 or later, not {}.{}".format(*capability)
     if dtype == torch.float64:
         return "its kernels do not support float64"
+    return None
+
+
+def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the fused kernels cannot run on `device` in `dtype`, or None."""
+    if (reason := passes_obstacle(device, dtype)) is not None:
+        return reason
+    capability = torch.cuda.get_device_capability(device)
+    if chip(capability) is None:
+        return "it has tiles for compute capability 8.x, 9.x, 10.0 and 12.x, not {}.{}".format(*capability)
     if precision_of(dtype) == "ieee" and dtype == torch.float32:
         return "in fp32 it multiplies in TF32, which torch.set_float32_matmul_precision('high') allows"
     return None
@@ -229,4 +243,13 @@ def constants(tile: Tile, r_in: int, r_out: int, precision: str, method: int, wo
     }
 
 
-register(Implementation.of_passes("triton", "fused", TritonFused(), obstacle, priority=PRIORITY, fits=misfit))
+def slower(widths: Widths, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why `auto` leaves these widths to `chunked`, or None."""
+    if max(widths.r_in, widths.r_out) <= FASTEST_UP_TO:
+        return None
+    return f"above widths of {FASTEST_UP_TO} its sums leave too few registers; chunked is faster"
+
+
+register(
+    Implementation.of_passes("triton", "fused", TritonFused(), obstacle, priority=PRIORITY, fits=misfit, yields=slower)
+)

@@ -2,9 +2,10 @@
 
 Shapes: `r` the wider of `r_in` and `r_out`, the widths of u and v.
 
-The tiles are the largest of about 150 compiled ahead of time that spill no register and fit in the shared memory of a
-block; tests/kernels/test_relu2_24_triton_aot.py checks both with Triton 3.7.1 (3.9.0 requires more registers and spills
-in some of sm_90). They are not timed: measurements on a GPU may find better ones.
+The tiles spill no register and fit in the shared memory of a block; tests/kernels/test_relu2_24_triton_aot.py checks
+both with Triton 3.7.1 (3.9.0 requires more registers and spills in some of sm_90). Those of sm_90 in bf16 are the
+fastest of `elas tune` on an H100 (tuned/ has the times); the others are the largest of about 150 compiled ahead of time
+and not timed. What `elas tune` has measured on a user's GPU comes before these (tuned.py).
 
 The accumulators limit the size. A program holds its output in fp32, tile × rank: 64 × 256 values take 64 registers of
 each of 256 threads, and `weights_kernel` holds two such outputs. GAP is the distance in columns to the second pair of a
@@ -48,9 +49,9 @@ class Tile:
 
 _BF16: dict[str, dict[Kernel, dict[int, Tile]]] = {
     "sm_90": {
-        "forward": {128: Tile(128, 128, 8, 8, 2), 256: Tile(128, 64, 8, 8, 2), 512: Tile(64, 32, 8, 8, 2)},
-        "du": {128: Tile(128, 64, 8, 8, 3), 256: Tile(64, 64, 8, 8, 2), 512: Tile(64, 16, 8, 8, 2)},
-        "weights": {128: Tile(64, 64, 8, 8, 3), 256: Tile(64, 64, 8, 8, 2), 512: Tile(32, 32, 8, 8, 2)},
+        "forward": {128: Tile(128, 64, 8, 8, 3), 256: Tile(128, 32, 8, 8, 4), 512: Tile(64, 32, 8, 8, 2)},
+        "du": {128: Tile(128, 64, 8, 8, 4), 256: Tile(128, 32, 8, 8, 3), 512: Tile(64, 16, 8, 8, 3)},
+        "weights": {128: Tile(64, 64, 8, 4, 2), 256: Tile(128, 64, 8, 8, 1), 512: Tile(32, 16, 8, 4, 2)},
     },
     "sm_80": {
         "forward": {128: Tile(64, 64, 32, 4, 2), 256: Tile(64, 64, 32, 8, 2), 512: Tile(32, 32, 16, 8, 2)},
@@ -65,7 +66,10 @@ _BF16: dict[str, dict[Kernel, dict[int, Tile]]] = {
 }
 
 _BF16_SOFT: dict[str, dict[Kernel, dict[int, Tile]]] = {
-    "sm_90": {"forward": {512: Tile(64, 16, 8, 8, 3)}, "weights": {256: Tile(64, 32, 8, 8, 2)}},
+    "sm_90": {
+        "forward": {512: Tile(64, 16, 8, 8, 3)},
+        "weights": {128: Tile(64, 64, 8, 8, 3), 256: Tile(64, 32, 8, 8, 2), 512: Tile(32, 32, 8, 8, 2)},
+    },
     "sm_80": {"weights": {256: Tile(64, 16, 8, 8, 1)}},
     "sm_8x": {},
 }
