@@ -47,7 +47,9 @@ def run_part(part: Part, device: str, logs: Path, left_s: float, progress: Progr
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="elas-gpu-check-") as work:
         path = Path(work) / "rows.jsonl"
-        setting = Setting(part.name, device, path, logs, Path(work), max(1.0, limit - _RESERVE_S))
+        setting = Setting(
+            part.name, device, path, logs, Path(work), max(1.0, limit - _RESERVE_S), int(limit < part.limit_s)
+        )
 
         def tick() -> None:
             known = len(rows.read(path).rows)

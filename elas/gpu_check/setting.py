@@ -22,6 +22,7 @@ class Setting:
         logs: folder for the logs of processes that it starts.
         work: folder for temporary files.
         seconds: its time limit.
+        tight: 1 if that is what the budget leaves; 0 if it is the part's own limit, which only a hang exceeds.
         first: for kernel_cases.py, the index of the first implementation.
     """
 
@@ -31,6 +32,7 @@ class Setting:
     logs: Path
     work: Path
     seconds: float
+    tight: int = 0
     first: int = 0
     _start: float = field(default_factory=time.monotonic)
 
@@ -64,5 +66,6 @@ class Setting:
         for name, kind in (("part", str), ("device", str), ("rows", Path), ("logs", Path), ("work", Path)):
             parser.add_argument(f"--{name}", type=kind, required=True)
         parser.add_argument("--seconds", type=float, required=True)
-        parser.add_argument("--first", type=int, default=0)
+        for name in ("tight", "first"):
+            parser.add_argument(f"--{name}", type=int, default=0)
         return cls(**vars(parser.parse_args(argv)))

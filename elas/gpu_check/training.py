@@ -22,7 +22,7 @@ from elas.data_prep.indexed_writer import write_index
 from elas.files import read_jsonl, write_json
 from elas.gpu_check import processes
 from elas.gpu_check.parts import NO_CUDA
-from elas.gpu_check.rows import Row, compared
+from elas.gpu_check.rows import NO_TIME, Row, compared
 from elas.gpu_check.setting import Setting
 
 STEPS, SAVED = 12, 6
@@ -138,7 +138,8 @@ def _train(setting: Setting, runs: list[Run]) -> dict[str, str]:
             started.append((one, processes.start(_command(setting, one), log, hidden), log))
         for one, process, log in started:
             if not processes.wait(process, max(1.0, setting.left_s)):
-                failed[one.name] = f"not complete in time, killed; {log.name} ends: {processes.last_line(log)}"
+                hang = f"not complete in time, killed; {log.name} ends: {processes.last_line(log)}"
+                failed[one.name] = NO_TIME if setting.tight else hang
             elif process.returncode:
                 failed[one.name] = processes.ended(process, log)
             else:
@@ -204,7 +205,7 @@ class Results:
         self._setting.add(Row(part="training", group=group, result="right" if right else "wrong", reason=reason))
 
     def _failed(self, group: str, *runs: Run) -> bool:
-        """Whether one of the runs failed; if so, write the row: wrong for the first run, not run for another."""
+        """Whether one of the runs failed; if so, write the row."""
         for index, one in enumerate(runs):
             if one.name not in self._outcome:
                 reason = f"{one.resume}, which it continues, failed"
@@ -212,6 +213,7 @@ class Results:
                 return True
             if why := self._outcome[one.name]:
                 reason = why if index == 0 else f"{one.name}: {why}"
-                self._setting.add(Row(part="training", group=group, result="wrong", reason=reason))
+                result = "not run" if why == NO_TIME else "wrong"
+                self._setting.add(Row(part="training", group=group, result=result, reason=reason))
                 return True
         return False

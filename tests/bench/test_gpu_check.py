@@ -230,6 +230,18 @@ def test_rows_of_benchmarks():
     assert left_out.result == "not run" and left_out.reason.endswith("left out: y")
 
 
+def test_rows_of_training_steps():
+    key = {"dtype": "bfloat16", "loss": 5.0, "grad_norm": 1.0, "expected_loss": 4.0, "expected_grad_norm": 1.0}
+    rows = [
+        {**key, "variant": "hf_llama", "step_ms": 8.0, "tokens_per_s": 1e5},
+        {**key, "variant": "elas", "step_ms": 4.0, "tokens_per_s": 2e5},
+        {**key, "variant": "full_swiglu", "step_ms": None, "tokens_per_s": None},
+    ]
+    _, ours, wrong = speed.rows_of(speed.GPU[-1], {"rows": rows})
+    assert ours.speed == {"ms": 4.0, "tokens_per_s": 2e5, "times_as_fast_as": {"hf_llama": 2.0}}
+    assert wrong.result == "wrong" and "loss 5.0" in wrong.reason and "4.0" in wrong.reason
+
+
 def test_losses_that_differ_or_are_missing():
     want = {step: 2.0 for step in range(1, 13)}
     assert training.difference({**want, 7: 2.002}, want) == pytest.approx(1e-3)
