@@ -1,5 +1,6 @@
 """Trained models and their exports, made once for all tests of this folder."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,8 @@ CASES = {
 }
 ROWS = 8
 NEW = {"elas-grouped": 256}
-"""Tokens to continue a prompt by, where they are not 40; with 256 for all, all are the same too."""
+LEAST_NEW = int(os.environ.get("ELAS_TEST_NEW_TOKENS", "40"))
+"""Tokens to continue a prompt by; `ELAS_TEST_NEW_TOKENS=256 pytest tests/export/test_forms.py` takes that for all."""
 
 
 DENSE = {name for name in CASES if name.startswith(("lowrank-", "full-s", "cola-", "not-")) or name == "elas-grouped"}
@@ -85,7 +87,7 @@ def _train_all(folder: Path, rows: torch.Tensor, prompt: torch.Tensor) -> dict[s
         cases = {name: {**layout, **more} for name, (where, more) in CASES.items() if where == (world, layout)}
         losses |= run_ranks(world, trained_exports.train, cases, str(folder), timeout=300)[-1]
     asked = {
-        str(folder / name): (["elas", "dense"] if name in DENSE else ["elas"], NEW.get(name, 40)) for name in CASES
+        str(folder / name): (["elas", "dense"] if name in DENSE else ["elas"], NEW.get(name, LEAST_NEW)) for name in CASES
     }
     (ours,) = run_ranks(1, trained_exports.run_ours, asked, rows, prompt, timeout=300)
     made = {}
