@@ -45,11 +45,13 @@ class Operands(NamedTuple):
     dv: Tensor
 
 
-def operands(n: int, f: int, rank: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Operands:
-    """Exact inputs with r_in = r_out = rank, drawn on the CPU."""
+def operands(
+    n: int, r_in: int, f: int, r_out: int, dtype: torch.dtype, device: torch.device, seed: int = 0
+) -> Operands:
+    """Exact inputs, drawn on the CPU."""
     generator = torch.Generator().manual_seed(seed)
-    u, m_up = (torch.randint(-8, 9, shape, generator=generator).div(8) for shape in ((n, rank), (f, rank)))
-    n_down, dv = (torch.randn(shape, generator=generator) for shape in ((rank, f), (n, rank)))
+    u, m_up = (torch.randint(-8, 9, shape, generator=generator).div(8) for shape in ((n, r_in), (f, r_in)))
+    n_down, dv = (torch.randn(shape, generator=generator) for shape in ((r_out, f), (n, r_out)))
     u, m_up, n_down, dv = (x.to(device, dtype) for x in (u, m_up, n_down, dv))
     return Operands(u.requires_grad_(), m_up.requires_grad_(), n_down.requires_grad_(), dv)
 
@@ -160,7 +162,8 @@ class Checker:
         """The operands of a case, and its true values."""
         key = case.dtype, case.rank, case.method
         if key not in self._known:
-            inputs = operands(self._n, self._f, case.rank, getattr(torch, case.dtype), self.device)
+            rank, dtype = case.rank, getattr(torch, case.dtype)
+            inputs = operands(self._n, rank, self._f, rank, dtype, self.device)
             self._known[key] = inputs, truth(inputs, case.options)
         return self._known[key]
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from elas.bench import arguments, measure
+from elas.bench import arguments, kernel_check, measure
 from elas.bench.arguments import DTYPES
 from elas.command import Parser
 from elas.console import LiveLine, table
@@ -33,8 +33,6 @@ from elas.kernels.relu2_24.triton.tiles import Kernel, Tile
 
 KERNELS: tuple[Kernel, ...] = ("forward", "du", "weights")
 PRODUCTS = {"forward": 2, "du": 3, "weights": 4}
-BOUND = {"float32": 2e-3, "bfloat16": 1e-2}
-"""RMS relative to fp64; fp32 products are TF32."""
 CHECKED_TOKENS = 512
 TOKENS, FEATURES, STAGES = (32, 64, 128, 256), (16, 32, 64, 128), (1, 2, 3, 4)
 MOST_REGISTERS = 224
@@ -120,13 +118,9 @@ class Job:
     """Operands of a case on the device, its kernel with a tile, and the result in fp64."""
 
     def __init__(self, case: Case, tokens: int, device: torch.device):
-        generator = torch.Generator().manual_seed(7)
-        dtype, r, f = DTYPES[case.dtype], case.r, case.features
-        grid = lambda *shape: torch.randint(-8, 9, shape, generator=generator).div(8)  # noqa: E731
-        normal = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
-        made = (grid(tokens, r), grid(f, r), normal(r, f), normal(tokens, r))
-        u, m, n, self.dv = (x.to(device, dtype) for x in made)
-        self.operands, self.case = Operands(u, m, n), case
+        made = kernel_check.operands(tokens, case.r, case.features, case.r, DTYPES[case.dtype], device, seed=7)
+        u, m, n, self.dv = (x.detach() for x in made)
+        self.inputs, self.operands, self.case = made, Operands(u, m, n), case
         self.options = Relu24Options(method="magnitude" if case.method == "magnitude" else "soft_threshold")
 
     def run(self, tile: Tile) -> tuple[torch.Tensor, ...]:
@@ -139,12 +133,9 @@ class Job:
 
     def truth(self) -> tuple[torch.Tensor, ...]:
         """The same in fp64."""
-        from elas.kernels.relu2_24.plain.fused import step
-
-        u, m, n, dv = (x.double() for x in (*self.operands, self.dv))
-        z = (u @ m.T).to(self.dv.dtype).double()
-        s, dz = step(z, dv @ n, self.options)
-        return {"forward": (s @ n.T,), "du": (dz @ m,), "weights": (dz.T @ u, dv.T @ s)}[self.case.kernel]
+        want = kernel_check.truth(self.inputs, self.options)
+        names = {"forward": ("v",), "du": ("du",), "weights": ("dm_up", "dn_down")}
+        return tuple(want[name] for name in names[self.case.kernel])
 
     def error(self, tile: Tile, truth: tuple[torch.Tensor, ...]) -> float:
         """The largest RMS error of its results."""
@@ -204,7 +195,7 @@ def _measure(cases: list[Case], device: torch.device, processes: int | None, sec
         done += 1
         if reason is not None:
             refused += 1
-        elif error > BOUND[case.dtype]:
+        elif error > kernel_check.BOUNDS[case.dtype]:
             notes.append(f"{case.kernel} {case.dtype} r={case.r} {tile}: WRONG, error {error:.1e}")
         else:
             right[case].append(tile)

@@ -87,7 +87,8 @@ def _train_all(folder: Path, rows: torch.Tensor, prompt: torch.Tensor) -> dict[s
         cases = {name: {**layout, **more} for name, (where, more) in CASES.items() if where == (world, layout)}
         losses |= run_ranks(world, trained_exports.train, cases, str(folder), timeout=300)[-1]
     asked = {
-        str(folder / name): (["elas", "dense"] if name in DENSE else ["elas"], NEW.get(name, LEAST_NEW)) for name in CASES
+        str(folder / name): (["elas", "dense"] if name in DENSE else ["elas"], NEW.get(name, LEAST_NEW))
+        for name in CASES
     }
     (ours,) = run_ranks(1, trained_exports.run_ours, asked, rows, prompt, timeout=300)
     made = {}

@@ -1,13 +1,17 @@
 """Kernels on a GPU at full sizes: against fp64, bits of repeated runs, memory, graphs, streams, compile, autocast."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
-from gpu_large import MASKED, NAMES, TOLERANCES, leaves, of_memory, run, truth
 from support.relu2_24_oracle import CASES, case_name, rms_ratio, saved_bytes
 
+from elas.bench.kernel_check import BOUNDS, NAMES, Operands, computed, operands, truth
 from elas.kernels.relu2_24 import Relu24Options, ffn_core, implementations, registry
+
+MASKED = Relu24Options()
+TOLERANCES = {torch.float32: BOUNDS["float32"], torch.bfloat16: BOUNDS["bfloat16"]}
 
 MODES = [
     ("fused", "triton"),
@@ -25,6 +29,14 @@ every_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 OURS = pytest.mark.parametrize("memory, name", MODES[:3], ids=str)
 
 
+def run(u, m_up, n_down, dv, options, implementation):
+    return computed(Operands(u, m_up, n_down, dv), options, implementation)
+
+
+def of_memory(options, memory):
+    return dataclasses.replace(options, ffn_memory=memory)
+
+
 def skip_if_refused(memory, name, options, dtype, device, widths):
     (one,) = [one for one in implementations(memory) if one.name == name]
     reason = registry.obstacle(one, of_memory(options, memory), device, dtype, registry.Widths(*widths))
@@ -34,8 +46,8 @@ def skip_if_refused(memory, name, options, dtype, device, widths):
 
 def agree(memory, name, options, dtype, device, n, r_in, f, r_out):
     skip_if_refused(memory, name, options, dtype, device, (r_in, f, r_out))
-    args = leaves(n, r_in, f, r_out, dtype, device)
-    got, want = run(*args, of_memory(options, memory), name), truth(*args, options)
+    args = operands(n, r_in, f, r_out, dtype, device)
+    got, want = run(*args, of_memory(options, memory), name), truth(args, options)
     for each in NAMES:
         assert got[each].dtype == dtype
         assert rms_ratio(got[each], want[each]) < TOLERANCES[dtype], each
@@ -74,7 +86,7 @@ def test_full_sizes_against_fp64(memory, name, shape, device):
 @every_dtype
 @OURS
 def test_no_tokens(memory, name, dtype, device):
-    got = run(*leaves(0, 64, 256, 72, dtype, device), of_memory(MASKED, memory), name)
+    got = run(*operands(0, 64, 256, 72, dtype, device), of_memory(MASKED, memory), name)
     assert got["v"].shape == (0, 72)
     assert not got["dm_up"].any() and not got["dn_down"].any()
 
@@ -85,7 +97,7 @@ def test_no_tokens(memory, name, dtype, device):
 def test_what_is_not_finite_comes_out_where_it_does_in_pytorch(memory, name, options, bad, device):
     """One bad number in u, m_up or dv."""
     for place, at in ((0, 0), (1, 3), (3, 1)):
-        args = list(leaves(64, 64, 256, 64, torch.bfloat16, device))
+        args = list(operands(64, 64, 256, 64, torch.bfloat16, device))
         x = args[place].detach().clone()
         x[at, 5] = bad
         args[place] = x.requires_grad_(place < 2)
@@ -97,7 +109,7 @@ def test_what_is_not_finite_comes_out_where_it_does_in_pytorch(memory, name, opt
 @every_dtype
 @OURS
 def test_fifty_runs_have_the_same_bits(memory, name, dtype, device):
-    args = leaves(4096, 256, 2064, 256, dtype, device)
+    args = operands(4096, 256, 2064, 256, dtype, device)
     first = run(*args, of_memory(MASKED, memory), name)
     for _ in range(50):
         again = run(*args, of_memory(MASKED, memory), name)
@@ -107,7 +119,7 @@ def test_fifty_runs_have_the_same_bits(memory, name, dtype, device):
 @pytest.mark.parametrize("memory, kept", (("fused", 0.0), ("compressed", 0.5625), ("eager", 2.5)))
 def test_memory_kept_and_peak(memory, kept, device):
     """Kept as documented; at its peak `fused` holds nothing d_ff wide."""
-    u, m_up, n_down, dv = leaves(16384, 128, 8192, 128, torch.bfloat16, device)
+    u, m_up, n_down, dv = operands(16384, 128, 8192, 128, torch.bfloat16, device)
     options, wide = of_memory(MASKED, memory), 2 * 16384 * 8192
     run(u, m_up, n_down, dv, options, "auto")
     assert saved_bytes(lambda: ffn_core(u, m_up, n_down, options), (u, m_up, n_down)) / wide == kept
@@ -121,7 +133,7 @@ def test_memory_kept_and_peak(memory, kept, device):
 
 @OURS
 def test_a_cuda_graph_replays_it(memory, name, device):
-    args = leaves(2048, 128, 1376, 128, torch.bfloat16, device)
+    args = operands(2048, 128, 1376, 128, torch.bfloat16, device)
     options = of_memory(MASKED, memory)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -132,7 +144,7 @@ def test_a_cuda_graph_replays_it(memory, name, device):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = run(*args, options, name)
-    fresh = leaves(2048, 128, 1376, 128, torch.bfloat16, device, seed=1)
+    fresh = operands(2048, 128, 1376, 128, torch.bfloat16, device, seed=1)
     with torch.no_grad():
         for place, x in zip(args, fresh, strict=True):
             place.copy_(x)
@@ -145,7 +157,7 @@ def test_a_cuda_graph_replays_it(memory, name, device):
 @OURS
 def test_streams_do_not_disturb_each_other(memory, name, device):
     options = of_memory(MASKED, memory)
-    inputs = [leaves(4096, 128, 2064, 128, torch.bfloat16, device, seed) for seed in range(4)]
+    inputs = [operands(4096, 128, 2064, 128, torch.bfloat16, device, seed) for seed in range(4)]
     want = [run(*args, options, name) for args in inputs]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in inputs]
@@ -163,7 +175,7 @@ def test_streams_do_not_disturb_each_other(memory, name, device):
 @pytest.mark.parametrize("memory", ("fused", "compressed", "eager"))
 def test_torch_compile_takes_it_whole(memory, options, device):
     options = of_memory(options, memory)
-    args = leaves(1024, 64, 512, 64, torch.bfloat16, device)
+    args = operands(1024, 64, 512, 64, torch.bfloat16, device)
 
     def function(u, m_up, n_down):
         return 2 * ffn_core(1.5 * u, m_up, n_down, options)
@@ -179,7 +191,7 @@ def test_torch_compile_takes_it_whole(memory, options, device):
 @OURS
 def test_under_autocast_it_is_bf16(memory, name, device):
     options = of_memory(MASKED, memory)
-    args = leaves(1024, 64, 512, 64, torch.float32, device)
+    args = operands(1024, 64, 512, 64, torch.float32, device)
     with torch.autocast("cuda", torch.bfloat16):
         v = ffn_core(*args[:3], options, name)
     assert v.dtype == torch.bfloat16
