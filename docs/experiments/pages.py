@@ -10,7 +10,7 @@ page and the result files differ, as a test does.
 | quickstart_rates.json | `python docs/experiments/quickstart.py` |
 | megatron.json | `python tests/megatron/study.py CHECKOUT --json docs/experiments/results/megatron.json` |
 | generate_DTYPE.json | `elas bench generate --dtypes DTYPE --batches 1 --contexts 512 --json …` (docs/generate.md) |
-| gpu_ffn_GPU.json | `elas bench ffn --device cuda --dtypes bfloat16 --tokens 16384 --variants … --json …` (docs/kernels.md) |
+| gpu_ffn_GPU.json | `elas bench ffn --device cuda --dtypes bfloat16 --tokens 16384 --variants … --json …` |
 | gpu_step_GPU.json | `elas bench step --device cuda --preset 60m --dtypes bfloat16 --batch 128 --variants … --json …` |
 | engines.json | `python tests/export/engines.py RUN --vllm PYTHON --llama PYTHON --llama-cpp CHECKOUT --json …` |
 | EXPERIMENT.json | `python docs/experiments/run.py EXPERIMENT` |

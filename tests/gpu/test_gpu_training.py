@@ -1,4 +1,4 @@
-"""Training on a GPU against the CPU, resuming across them, saves in the background, NCCL: as `elas gpu-check` does it."""
+"""Training on a GPU against the CPU, resuming across them, saves in the background, NCCL: by `elas gpu-check`."""
 
 import json
 

@@ -48,7 +48,7 @@ def test_on_a_cpu_it_says_why_it_cannot_run(memory):
     "capability, dtype, installed, says",
     (
         ((7, 5), torch.bfloat16, True, "not 7.5"),
-        ((10, 0), torch.bfloat16, True, "not 10.0"),
+        ((11, 0), torch.bfloat16, True, "not 11.0"),
         ((9, 0), torch.bfloat16, False, "not installed"),
         ((9, 0), torch.float64, True, "float64"),
         ((9, 0), torch.float32, True, "set_float32_matmul_precision"),
@@ -71,7 +71,8 @@ def test_why_a_gpu_cannot_run_it(monkeypatch, capability, dtype, installed, says
         ((8, 6), "sm_8x"),
         ((8, 9), "sm_8x"),
         ((9, 0), "sm_90"),
-        ((10, 0), None),
+        ((10, 0), "sm_100"),
+        ((11, 0), None),
         ((12, 0), "sm_8x"),
     ),
 )
@@ -82,6 +83,9 @@ def test_chips(capability, chip):
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32))
 @pytest.mark.parametrize("chip", tiles.SHARED_BYTES)
 def test_a_tile_is_the_smallest_ranks_that_holds_it(chip, dtype):
+    if (chip, dtype) == ("sm_100", torch.float32):
+        assert tiles.choose(chip, "forward", dtype, 1) is None
+        return
     for kernel in ("forward", "du", "weights"):
         assert tiles.choose(chip, kernel, dtype, 1) == tiles.choose(chip, kernel, dtype, 128)
         assert tiles.choose(chip, kernel, dtype, 129) == tiles.choose(chip, kernel, dtype, 256)

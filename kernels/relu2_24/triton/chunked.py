@@ -22,8 +22,8 @@ from elas.kernels.relu2_24.triton.fused import kernels_of, method_of, on, passes
 PRIORITY = 15
 """Above PyTorch's own operations, below `triton`, which says itself which widths it leaves to this one."""
 CHUNK_TOKENS = 4096
-"""c. With a quarter of it, z and ds of a chunk fit in an H100's L2 cache, but Python submits the many small launches more
-slowly than the GPU works them off (docs/kernels.md)."""
+"""c. With a quarter of it, z and ds of a chunk fit in an H100's L2 cache, but Python submits the many small launches
+more slowly than the GPU works them off (docs/kernels.md)."""
 
 
 def step(z: Tensor, ds: Tensor, options: Relu24Options) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ import torch
 
 Kernel = Literal["forward", "du", "weights"]
 
-SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_8x": 101_376}
+SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_8x": 101_376, "sm_100": 232_448}
 """Shared memory that a block may use; sm_8x are the smaller chips, sm_86 to sm_89 and sm_12x."""
 
 
@@ -58,6 +58,11 @@ _BF16: dict[str, dict[Kernel, dict[int, Tile]]] = {
         "du": {128: Tile(64, 64, 32, 4, 2), 256: Tile(64, 32, 8, 8, 2), 512: Tile(32, 32, 16, 8, 1)},
         "weights": {128: Tile(64, 32, 8, 4, 2), 256: Tile(64, 32, 8, 8, 1), 512: Tile(16, 16, 8, 8, 1)},
     },
+    "sm_100": {
+        "forward": {128: Tile(128, 128, 8, 8, 1), 256: Tile(128, 128, 8, 8, 1), 512: Tile(64, 64, 8, 8, 1)},
+        "du": {128: Tile(128, 128, 8, 8, 1), 256: Tile(128, 64, 8, 8, 1), 512: Tile(32, 64, 8, 8, 2)},
+        "weights": {128: Tile(128, 64, 8, 8, 1), 256: Tile(64, 64, 8, 8, 1), 512: Tile(32, 64, 8, 8, 2)},
+    },
     "sm_8x": {
         "forward": {128: Tile(64, 64, 32, 4, 2), 256: Tile(32, 64, 32, 4, 2), 512: Tile(32, 32, 16, 8, 1)},
         "du": {128: Tile(32, 64, 32, 4, 2), 256: Tile(16, 32, 16, 4, 2), 512: Tile(16, 32, 16, 4, 2)},
@@ -71,7 +76,7 @@ _BF16_SOFT: dict[str, dict[Kernel, dict[int, Tile]]] = {
         "weights": {128: Tile(64, 64, 8, 8, 3), 256: Tile(64, 32, 8, 8, 2), 512: Tile(32, 32, 8, 8, 2)},
     },
     "sm_80": {"weights": {256: Tile(64, 16, 8, 8, 1)}},
-    "sm_8x": {},
+    "sm_100": {"forward": {512: Tile(32, 64, 8, 8, 1)}, "du": {512: Tile(32, 32, 8, 8, 2)}},
 }
 """Replace those above for the soft threshold, which requires more registers."""
 
@@ -97,9 +102,11 @@ _FP32: dict[str, dict[Kernel, dict[int, Tile]]] = {
 def chip(capability: tuple[int, int]) -> str | None:
     """The row of the tables for a compute capability; None if there is none.
 
-    Below 8.0 there are no bf16 products. On 10.x and 11.x accumulators are in a separate memory, products use more
-    shared memory, and the tiles of sm_90 do not fit.
+    Below 8.0 there are no bf16 products. On 10.x sums are in a separate memory of 512 columns, which limits tiles
+    further, and there are tiles for bf16 alone.
     """
+    if capability[0] == 10:
+        return "sm_100"
     if capability[0] == 9:
         return "sm_90"
     if capability[0] in (8, 12):
@@ -118,7 +125,7 @@ def choose(chip: str, kernel: Kernel, dtype: torch.dtype, r: int, soft: bool = F
         soft: whether the method is the soft threshold.
     """
     tables = {torch.bfloat16: _BF16, torch.float32: _FP32}
-    ranks = dict(tables[dtype][chip][kernel]) if dtype in tables else {}
+    ranks = dict(tables[dtype].get(chip, {}).get(kernel, {})) if dtype in tables else {}
     if soft and dtype == torch.bfloat16:
-        ranks.update(_BF16_SOFT[chip].get(kernel, {}))
+        ranks.update(_BF16_SOFT.get(chip, {}).get(kernel, {}))
     return next((tile for widest, tile in sorted(ranks.items()) if r <= widest), None)
