@@ -10,6 +10,7 @@ gradient (ste), all dense under autograd. `elas_compressed` and `elas_fused` com
 """
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,12 +101,12 @@ class Peer(torch.nn.Module):
         self.layer = layer
         if variant.by == "liger":
             try:
-                from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+                swiglu = importlib.import_module("liger_kernel.ops.swiglu")
             except ImportError as error:
                 raise ConfigError(
                     "variants", "full_swiglu_liger", "Liger is not installed", "pip install liger-kernel"
                 ) from error
-            self._function = lambda weights, x: _liger(LigerSiLUMulFunction.apply, weights, x)
+            self._function = lambda weights, x: _liger(swiglu.LigerSiLUMulFunction.apply, weights, x)
         else:
             self._function = torch.compile(lambda weights, x: formula(variant, weights, x))
 

@@ -53,7 +53,8 @@ class Case:
 
 def main(argv: list[str]) -> int:
     """Run `elas tune`; returns the exit status, 1 if no tile of some case is right."""
-    parser = Parser("elas tune", __doc__.splitlines()[0].split(": ", 1)[1], "elas tune --ranks 128,256")
+    what = "Measure tiles of the fused Triton kernels on this GPU, and keep the fastest that are right."
+    parser = Parser("elas tune", what, "elas tune --ranks 128,256")
     parser.add_argument("--ranks", default="128,256,512", help="widths of u and v (default: %(default)s)")
     parser.add_argument("--dtypes", default="bfloat16", help="default: %(default)s")
     parser.add_argument("--methods", default="magnitude", help="magnitude, soft_threshold (default: %(default)s)")
