@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 NOT_OURS = ("torch", "triton")
 """Not collected, nor what only they require: the offline machine has the builds for its GPUs."""
+PYTHONS, MACHINES = ("3.11", "3.12", "3.13"), ("x86_64", "aarch64")
 FROM_SOURCE = ("elas", "deepspeed")
 """Without wheels on PyPI; DeepSpeed's is built in a second, with no compiler, and serves every Python."""
 
@@ -45,6 +46,14 @@ def main() -> None:
     parser.add_argument("--out", default="wheels", help="folder (default: %(default)s)")
     parser.add_argument("--extra", action="append", default=[], help="of ELAS: eval, ray; may be repeated")
     options = parser.parse_args()
+    if options.python not in PYTHONS:
+        parser.error(f"--python {options.python}: ELAS runs on {', '.join(PYTHONS)}")
+    if options.machine not in MACHINES:
+        parser.error(f"--machine {options.machine}: choose from {', '.join(MACHINES)}")
+    known = importlib.metadata.metadata("elas").get_all("Provides-Extra") or []
+    for extra in options.extra:
+        if extra not in known:
+            parser.error(f"--extra {extra}: ELAS has {', '.join(known)}")
     environment = {"python_version": options.python, "python_full_version": f"{options.python}.0"}
     versions = needed("elas", set(options.extra), environment, {})
     pip, out = [sys.executable, "-m", "pip"], ["--no-deps", "--quiet"]
@@ -56,8 +65,16 @@ def main() -> None:
     platforms = [f"--platform={tag}_{options.machine}" for tag in tags]
     for one in wanted:
         chosen = ["--only-binary=:all:", f"--python-version={options.python}", *platforms, "--dest", options.out, one]
-        if subprocess.run([*pip, "download", *out, *chosen]).returncode:  # a pure package without a wheel
-            subprocess.run([*pip, "wheel", *out, "--wheel-dir", options.out, one], check=True)
+        if subprocess.run([*pip, "download", *out, *chosen]).returncode == 0:
+            continue
+        before = set(Path(options.out).glob("*.whl"))  # it may be a package without a wheel, in Python alone
+        subprocess.run([*pip, "wheel", *out, "--no-binary=:all:", "--wheel-dir", options.out, one], check=True)
+        for made in set(Path(options.out).glob("*.whl")) - before:
+            if not made.name.endswith("-none-any.whl"):
+                made.unlink()
+                sys.exit(
+                    f"error: {one}: no wheel for Python {options.python} on {options.machine}; see the messages above"
+                )
     extras = f"[{','.join(options.extra)}]" if options.extra else ""
     print(f"there: python{options.python} -m pip install --no-index --find-links {options.out} 'elas{extras}'")
 

@@ -65,7 +65,12 @@ def use_device(name: str | None) -> None:
         if has_cuda():  # this process has started CUDA before
             raise UserError("--device cpu: this process has used a GPU already; set CUDA_VISIBLE_DEVICES='' before")
     if name == "cuda" and not has_cuda():
-        raise UserError("--device cuda: torch sees no CUDA device; `nvidia-smi` shows whether the driver does")
+        built = (
+            f"torch {torch.__version__} is built without CUDA"
+            if torch.version.cuda is None
+            else ("torch sees no CUDA device; `nvidia-smi` shows whether the driver does")
+        )
+        raise UserError(f"--device cuda: {built}; `elas doctor` says more")
 
 
 def at_least(option: str, value: int | None, least: int) -> None:

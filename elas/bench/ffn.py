@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
         argv: arguments after the command.
 
     Returns:
-        Exit status: 0, or 1 if a variant has wrong results.
+        Exit status: 0, or 1 if a variant has wrong results, or none can run here.
     """
     parser = Parser(
         "elas bench ffn",
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
     progress.clear()
     write_json(options.json, facts)
     _print(facts)
-    return 1 if any(row["fwd_ms"] is None for row in rows) else 0
+    return 1 if not rows or any(row["fwd_ms"] is None for row in rows) else 0
 
 
 def _cell(

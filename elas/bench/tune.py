@@ -7,6 +7,7 @@ each run, medians). The result is JSON in the user's cache, which the kernels re
 """
 
 import argparse
+import collections
 import itertools
 import json
 import multiprocessing
@@ -69,6 +70,10 @@ def main(argv: list[str]) -> int:
     methods = arguments.choices("--methods", options.methods, ["magnitude", "soft_threshold"])
     if max(ranks) > 512:
         raise UserError(f"--ranks {options.ranks}: the fused kernels serve widths up to 512")
+    for option in ("features", "tokens", "processes"):
+        arguments.at_least(f"--{option}", getattr(options, option), 1)
+    if not options.seconds > 0:
+        raise UserError(f"--seconds {options.seconds:g}: must be above 0")
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
     if device is None:
         raise UserError("elas tune: torch sees no CUDA device; tiles are measured on the GPU that they are for")
@@ -80,14 +85,14 @@ def main(argv: list[str]) -> int:
         Case(kernel, dtype, method, r, options.features, options.tokens)
         for dtype, method, r, kernel in itertools.product(dtypes, methods, ranks, KERNELS)
     ]
-    rows, notes = _measure(cases, device, options.processes, options.seconds)
     gpu = torch.cuda.get_device_name(device)
-    folder = tuned.SHIPPED if options.write_shipped else tuned.user_folder()
-    path = folder / tuned.file_name(gpu)
-    keep(path, gpu, [row for row in rows if row["tile"] is not None])
-    fused.forget_tiles()
+    path = (tuned.SHIPPED if options.write_shipped else tuned.user_folder()) / tuned.file_name(gpu)
+    check_can_keep(path)
+    rows, notes = _measure(cases, device, options.processes, options.seconds)
     facts = {**arguments.environment(), "file": str(path), "rows": rows, "notes": notes}
     write_json(options.json, facts)
+    keep(path, gpu, [row for row in rows if row["tile"] is not None])
+    fused.forget_tiles()
     _print(facts)
     return 1 if any(row["tile"] is None for row in rows) else 0
 
@@ -184,7 +189,7 @@ def _measure(cases: list[Case], device: torch.device, processes: int | None, sec
         worker.start()
     right: dict[Case, list[Tile]] = {case: [] for case in cases}
     notes: list[str] = []
-    done = refused = 0
+    done, refused = 0, collections.Counter()
     while done < len(tried) and time.monotonic() < end:
         say(f"compiling and checking tiles: {done} of {len(tried)}, {count} processes")
         try:
@@ -195,7 +200,7 @@ def _measure(cases: list[Case], device: torch.device, processes: int | None, sec
             continue
         done += 1
         if reason is not None:
-            refused += 1
+            refused[reason] += 1
         elif error > kernel_check.BOUNDS[case.dtype]:
             notes.append(f"{case.kernel} {case.dtype} r={case.r} {tile}: WRONG, error {error:.1e}")
         else:
@@ -204,8 +209,8 @@ def _measure(cases: list[Case], device: torch.device, processes: int | None, sec
         worker.terminate()
     if done < len(tried):
         notes.append(f"{len(tried) - done} of {len(tried)} tiles were not tried: time was over")
-    if refused:
-        notes.append(f"{refused} tiles did not fit (registers, shared memory)")
+    for reason, count in refused.most_common(4):
+        notes.append(f"{count} tiles did not compile or run: {reason}")
     rows = []
     for case, fitting in right.items():
         job, times = Job(case, case.tokens, device), {}
@@ -234,6 +239,23 @@ def _row(case: Case, times: dict[Tile, float], default: Tile) -> dict[str, Any]:
         "default_us": None if known is None else 1e3 * known,
         "tflops": flops / times[best] / 1e9,
     }
+
+
+def check_can_keep(path: Path) -> None:
+    """Before anything is measured: make the folder, and read what is in the file.
+
+    Raises:
+        UserError: the file is damaged, or cannot be written.
+    """
+    tuned.read(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".tmp").touch()
+        path.with_suffix(".tmp").unlink()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to another folder"
+        ) from error
 
 
 def keep(path: Path, gpu: str, rows: list[dict[str, Any]]) -> None:

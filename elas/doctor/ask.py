@@ -128,5 +128,10 @@ def ask(
             if running:
                 progress(", ".join(running))
             time.sleep(EVERY_S)
-        late = Answer(error=f"not finished within {timeout_s:g} s", finished=False)
-        return {name: worker.answers.get(name, late) for worker, group in zip(workers, groups) for name in group}
+        found = {}
+        for worker, group in zip(workers, groups):
+            at = worker.current() or next((name for name in group if name not in worker.answers), None)
+            for name in group:
+                why = f"not finished within {timeout_s:g} s" if name == at else f"not checked: {at} did not finish"
+                found[name] = worker.answers.get(name, Answer(error=why, finished=False))
+        return found

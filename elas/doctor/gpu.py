@@ -35,6 +35,8 @@ def findings(smi: Mapping[str, Any], nodes: int, visible: str | None, torch: Ans
     if torch.value is None:
         why = one_line(torch.error)
         fix = "fix torch first; if the driver hangs, nvidia-smi hangs as well: restart the machine"
+        if not torch.finished:
+            fix = "fix what did not finish, or run again with a longer --timeout"
         return [
             *found,
             Finding("GPUs in torch", False, why, "training on GPUs", fix, required),

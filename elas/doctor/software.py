@@ -127,10 +127,13 @@ def package(of: Package, answer: Answer | None, torch_error: str | None = None) 
     if version is not None and not satisfies(version, of.wanted):
         return Finding(of.name, False, f"{found}, not {of.wanted}", of.needed_for, fix, required)
     if answer is not None and not answer.finished:
+        if (answer.error or "").startswith("not checked"):
+            return Finding(of.name, False, f"{found}, {answer.error}", of.needed_for, "fix that first", required)
         slow = "run again with --timeout 120, from a faster disk if it hangs again"
         return Finding(of.name, False, f"{found}, import {answer.error}", of.needed_for, slow, required)
     if answer is not None and answer.error is not None:
         again = f"{shlex.quote(sys.executable)} -c 'import {of.module}' shows where; if its files are damaged, {fix}"
+        again += "" if of.name == "torch" else " --force-reinstall --no-deps"
         if of.name != "torch" and answer.error == torch_error:
             again = "fix torch first"
         return Finding(of.name, False, f"{found}, import: {one_line(answer.error)}", of.needed_for, again, required)

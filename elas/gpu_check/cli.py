@@ -45,7 +45,11 @@ def main(argv: list[str]) -> int:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out}: exists; give a folder that does not")
     report = Report(options.dry_run, options.minutes)
-    check(parts, report, out)
+    try:
+        check(parts, report, out)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; what was found until then: {out}/report.txt", flush=True)
+        raise
     write_json(options.json, report.facts())
     print(report.text())
     print(f"report and logs: {out}; to report a problem, send this folder")
@@ -71,6 +75,7 @@ def check(parts: list[Part], report: Report, out: Path) -> None:
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from error
     report.add(first)
+    report.write(out)
     began = time.monotonic()
     for name, found in run_parts(parts, "cpu" if report.dry_run else "cuda", logs, ends, progress):
         progress.clear()
@@ -92,7 +97,9 @@ def _chosen(text: str) -> list[Part]:
     known = [part.name for part in PARTS]
     for name in names:
         if name not in known:
-            raise UserError(f"--parts {text}: {name!r} is unknown; choose from {','.join(known)}")
+            near = [one for one in known if one.lower() == name.lower()]
+            fix = f"did you mean {near[0]!r}?" if near else f"choose from {','.join(known)} (device always runs)"
+            raise UserError(f"--parts {text}: {name!r} is unknown; {fix}")
     if not names or len(set(names)) < len(names):
         raise UserError(f"--parts {text!r}: requires one or more different names; choose from {','.join(known)}")
     return [part for part in PARTS if part.name in names]

@@ -15,6 +15,8 @@ from elas.gpu_check.setting import Setting
 CASES = "kernel_cases"
 SILENCE_S = 60.0
 """Longest time of one case; compiling Triton's kernels takes a few seconds."""
+BUILD_S = 300.0
+"""And of the first case of the CPU kernel, which may have to be compiled, in one to three minutes."""
 AT = "at.json"
 
 
@@ -57,6 +59,13 @@ def _watch(setting: Setting, process, silence_s: float) -> str:
             known, since = count, time.monotonic()
         if setting.left_s <= 0:
             return NO_TIME
-        if time.monotonic() - since > silence_s:
-            return f"no result in {silence_s:.0f} s, killed"
+        allowed = max(silence_s, BUILD_S) if silence_s == SILENCE_S and _builds(setting) else silence_s
+        if time.monotonic() - since > allowed:
+            return f"no result in {allowed:.0f} s, killed"
     return ""
+
+
+def _builds(setting: Setting) -> bool:
+    """Whether the case that runs is one of the CPU kernel."""
+    at = setting.work / AT
+    return at.exists() and " cpu " in f" {json.loads(at.read_text())['group']} "

@@ -7,6 +7,7 @@ import torch
 from wrong_kernels import fused_kernel, wrong_gradient, wrong_tokens, wrong_value
 
 from elas import cli
+from elas.bench.ffn_variants import gated_width
 from elas.command import exit_status
 from elas.config import ffn_width, load_config
 from elas.kernels.relu2_24 import registry
@@ -63,7 +64,8 @@ def test_saved_bytes_are_the_formula(rows):
     """u and v are r wide; gate, up, silu(gate) and their product, or relu(z) and its square, f wide."""
     config = load_config("quickstart", {})
     f, r = ffn_width(config), config.low_rank.rank
-    gated = int(f / 1.5)
+    gated = gated_width(config)
+    assert gated % 8 == 0 and 0 <= f / 1.5 - gated < 8
     for row in rows["rows"]:
         size = 4 if row["dtype"] == "float32" else 2
         values = {

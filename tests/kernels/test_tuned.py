@@ -57,7 +57,13 @@ def test_tuning_again_replaces_what_it_measured_and_keeps_the_rest(cache):
     assert json.loads(cache.read_text())["gpu"] == GPU
 
 
-@pytest.mark.parametrize("content", ("", "[]", '{"tiles": [{"kernel": "du"}]}', '{"tiles": [7]}', "\x00"))
+ROW = '{"tiles": [{"kernel": "du", "dtype": "bfloat16", "method": "magnitude", "r_in": %s, "r_out": 8, "tile": %s}]}'
+TILE = '{"tokens": %s, "features": 64, "gap": 8, "warps": 4, "stages": 2, "chunk": null}'
+DAMAGED = ("", "[]", '{"tiles": [{"kernel": "du"}]}', '{"tiles": [7]}', "\x00", ROW % ('"128"', TILE % 64))
+DAMAGED += (ROW % (128, TILE % -3), ROW % (128, TILE % 63), ROW % (128, TILE % '"x"'), "[" * 100_000)
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
 def test_a_damaged_file_is_named(cache, content):
     cache.parent.mkdir(parents=True)
     cache.write_text(content)

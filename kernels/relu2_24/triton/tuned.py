@@ -47,10 +47,29 @@ def read(path: Path) -> dict[tuple, Tile]:
         return {}
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-        keys = ("kernel", "dtype", "method", "r_in", "r_out")
-        return {tuple(row[key] for key in keys): Tile(**row["tile"]) for row in content["tiles"]}
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        return dict(map(_entry, content["tiles"]))
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise UserError(f"{path}: not a table of tiles ({error}); delete it, `elas tune` makes a new one") from error
+
+
+def _entry(row: dict[str, Any]) -> tuple[tuple, Tile]:
+    """A row as key and tile.
+
+    Raises:
+        ValueError: a value that no tile or width can have.
+    """
+    tile = Tile(**row["tile"])
+    numbers = {key: row[key] for key in ("r_in", "r_out")} | vars(tile)
+    for name, value in numbers.items():
+        if name == "chunk" and value is None:
+            continue
+        if (
+            type(value) is not int
+            or not 0 < value <= 4096
+            or (name not in ("r_in", "r_out", "stages") and value & (value - 1))
+        ):
+            raise ValueError(f"{name}={value!r}")
+    return (row["kernel"], row["dtype"], row["method"], row["r_in"], row["r_out"]), tile
 
 
 @functools.lru_cache(maxsize=8)
