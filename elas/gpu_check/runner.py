@@ -12,6 +12,8 @@ from elas.gpu_check.rows import NO_TIME, Found, Row
 from elas.gpu_check.setting import Setting
 
 Progress = Callable[[str], None]
+ON_CPU = 3
+"""Times a part's limit, in a dry run: it may share a few cores with others."""
 _RESERVE_S = 3.0
 """A part is told to end so long before it is killed."""
 
@@ -42,14 +44,13 @@ def run_parts(
 
 def run_part(part: Part, device: str, logs: Path, left_s: float, progress: Progress) -> Found:
     """Run a part in a process; if that fails, a row says how, in addition to those that it wrote before."""
-    limit = min(part.limit_s, left_s)
+    own = part.limit_s * (ON_CPU if device == "cpu" else 1)
+    limit = min(own, left_s)
     log = logs / f"{part.name.lower()}.log"
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="elas-gpu-check-") as work:
         path = Path(work) / "rows.jsonl"
-        setting = Setting(
-            part.name, device, path, logs, Path(work), max(1.0, limit - _RESERVE_S), int(limit < part.limit_s)
-        )
+        setting = Setting(part.name, device, path, logs, Path(work), max(1.0, limit - _RESERVE_S), int(limit < own))
 
         def tick() -> None:
             known = len(rows.read(path).rows)
@@ -66,17 +67,19 @@ def run_part(part: Part, device: str, logs: Path, left_s: float, progress: Progr
         finally:
             processes.end(process)
         found = rows.read(path)
-    if failure := _failure(part, in_time, limit, now, found, process.returncode and processes.ended(process, log)):
+    if failure := _failure(part, own, in_time, limit, now, found, process.returncode and processes.ended(process, log)):
         found.rows.append(failure)
     return found
 
 
-def _failure(part: Part, in_time: bool, limit: float, now: str, found: Found, ended: str | int) -> Row | None:
+def _failure(
+    part: Part, own: float, in_time: bool, limit: float, now: str, found: Found, ended: str | int
+) -> Row | None:
     def row(result: rows.Result, reason: str) -> Row:
         return Row(part=part.name, group=part.name, case="(whole part)", result=result, reason=reason)
 
     if not in_time:
-        if limit < part.limit_s:
+        if limit < own:
             return row("not run", f"{NO_TIME} for the rest of this part")
         return row("wrong", f"not complete after {limit:.0f} s, killed; {part.name.lower()}.log ends: {now}")
     if ended:

@@ -1,7 +1,6 @@
 """Trained models and their exports, made once for all tests of this folder."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 import trained_exports
 from support.made_once import made_once
 from support.ranks import run_ranks
+from trained_exports import Trained
 
 GROUPED = {"model.num_query_groups": 2}
 SWIGLU = {"model.activation": "swiglu", "sparsity.kind": "none"}
@@ -38,29 +38,6 @@ LEAST_NEW = int(os.environ.get("ELAS_TEST_NEW_TOKENS", "40"))
 
 
 DENSE = {name for name in CASES if name.startswith(("lowrank-", "full-s", "cola-", "not-")) or name == "elas-grouped"}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One of `CASES`, trained and exported.
-
-    Attributes:
-        run: the run's folder.
-        loss: of the step after the checkpoint.
-        logits: of our model, `[8, 256, vocab]`, of `rows`.
-        text: of our model: a prompt and its greedy continuation, `[1, s]`.
-        forms: by form, the facts of the export or the error.
-    """
-
-    run: Path
-    loss: float
-    logits: torch.Tensor
-    text: torch.Tensor
-    forms: dict[str, dict | str]
-
-    def folder(self, form: str = "elas") -> Path:
-        """The exported folder."""
-        return self.run / form
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Small models that are trained, exported and run on ranks, for the tests of export and import."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +25,29 @@ SMALL = {
     "checkpoint.every_steps": 1000,
 }
 _TRAINING = {key: value for key, value in SMALL.items() if key.startswith(("train.", "optimizer.", "schedule."))}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One of the cases of conftest.py, trained and exported; here, since several modules are called conftest.
+
+    Attributes:
+        run: the run's folder.
+        loss: of the step after the checkpoint.
+        logits: of our model, `[8, 256, vocab]`, of `rows`.
+        text: of our model: a prompt and its greedy continuation, `[1, s]`.
+        forms: by form, the facts of the export or the error.
+    """
+
+    run: Path
+    loss: float
+    logits: torch.Tensor
+    text: torch.Tensor
+    forms: dict[str, dict | str]
+
+    def folder(self, form: str = "elas") -> Path:
+        """The exported folder."""
+        return self.run / form
 
 
 def train(cases: dict[str, dict], folder: str) -> dict[str, float]:
