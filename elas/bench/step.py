@@ -57,27 +57,7 @@ def main(argv: list[str]) -> int:
     Returns:
         Exit status: 0, or 1 if the first step of a variant is wrong.
     """
-    parser = Parser(
-        "elas bench step",
-        "A whole training step of transformers' Llama and of our variants: full rank, low rank, 2:4.",
-        "elas bench step --preset 350m --layers 8 --dtypes float32",
-    )
-    parser.add_argument("--preset", default="350m", help="shape: " + ", ".join(presets()) + " (default: %(default)s)")
-    parser.add_argument("--layers", type=int, metavar="N", help="transformer layers (default: the preset's)")
-    parser.add_argument("--dtypes", default="float32,bfloat16", help="default: %(default)s")
-    others = (
-        f"default: all but {ON_REQUEST[0]}, transformers' Llama with a fused AdamW, and on a CPU {ON_GPU[0]}, the same "
-        "through torch.compile"
-    )
-    parser.add_argument("--variants", help=others)
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a GPU")
-    parser.add_argument("--batch", type=int, metavar="N", help="samples a step (default: 4; on a GPU 64)")
-    parser.add_argument("--seq", type=int, default=256, metavar="N", help="tokens a sample (default: %(default)s)")
-    zero = "ZeRO stage of our variants (default: 0, as `elas train` chooses for one rank)"
-    parser.add_argument("--zero", type=int, default=0, choices=(0, 1), help=zero)
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="counted rounds (default: %(default)s)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     arguments.choices("--preset", options.preset, presets())
     dtypes = arguments.dtypes(options.dtypes)
     arguments.use_device(options.device)
@@ -110,6 +90,30 @@ def main(argv: list[str]) -> int:
     write_json(options.json, facts)
     _print(facts)
     return 1 if any(row["tokens_per_s"] is None for row in rows) else 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "elas bench step",
+        "A whole training step of transformers' Llama and of our variants: full rank, low rank, 2:4.",
+        "elas bench step --preset 350m --layers 8 --dtypes float32",
+    )
+    parser.add_argument("--preset", default="350m", help="shape: " + ", ".join(presets()) + " (default: %(default)s)")
+    parser.add_argument("--layers", type=int, metavar="N", help="transformer layers (default: the preset's)")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="default: %(default)s")
+    others = (
+        f"default: all but {ON_REQUEST[0]}, transformers' Llama with a fused AdamW, and on a CPU {ON_GPU[0]}, the same "
+        "through torch.compile"
+    )
+    parser.add_argument("--variants", help=others)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a GPU")
+    parser.add_argument("--batch", type=int, metavar="N", help="samples a step (default: 4; on a GPU 64)")
+    parser.add_argument("--seq", type=int, default=256, metavar="N", help="tokens a sample (default: %(default)s)")
+    zero = "ZeRO stage of our variants (default: 0, as `elas train` chooses for one rank)"
+    parser.add_argument("--zero", type=int, default=0, choices=(0, 1), help=zero)
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="counted rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    return parser
 
 
 def _rows(configs: dict, layout, repeats: int, progress: Callable[[str], None]) -> list[dict]:

@@ -46,7 +46,7 @@ def step(z: Tensor, ds: Tensor, options: Relu24Options) -> tuple[Tensor, Tensor]
     return s, torch.where(third & (rho != 0), -total, d)
 
 
-class _Sum:
+class Sum:
     """A sum of products in fp32 (fp64 for fp64 operands); `result` has the dtype of the operands."""
 
     def __init__(self, rows: int, columns: int, like: Tensor):
@@ -54,29 +54,45 @@ class _Sum:
         self.total = like.new_zeros(rows, columns, dtype=torch.promote_types(like.dtype, torch.float32))
 
     def add(self, a: Tensor, b: Tensor) -> None:
+        """Add the product of `a [rows, c]` and `b [c, columns]`."""
         if self.total.dtype == a.dtype:
             self.total.addmm_(a, b)
         else:
             self.total += a @ b
 
     def result(self) -> Tensor:
+        """`[rows, columns]` in the dtype of the operands."""
         return self.total.to(self.dtype)
 
 
 class TorchFused:
-    """`Passes` of fused memory, in chunks of tokens."""
+    """`Passes` of fused memory, in chunks of tokens; triton/chunked.py replaces what lies between the products."""
+
+    sums: type = Sum
+
+    def chunk_tokens(self, features: int, device: torch.device) -> int:
+        """c: tokens in a chunk."""
+        return chunk_tokens(features, device)
+
+    def prune(self, z: Tensor, options: Relu24Options) -> Tensor:
+        """s of `z [c, f]`, which may be overwritten."""
+        return reference.prune(z.relu_(), options)
+
+    def step(self, z: Tensor, ds: Tensor, options: Relu24Options) -> tuple[Tensor, Tensor]:
+        """s and dz of `z` and `ds` `[c, f]`, which may be overwritten."""
+        return step(z, ds, options)
 
     def forward(self, operands: Operands, options: Relu24Options, keep: bool) -> tuple[Tensor, Kept]:
         """`v [n, r_out]`; keeps nothing."""
         u, m_up, n_down = operands
         n, f = u.shape[0], m_up.shape[0]
-        c = chunk_tokens(f, u.device)
+        c = self.chunk_tokens(f, u.device)
         v, z = u.new_empty(n, n_down.shape[0]), u.new_empty(min(c, n), f)
         for start in range(0, n, c):
             rows = u[start : start + c]
             part = z[: rows.shape[0]]
             torch.mm(rows, m_up.T, out=part)
-            torch.mm(reference.prune(part.relu_(), options), n_down.T, out=v[start : start + c])
+            torch.mm(self.prune(part, options), n_down.T, out=v[start : start + c])
         return v, ()
 
     def backward(self, operands: Operands, kept: Kept, dv: Tensor, options: Relu24Options, needs: Needs) -> Gradients:
@@ -84,10 +100,10 @@ class TorchFused:
         u, m_up, n_down = operands
         needs_u, needs_m, needs_n = needs
         n, f = u.shape[0], m_up.shape[0]
-        c = chunk_tokens(f, u.device)
+        c = self.chunk_tokens(f, u.device)
         du = u.new_empty(u.shape) if needs_u else None
-        dm_up = _Sum(f, u.shape[1], u) if needs_m else None
-        dn_down = _Sum(n_down.shape[0], f, u) if needs_n else None
+        dm_up = self.sums(f, u.shape[1], u) if needs_m else None
+        dn_down = self.sums(n_down.shape[0], f, u) if needs_n else None
         z, ds = u.new_empty(min(c, n), f), u.new_empty(min(c, n), f)
         for start in range(0, n, c):
             rows, drows = u[start : start + c], dv[start : start + c]
@@ -95,9 +111,9 @@ class TorchFused:
             torch.mm(rows, m_up.T, out=z_part)
             if needs_u or needs_m:
                 torch.mm(drows, n_down, out=ds_part)
-                s, dz = step(z_part, ds_part, options)
+                s, dz = self.step(z_part, ds_part, options)
             else:
-                s = reference.prune(z_part.relu_(), options)
+                s, dz = self.prune(z_part, options), ds_part
             if dn_down is not None:
                 dn_down.add(drows.T, s)
             if dm_up is not None:
