@@ -77,7 +77,7 @@ class Run:
         found |= {"model.num_attention_heads": self.width // 64}
         found |= {"schedule.warmup_steps": 0.1, "sparsity.dense_steps": 0.1, "log.pairs_every_steps": 100}
         found |= {**MODELS[self.model], **OPTIMIZERS[self.optimizer]}
-        found["train.eval_every"] = found["checkpoint.every_steps"] = self.steps // 6
+        found["train.eval_every"] = found["checkpoint.every_steps"] = self.steps // (3 if self.steps == SHORT else 6)
         if found.get("sparsity.kind") == "none":
             del found["sparsity.dense_steps"]
         if self.lr_other is not None:

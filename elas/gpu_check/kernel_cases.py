@@ -1,11 +1,11 @@
 """The cases of the part `kernels`, in one process; kernels.py starts it, and again after a crash."""
 
-import json
 import traceback
 
 import torch
 
 from elas.bench.kernel_check import BOUNDS, Case, Checker, bound, cases, registered
+from elas.files import write_json
 from elas.gpu_check.kernels import AT
 from elas.gpu_check.rows import Row
 from elas.gpu_check.setting import Setting
@@ -44,7 +44,8 @@ def _implementation(setting: Setting, checker: Checker, index: int, one: registr
 
 def _at(setting: Setting, index: int, group: str, case: str) -> None:
     """Write down which case begins, for the process that sees this one crash."""
-    (setting.work / AT).write_text(json.dumps({"index": index, "group": group, "case": case}))
+    # Atomic: the other process reads this at any moment.
+    write_json(setting.work / AT, {"index": index, "group": group, "case": case})
 
 
 def _row(checker: Checker, case: Case, group: str, named: str) -> Row:

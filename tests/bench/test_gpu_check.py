@@ -5,16 +5,18 @@ import math
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from elas import cli
 from elas.command import exit_status
-from elas.gpu_check import checkout, hardware, nccl, parts, report, speed, training
+from elas.gpu_check import checkout, hardware, kernel_cases, kernels, nccl, parts, report, speed, training
 from elas.gpu_check import cli as gpu_check
 from elas.gpu_check.parts import Part
 from elas.gpu_check.rows import Row
+from elas.gpu_check.setting import Setting
 from elas.kernels.relu2_24 import registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -247,3 +249,15 @@ def test_losses_that_differ_or_are_missing():
     assert training.difference({**want, 7: 2.002}, want) == pytest.approx(1e-3)
     assert math.isinf(training.difference({**want, 7: math.nan}, want))
     assert math.isinf(training.difference({1: 2.0}, want)) and math.isinf(training.difference({}, want))
+
+
+def test_the_case_that_runs_can_be_read_at_any_moment(tmp_path):
+    setting = Setting("kernels", "cpu", tmp_path / "rows", tmp_path, tmp_path, 60.0)
+    kernel_cases._at(setting, 0, "fused cpu float32", "rank 64")
+    writer = threading.Thread(
+        target=lambda: [kernel_cases._at(setting, n, "fused cpu float32", "") for n in range(2000)]
+    )
+    writer.start()
+    while writer.is_alive():
+        assert kernels._builds(setting)
+    writer.join()
