@@ -32,7 +32,7 @@ from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_
 from elas.data.batches import Batch
 from elas.engine import grads
 from elas.engine.deepspeed import deepspeed_config, fit_buckets, quiet_deepspeed
-from elas.engine.losses import Count, LossModel, mean_loss, token_losses
+from elas.engine.losses import Count, LossModel, mean_loss
 from elas.engine.matrices import layer_matrices
 from elas.engine.micro_batches import Abandoned, MicroBatches, idle_output
 from elas.engine.zero import local_weights
@@ -303,14 +303,13 @@ class Engine:
             if abandoned and self.layout.pp == 1:
                 raise Abandoned
 
-            def loss_function(output: torch.Tensor):
-                loss = mean_loss(output, labels, counted)
+            def loss_function(loss: torch.Tensor):
                 return loss, {"loss": loss.detach().clone()}  # the schedule scales `loss` in place
 
             if abandoned:
                 shards = self.layout.tp if self.layout.sequence_parallel else 1
                 return idle_output(model, tokens, shards), loss_function
-            return token_losses(model, tokens, labels), loss_function
+            return mean_loss(model, tokens, labels, counted), loss_function
 
         iterators = [iter(micro) for _ in self.chunks]
         model: Any = self.chunks if len(self.chunks) > 1 else self.chunks[0]

@@ -13,23 +13,29 @@ class LossModel(torch.nn.Module):
         self.model = model
 
     def forward(self, tokens: torch.Tensor, labels: torch.Tensor, counted: Count | None = None) -> torch.Tensor:
-        """Returns `mean_loss` of `tokens` and `labels [b, s]`, a 0-dim fp32 tensor."""
-        return mean_loss(token_losses(self.model, tokens, labels), labels, counted)
+        """`mean_loss`, 0-dim fp32."""
+        return mean_loss(self.model, tokens, labels, counted)
 
 
-def token_losses(model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Output of a chunk: per-token loss `[b, s]` on the last stage, hidden states before it."""
-    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    return model(tokens, positions, None, labels=labels)
-
-
-def mean_loss(losses: torch.Tensor, labels: torch.Tensor, counted: Count | None) -> torch.Tensor:
-    """Mean of a micro-batch's losses.
+def mean_loss(model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor, counted: Count | None) -> torch.Tensor:
+    """Output of a chunk: mean loss of a micro-batch on the last stage, 0-dim fp32; hidden states before it.
 
     Args:
-        losses: `[b, s]`, per token, fp32.
-        labels: `[b, s]`, −1 where there is nothing to predict.
+        model: a chunk of `elas.model.head.LeanGPTModel`.
+        tokens: int64 `[b, s]`.
+        labels: int64 `[b, s]`, −1 where there is nothing to predict.
         counted: average number of counted labels per micro-batch of the global batch, a float or 0-dim fp32, so that
             the mean over micro-batches is the mean over all counted tokens; None if every label counts.
     """
-    return losses.mean() if counted is None else torch.where(labels >= 0, losses, 0).sum() / counted
+    counts = (labels >= 0).float()
+    return _forward(model, tokens, labels, token_weights=counts / (labels.numel() if counted is None else counted))
+
+
+def token_losses(model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Output of a chunk: loss of each token, fp32 `[b, s]`, on the last stage; hidden states before it."""
+    return _forward(model, tokens, labels)
+
+
+def _forward(model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor, **options) -> torch.Tensor:
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    return model(tokens, positions, None, labels=labels, **options)

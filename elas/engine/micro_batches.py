@@ -119,7 +119,7 @@ def idle_output(model: "GPTModel", tokens: torch.Tensor, sequence_shards: int) -
         sequence_shards: number of tensor-parallel ranks under sequence parallelism, else 1.
 
     Returns:
-        Hidden states `[s / shards, b, h]`; on the last stage losses `[b, s]`.
+        Hidden states `[s / shards, b, h]`; on the last stage a loss, 0-dim.
     """
     if model.pre_process:
         dtype = next(model.parameters()).dtype
@@ -129,5 +129,5 @@ def idle_output(model: "GPTModel", tokens: torch.Tensor, sequence_shards: int) -
         hidden = model.decoder.input_tensor
         assert hidden is not None  # the schedule sets it
     if model.post_process:
-        return (hidden.float().sum() * 0).expand(tokens.shape)
+        return hidden.float().sum() * 0
     return hidden * 1  # a copy, since the schedule frees the tensors that it has sent

@@ -14,6 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from elas.config import Config
 from elas.errors import ConfigError, UserError
 from elas.model.features import WORKS
+from elas.model.head import LeanGPTModel
 from elas.model.init import initialise
 from elas.model.spec import block_spec
 from elas.model.transformer_config import ElasTransformerConfig, transformer_config
@@ -65,7 +66,7 @@ def make_model_provider(config: Config) -> Callable[..., GPTModel]:
         """
         mine = _in_agreement(ours, config)
         spec: Any = block_spec(mine, vp_stage, pg_collection)  # Megatron's annotation is narrower than what it takes
-        model = GPTModel(
+        model = LeanGPTModel(
             mine,
             spec,
             vocab_size=ours.model.vocab_size,
