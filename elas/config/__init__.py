@@ -22,6 +22,7 @@ from elas.config.schema import (
     SparsityConfig,
     TrainConfig,
     ffn_width,
+    recompute_of,
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "load_config",
     "presets",
     "read_yaml",
+    "recompute_of",
     "split_overrides",
     "split_settings",
 ]

@@ -156,6 +156,9 @@ def _shape(config: Config) -> None:
 
 def _low_rank(config: Config) -> None:
     if config.low_rank.kind == "none":
+        if config.train.recompute == "bottleneck":
+            why = "full rank has no bottleneck to compute from"
+            raise ConfigError("train.recompute", "bottleneck", why, "use layer or none, or a low rank")
         return
     model, rank = config.model, config.low_rank.rank
     groups = model.num_query_groups or model.num_attention_heads

@@ -187,6 +187,9 @@ class TrainConfig:
     """Samples per optimizer step over all ranks."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of weights and activations; with bfloat16, ZeRO keeps fp32 master weights and moments."""
+    recompute: Literal["none", "bottleneck", "layer"] | None = None
+    """Computed again in the backward pass instead of being kept: none; bottleneck: norm outputs, q, k, v, gate and up, from
+    what is r wide; layer: each whole layer from its input. null: bottleneck with low rank, else none."""
     seed: CountOrZero = 1234
     """Seed of the initialisation and the data order."""
     run_dir: Folder = "runs/elas"
@@ -283,6 +286,12 @@ def ffn_width(config: Config) -> int:
         return config.model.ffn_hidden_size
     wanted = config.model.hidden_size * (8 / 3 if config.model.activation == "swiglu" else 4)
     return int(-(-wanted // 64) * 64)
+
+
+def recompute_of(config: Config) -> str:
+    """`train.recompute`, chosen if it is null."""
+    chosen = config.train.recompute
+    return chosen or ("none" if config.low_rank.kind == "none" else "bottleneck")
 
 
 SECTIONS: dict[str, type[Any]] = {f.name: type(getattr(Config(), f.name)) for f in dataclasses.fields(Config)}

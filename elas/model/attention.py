@@ -10,12 +10,17 @@ and each of the two chunks of queries attends to the keys before it. `cp_comm_ty
 
 import contextlib
 import weakref
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
+    _yarn_get_concentration_factor_from_config,
+)
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.attention import SelfAttention
@@ -26,6 +31,11 @@ from megatron.core.transformer.utils import is_layer_window_attention
 from elas.errors import UserError
 from elas.model.check import check
 from elas.model.low_rank import LowRankColumnParallelLinear
+from elas.model.recompute import Again
+
+
+_Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Query `[s, b, np, hn]`, key and value `[s, b, ng, hn]`."""
 
 
 @lru_cache(maxsize=32)
@@ -68,6 +78,8 @@ class SdpaCoreAttention(MegatronModule):
     """
 
     _causal: weakref.ref | None = None  # the last mask that was found to be causal, for all layers
+    compute_again: Callable[[], _Heads] | None = None
+    """Computes query, key and value of the next call again, which then does not keep them (`elas.model.recompute`)."""
 
     def __init__(
         self,
@@ -126,10 +138,13 @@ class SdpaCoreAttention(MegatronModule):
             self._check_mask(
                 attention_mask, chunks, key.shape[0] * (1 if self.cp_group is None else self.cp_group.size())
             )
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, *self._all_keys(key, value)))
-        if k.shape[1] != q.shape[1]:  # on a CPU, SDPA's own grouping computes s × s scores
-            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        with self._random_stream():
+        q, k, v = _by_heads(query, *self._all_keys(key, value))
+        kept = contextlib.nullcontext()
+        if (compute := self.compute_again) is not None:
+            again = Again(lambda: _by_heads(*compute()))
+            again.drop(q, k, v)
+            kept = again.hooks()
+        with self._random_stream(), kept:
             outs = [self._attend(part, k, v, first) for part, (first, _) in zip(q.chunk(len(chunks), 2), chunks)]
         out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
         return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
@@ -187,18 +202,72 @@ class SdpaCoreAttention(MegatronModule):
         SdpaCoreAttention._causal = weakref.ref(mask)
 
 
+def _by_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Heads:
+    """Views `[b, np, s, hn]`; grouped keys and values are repeated for the heads of their group."""
+    q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+    if k.shape[1] != q.shape[1]:  # on a CPU, SDPA's own grouping computes s × s scores
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    return q, k, v
+
+
 class ElasSelfAttention(SelfAttention):
-    """Megatron's self-attention; low-rank q, k and v come from their own pairs instead of being split from a copy."""
+    """Megatron's self-attention; low-rank q, k and v come from their own pairs instead of being split from a copy.
+
+    With `config.recompute_bottleneck` they are not kept for the backward pass, but computed again from the bottleneck
+    (`elas.model.recompute`).
+    """
 
     def __init__(self, config, *args, **kwargs):
         check(config)
         super().__init__(config, *args, **kwargs)
+        self._recomputes = config.recompute_bottleneck
+        self._bottleneck: list[torch.Tensor] = []
+        if self._recomputes:
+            self.linear_qkv.remembers = True
+
+    def forward(self, hidden_states, attention_mask, *args, rotary_pos_emb=None, **kwargs):
+        """Megatron's forward: `hidden_states [s, b, h]` (`[s/t, b, h]`) to the same shape, and the bias or None."""
+        if self._recomputes and torch.is_grad_enabled():
+            bottleneck: list[torch.Tensor] = []  # of this call, from `get_query_key_value_tensors`
+            self._bottleneck = bottleneck
+            self.core_attention.compute_again = lambda: self._heads(bottleneck[0], rotary_pos_emb)
+        try:
+            return super().forward(hidden_states, attention_mask, *args, rotary_pos_emb=rotary_pos_emb, **kwargs)
+        finally:
+            self.core_attention.compute_again, self._bottleneck = None, []
+
+    def _heads(self, u: torch.Tensor, rotary: Any) -> _Heads:
+        """Query, key and value as `Attention.forward` gives them to the core: after norms and rotary embedding.
+
+        Args:
+            u: bottleneck of `linear_qkv`.
+            rotary: angles `[s, 1, 1, hn]`, a pair of them for query and key, or None.
+        """
+        query, key, value = self._by_head_and_norm(self.linear_qkv(u, expand=True))
+        frequency = self.config.no_rope_freq
+        if rotary is None or (frequency and frequency[self.layer_number - 1]):
+            return query, key, value
+        angles = rotary if isinstance(rotary, tuple) else (rotary, rotary)
+        options: Any = {
+            "config": self.config,
+            "mscale": _yarn_get_concentration_factor_from_config(self.config),
+            "cp_group": self.pg_collection.cp,
+        }
+        turned = [
+            x if angle is None else apply_rotary_pos_emb(x, angle, **options) for x, angle in zip((query, key), angles)
+        ]
+        return turned[0], turned[1], value
 
     def get_query_key_value_tensors(self, hidden_states, key_value_states=None, output_gate=False, split_qkv=True):
         """`hidden_states [s, b, h]` to query `[s, b, np, hn]`, key and value `[s, b, ng, hn]`."""
         if not isinstance(self.linear_qkv, LowRankColumnParallelLinear):
             return super().get_query_key_value_tensors(hidden_states, key_value_states, output_gate, split_qkv)
         parts = self.linear_qkv(hidden_states, split=True)
+        if (u := self.linear_qkv.recall()) is not None:
+            self._bottleneck.append(u)
+        return self._by_head_and_norm(parts)
+
+    def _by_head_and_norm(self, parts: tuple[torch.Tensor, ...]) -> _Heads:
         query, key, value = (x.view(*x.shape[:-1], -1, self.hidden_size_per_attention_head) for x in parts)
         query = query if self.q_layernorm is None else self.q_layernorm(query)
         key = key if self.k_layernorm is None else self.k_layernorm(key)

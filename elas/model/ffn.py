@@ -29,6 +29,7 @@ from elas.kernels.relu2_24 import ffn_core
 from elas.model.activation import STEP_KEY, SparseSwitch
 from elas.model.check import check
 from elas.model.kernel import keys_of
+from elas.model.recompute import Again
 from elas.model.transformer_config import ElasTransformerConfig
 
 
@@ -76,6 +77,8 @@ class ElasFFN(SparseSwitch):
             **shared,
         )
         self.full_rank = isinstance(self.linear_fc1, ColumnParallelLinear)
+        if config.recompute_bottleneck and self.gated:
+            self.linear_fc1.remembers = True
 
     def forward(self, x: torch.Tensor, **_unused) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`x [s, b, h]` (`[s/t, b, h]` with sequence parallelism) to the same shape, and the bias `[h]` or None."""
@@ -85,9 +88,25 @@ class ElasFFN(SparseSwitch):
         if self.full_rank:
             both, bias = self.linear_fc1(x)
             gate, up = (both if bias is None else both + bias).chunk(2, dim=-1)
-        else:
-            gate, up = self.linear_fc1(x, split=True)
-        return self.linear_fc2(F.silu(gate) * up)
+            return self.linear_fc2(F.silu(gate) * up)
+        gate, up = self.linear_fc1(x, split=True)
+        u = self.linear_fc1.recall()
+        if u is None:
+            return self.linear_fc2(F.silu(gate) * up)
+
+        def compute() -> tuple[torch.Tensor, ...]:
+            gate, up = self.linear_fc1(u, expand=True)
+            gated = F.silu(gate)
+            return gate, up, gated, gated * up
+
+        again = Again(compute)
+        with again.hooks():
+            again.drop(gate, up)
+            gated = F.silu(gate)
+            again.drop(gated)
+            product = gated * up
+            again.drop(product)
+            return self.linear_fc2(product)
 
     def _squared_relu(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         options, implementation = self.options, self.config.sparsity.implementation

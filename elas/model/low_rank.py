@@ -17,6 +17,7 @@ CoLA (arXiv 2502.10940) has a non-linearity between the factors. It needs the fu
 form it comes after the reduction.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ from elas.model.activation import Activation
 from elas.model.core_call import Core, Pairs, check_plain_call, with_bias
 from elas.model.factor_std import factor_std
 from elas.model.factors import draw_factor
+from elas.model.recompute import Remembers, norm_again
 from elas.model.transformer_config import ElasTransformerConfig
 
 
@@ -99,7 +101,7 @@ class _LowRankLinear(MegatronModule):
         )
 
 
-class LowRankColumnParallelLinear(Pairs, _LowRankLinear):
+class LowRankColumnParallelLinear(Pairs, Remembers, _LowRankLinear):
     """`y = (x · factor_inᵀ) · factor_outᵀ`, output features split over tensor-parallel ranks; one or more pairs.
 
     Several pairs with one input (Q, K and V; gate and up) share a stacked `factor_in [n·r, h]`, so that one GEMM and
@@ -125,6 +127,9 @@ class LowRankColumnParallelLinear(Pairs, _LowRankLinear):
 
     factor_out: torch.nn.Parameter  # of a single pair
     bias: torch.nn.Parameter | None  # likewise
+    input_norm: tuple[Any] | None = None
+    """The norm whose output is the input and need not be kept (`elas.model.recompute`); in a tuple, so that it does
+    not become a submodule."""
 
     def __init__(
         self,
@@ -173,7 +178,9 @@ class LowRankColumnParallelLinear(Pairs, _LowRankLinear):
 
     def bottleneck(self, x: torch.Tensor) -> torch.Tensor:
         """Input side and the collective: `x [s, b, h]` (`[s/t, b, h]` with sequence parallelism) to `u [s, b, n·r]`."""
-        u = F.linear(x, self.factor_in)
+        again = norm_again(self.input_norm and self.input_norm[0], x)
+        with contextlib.nullcontext() if again is None else again.hooks():
+            u = F.linear(x, self.factor_in)
         if self.activation is not None:
             u = self.activation(u)
         if self.sequence_parallel:
@@ -190,7 +197,7 @@ class LowRankColumnParallelLinear(Pairs, _LowRankLinear):
         u = F.linear(x, self.factor_in)
         return torch.cat(self.expand(u if self.activation is None else self.activation(u)), dim=-1)
 
-    def forward(self, x: torch.Tensor, *, core: Core | None = None, split: bool = False):
+    def forward(self, x: torch.Tensor, *, core: Core | None = None, split: bool = False, expand: bool = False):
         """By default as Megatron's: all outputs in one tensor `[s, b, o/t]`, and the bias that the caller is to add.
 
         Pairs are concatenated; q, k and v are grouped by key/value head, as Megatron's attention requires.
@@ -200,8 +207,12 @@ class LowRankColumnParallelLinear(Pairs, _LowRankLinear):
             core: called with `u [s, b, r]` and `factor_out [o/t, r]` (with a bias both are 8 wider); its result is
                 returned. `elas.model.core_call` explains why.
             split: return a tuple of one `[s, b, o/t]` for each pair instead, with biases added.
+            expand: likewise, and x is the bottleneck `u [s, b, n·r]` (`recall`).
         """
+        if expand:
+            return tuple(self.expand(x))
         u = self.bottleneck(x)
+        self.remember(u)
         if core is not None:
             return core(*with_bias(u, self.factor_out, self.bias))
         if split:

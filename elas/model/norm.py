@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from elas import accelerator
 from elas.errors import ConfigError
+from elas.model.recompute import Remembers
 
 
 class LeanRMSNorm(torch.autograd.Function):
@@ -46,7 +47,7 @@ class LeanRMSNorm(torch.autograd.Function):
         return dx, dweight, None
 
 
-class _Norm(torch.nn.Module):
+class _Norm(Remembers, torch.nn.Module):
     """A norm with a weight that has Megatron's attributes.
 
     Args:
@@ -89,6 +90,7 @@ class RMSNorm(_Norm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise `x [..., hidden_size]`; the result has its dtype."""
+        self.remember(x)
         if x.is_cuda:
             return F.rms_norm(x, self.weight.shape, self._scale(), self.eps)
         return LeanRMSNorm.apply(x, self._scale(), self.eps)
@@ -105,4 +107,5 @@ class LayerNorm(_Norm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise `x [..., hidden_size]`; the result has its dtype."""
+        self.remember(x)
         return F.layer_norm(x, self.weight.shape, self._scale(), self.bias, self.eps)

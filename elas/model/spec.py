@@ -23,6 +23,18 @@ from elas.model.norm import LayerNorm, RMSNorm
 from elas.model.transformer_config import ElasTransformerConfig
 
 
+class ElasTransformerLayer(TransformerLayer):
+    """Megatron's layer; with `config.recompute_bottleneck`, linears compute their norm's output again."""
+
+    def __init__(self, config: ElasTransformerConfig, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        if not config.recompute_bottleneck:
+            return
+        inputs = [(self.input_layernorm, self.self_attention.linear_qkv), (self.pre_mlp_layernorm, self.mlp.linear_fc1)]
+        for norm, linear in inputs:
+            norm.remembers, linear.input_norm = True, (norm,)
+
+
 class ElasSpecProvider(BackendSpecProvider):
     """Megatron-core's backend protocol with ELAS's modules.
 
@@ -99,7 +111,7 @@ def layer_spec(provider: BackendSpecProvider, config: ElasTransformerConfig | No
         k_layernorm=qk_norm,
     )
     return ModuleSpec(
-        module=TransformerLayer,
+        module=ElasTransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=provider.layer_norm(rms_norm),
             self_attention=ModuleSpec(

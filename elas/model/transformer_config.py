@@ -7,7 +7,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from elas import accelerator
-from elas.config import Config, LowRankConfig, SparsityConfig, ffn_width
+from elas.config import Config, LowRankConfig, SparsityConfig, ffn_width, recompute_of
 from elas.model.check import ACTIVATIONS, ffn_activation_of
 
 
@@ -30,6 +30,9 @@ class ElasTransformerConfig(TransformerConfig):
     """FFN non-linearity, swiglu or relu2; None derives it from activation_func and gated_linear_unit."""
     init_std: float = 0.02
     """Standard deviation of full-rank weights."""
+    recompute_bottleneck: bool = False
+    """Whether what follows from bottlenecks and the residual stream is computed again in the backward pass
+    (`elas.model.recompute`); low rank only."""
     factor_init_method: Callable[[torch.Tensor], object] | None = None
     """Initialises a factor in place; None: normal with `elas.model.factor_std.factor_std`."""
 
@@ -59,7 +62,11 @@ def transformer_config(config: Config) -> ElasTransformerConfig:
     model, parallel = config.model, config.parallel
     dtype = DTYPES[config.train.dtype]
     gated = model.activation == "swiglu"
+    recompute = recompute_of(config)
+    whole = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     return ElasTransformerConfig(
+        **(whole if recompute == "layer" else {}),
+        recompute_bottleneck=recompute == "bottleneck",
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_attention_heads,
