@@ -183,6 +183,7 @@ class Memory:
         self._stack.__exit__(*error)
         if error[0] is not None:
             return
+        self._events = list(self._profiler.kineto_results.experimental_event_tree())
         inside: dict[int, int] = {}  # the profiler also reports frees of earlier sessions' addresses
         for event in sorted(self._allocations(), key=lambda e: e.start_time_ns):
             address, size = event.extra_fields.ptr, event.extra_fields.alloc_size
@@ -193,10 +194,13 @@ class Memory:
                 self.kept -= inside.pop(address, 0)
             self.peak = max(self.peak, self.kept)
 
+    def events(self) -> list[Any]:
+        """The profiler's tree of events, after the context; on a CPU only."""
+        return self._events
+
     def _allocations(self) -> Iterator:
-        results, tags = self._profiler.kineto_results, _torch_c._profiler._EventType
-        assert results is not None, "the profiler has stopped"
-        pending = list(results.experimental_event_tree())
+        tags = _torch_c._profiler._EventType
+        pending = list(self._events)
         while pending:
             event = pending.pop()
             pending += event.children

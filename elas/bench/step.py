@@ -3,8 +3,11 @@
 Columns of a row:
 
 - `tokens_per_s`, `step_ms`: from the median of rounds in turns.
-- `saved_bytes`: saved for the backward pass by the transformer layers, each storage once, without parameters.
-- `resident_bytes`: weights and optimizer state; `peak_bytes`: these and the peak of what a step allocates.
+- `saved_bytes`: what the transformer layers keep for the backward pass (`elas.bench.account`).
+- `resident_bytes`: weights and optimizer state; `step_bytes`: the peak of what a step allocates; `peak_bytes`: both;
+  `above_bytes`: the peak of a step without gradients of weights.
+- `head_bytes`: the peak of what head and loss allocate in the forward pass; `peak_parts`: what the step's peak consists
+  of; `predicted`: the same of the layers and the head by `elas.plan.memory`.
 
 Our variants run in `elas.engine.engine.Engine`, as in training: DeepSpeed, with fp32 master weights in bf16. All
 variants get the same tokens. Loss and gradient norm of the first step must equal those of a plain model with the same
@@ -15,16 +18,19 @@ speed and the exit status is 1.
 import gc
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from elas import accelerator
-from elas.bench import arguments, measure, roofline, show
+from elas.bench import arguments, measure, roofline, step_report
+from elas.bench.account import measure_step
 from elas.bench.one_process import one_process
 from elas.command import Parser
-from elas.config import presets
-from elas.console import LiveLine, table
+from elas.config import Config, presets
+from elas.console import LiveLine
 from elas.files import write_json
+from elas.plan import memory
 
 TOLERANCE = {"float32": (2e-5, 1e-3), "bfloat16": (2e-3, 3e-2)}
 """Relative tolerances of loss and gradient norm. Where z is rounded differently, 2:4 decides near ties differently,
@@ -32,8 +38,13 @@ which limits that of the norm; a wrong gradient of one factor changes the norm b
 NAMES = ["hf_llama", "full_swiglu", "lowrank_swiglu", "lowrank_relu2", "elas"]
 ON_GPU = ["hf_llama_compiled"]
 """The same Llama under torch.compile."""
-ON_REQUEST = ["hf_llama_fused"]
-"""transformers' Llama with the fused AdamW that ours uses, instead of torch's default."""
+ON_REQUEST = {
+    "hf_llama_fused": "transformers' Llama with the fused AdamW that ours uses, instead of torch's default",
+    "hf_llama_checkpointed": "the same Llama with gradient checkpointing",
+    "full_swiglu_logits": "full_swiglu with Megatron's loss, which keeps tokens × vocabulary",
+    "elas_kept": "elas with train.recompute none",
+    "elas_layer": "elas with train.recompute layer",
+}
 FUSED = ["hf_llama_fused", "hf_llama_compiled"]
 RATIOS = [
     ("tokens_per_s", "full_swiglu", "hf_llama"),
@@ -45,6 +56,15 @@ RATIOS = [
     ("saved_bytes", "elas", "full_swiglu"),
     ("saved_bytes", "elas", "lowrank_relu2"),
     ("peak_bytes", "elas", "full_swiglu"),
+    ("tokens_per_s", "elas", "elas_kept"),
+    ("saved_bytes", "elas", "elas_kept"),
+    ("tokens_per_s", "elas_layer", "elas_kept"),
+    ("saved_bytes", "elas_layer", "elas_kept"),
+    ("above_bytes", "elas", "full_swiglu_logits"),
+    ("head_bytes", "full_swiglu", "full_swiglu_logits"),
+    ("above_bytes", "elas", "hf_llama"),
+    ("above_bytes", "elas", "hf_llama_checkpointed"),
+    ("tokens_per_s", "elas", "hf_llama_checkpointed"),
 ]
 
 
@@ -64,9 +84,10 @@ def main(argv: list[str]) -> int:
     on_gpu = accelerator.has_cuda()
     options.batch = (64 if on_gpu else 4) if options.batch is None else options.batch
     usual = ",".join(NAMES + ON_GPU * on_gpu)
-    names = arguments.choices("--variants", options.variants or usual, NAMES + ON_GPU + ON_REQUEST)
-    for name in ("layers", "batch", "seq", "repeats", "threads"):
+    names = arguments.choices("--variants", options.variants or usual, [*NAMES, *ON_GPU, *ON_REQUEST])
+    for name in ("layers", "batch", "seq", "threads"):
         arguments.at_least(f"--{name}", getattr(options, name), 1)
+    arguments.at_least("--repeats", options.repeats, 0)
     from elas.bench.step_models import Shape, refuse_if_too_large, variant_config
 
     shape = Shape(options.preset, options.layers, options.batch, options.seq, options.zero)
@@ -88,8 +109,8 @@ def main(argv: list[str]) -> int:
     progress.clear()
     facts |= {"rows": rows, "ratios": ratios(rows)}
     write_json(options.json, facts)
-    _print(facts)
-    return 1 if any(row["tokens_per_s"] is None for row in rows) else 0
+    step_report.show_facts(facts)
+    return 1 if any(row["wrong"] for row in rows) else 0
 
 
 def _parser() -> Parser:
@@ -101,17 +122,17 @@ def _parser() -> Parser:
     parser.add_argument("--preset", default="350m", help="shape: " + ", ".join(presets()) + " (default: %(default)s)")
     parser.add_argument("--layers", type=int, metavar="N", help="transformer layers (default: the preset's)")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="default: %(default)s")
-    others = (
-        f"default: all but {ON_REQUEST[0]}, transformers' Llama with a fused AdamW, and on a CPU {ON_GPU[0]}, the same "
-        "through torch.compile"
-    )
+    others = f"default: {', '.join(NAMES)}, on a GPU also {ON_GPU[0]} (the same Llama through torch.compile); besides: "
+    others += "; ".join(f"{name}: {what}" for name, what in ON_REQUEST.items())
     parser.add_argument("--variants", help=others)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a GPU")
     parser.add_argument("--batch", type=int, metavar="N", help="samples a step (default: 4; on a GPU 64)")
     parser.add_argument("--seq", type=int, default=256, metavar="N", help="tokens a sample (default: %(default)s)")
     zero = "ZeRO stage of our variants (default: 0, as `elas train` chooses for one rank)"
     parser.add_argument("--zero", type=int, default=0, choices=(0, 1), help=zero)
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="counted rounds (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=5, metavar="N", help="counted rounds (default: %(default)s); 0: memory only"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
     return parser
 
@@ -128,14 +149,14 @@ def _rows(configs: dict, layout, repeats: int, progress: Callable[[str], None]) 
         models[name], rows[name] = _build(name, config, layout, batch, device)
     for name, model in models.items():
         progress(f"{dtype} {name}: memory")
-        rows[name] |= _bytes(model, batch, device, rows[name]["resident_bytes"])
+        rows[name] |= _bytes(model, batch, device, rows[name]["resident_bytes"], configs[name])
     correct = {name: model for name, model in models.items() if not rows[name]["wrong"]}
     times = measure.in_turns(
         {name: lambda model=model: (measure.seconds(lambda: model.step(batch), device)[0],)
          for name, model in correct.items()},
         repeats=repeats,
         progress=lambda text: progress(f"{dtype} {text}"),
-    )  # fmt: skip
+    ) if repeats else {}  # fmt: skip
     for name, (median,) in times.items():
         rows[name] |= {"tokens_per_s": tokens / median, "step_ms": 1e3 * median}
         flops, least = _work(configs[name], rows[name]["params"], tokens)
@@ -168,10 +189,12 @@ def _build(name: str, config, layout, batch, device: torch.device) -> tuple[obje
     dtype = config.train.dtype
     plain = plain_model(config)
     expected = first_step(plain, batch)
-    with measure.Memory(device) as memory:
-        is_peer, compiled = name.startswith("hf_llama"), name in ON_GPU
-        peer = HfLlama(config, plain, fused=name in FUSED, compiled=compiled) if is_peer else None
-        model = peer or Ours(config, layout)
+    with measure.Memory(device) as built:
+        if name.startswith("hf_llama"):
+            ways = {"fused": name in FUSED, "compiled": name in ON_GPU, "checkpointed": name.endswith("checkpointed")}
+            model = HfLlama(config, plain, **ways)
+        else:
+            model = Ours(config, layout, with_logits=name.endswith("_logits"))
         got = model.step(batch)
     del plain
     ok = all(
@@ -179,21 +202,24 @@ def _build(name: str, config, layout, batch, device: torch.device) -> tuple[obje
         for a, b, tolerance in zip(got, expected, TOLERANCE[dtype])
     )
     row = {"variant": name, "dtype": dtype, "tokens_per_s": None, "step_ms": None, "saved_bytes": None}
-    row |= {"peak_bytes": None, "resident_bytes": memory.kept, "params": sum(p.numel() for p in model.parameters())}
+    row |= {"peak_bytes": None, "resident_bytes": built.kept, "params": sum(p.numel() for p in model.parameters())}
     row |= {"ffn_memory": config.sparsity.ffn_memory if name == "elas" else None, "wrong": not ok}
     row |= {"loss": got[0], "expected_loss": expected[0], "grad_norm": got[1], "expected_grad_norm": expected[1]}
     return model, row
 
 
-def _bytes(model, batch, device: torch.device, resident: int) -> dict[str, int]:
-    saved = measure.SavedBytes(model.parameters())
-    with saved.inside(model.layers):
-        model.step(batch)
-    total = saved.total
-    del saved
-    with measure.Memory(device) as memory:
-        model.step(batch)
-    return {"saved_bytes": total, "peak_bytes": resident + memory.peak}
+def _bytes(model, batch, device: torch.device, resident: int, config: Config) -> dict[str, Any]:
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    account = measure_step(lambda: model.step(batch), model, device)
+    found = {
+        "saved_bytes": account.layers,
+        "head_bytes": account.head,
+        "step_bytes": account.peak,
+        "above_bytes": account.above,
+    }
+    found |= {"peak_bytes": resident + account.peak, "peak_parts": account.parts, "weight_bytes": weights}
+    expected = memory.estimate(config, 1)
+    return found | {"predicted": {"layers": expected.activations, "head": expected.logits}}
 
 
 def ratios(rows: list[dict]) -> list[dict]:
@@ -203,40 +229,7 @@ def ratios(rows: list[dict]) -> list[dict]:
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
         for what, of, to in RATIOS:
             over, under = by_key.get((dtype, of)), by_key.get((dtype, to))
-            if over and under and over["tokens_per_s"] and under["tokens_per_s"] and under[what]:
+            if over and under and not over["wrong"] and not under["wrong"] and over[what] and under[what]:
                 ratio = over[what] / under[what]
                 found.append({"dtype": dtype, "what": what, "of": of, "to": to, "ratio": ratio})
     return found
-
-
-def _print(facts: dict) -> None:
-    print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}")
-    print(f"{facts['preset']}, {facts['batch']} × {facts['seq']} tokens a step, ZeRO {facts['zero']}, medians of "
-          f"{facts['repeats']}")  # fmt: skip
-    on_gpu = any(row.get("peak_share") is not None for row in facts["rows"])
-    headers = ["variant", "dtype", "M params", "tokens/s", "step ms"] + ["% peak"] * on_gpu
-    headers += ["layers save MiB", "peak MiB", "loss", "norm"]
-    cells = [
-        [
-            row["variant"],
-            row["dtype"],
-            f"{row['params'] / 1e6:.1f}",
-            "WRONG" if row["wrong"] else f"{row['tokens_per_s']:,.0f}",
-            show.milliseconds(row["step_ms"]),
-            *(["–" if row.get("peak_share") is None else f"{100 * row['peak_share']:.0f}"] * on_gpu),
-            show.mebibytes(row["saved_bytes"]),
-            show.mebibytes(row["peak_bytes"]),
-            f"{row['loss']:.4f}",
-            f"{row['grad_norm']:.3f}",
-        ]
-        for row in facts["rows"]
-    ]
-    print(table(headers, cells, left=2))
-    print("save: for the backward pass, each storage once, without parameters; peak: with weights and optimizer state;")
-    print("loss and norm: of the first step\n")
-    for row in facts["rows"]:
-        if row["wrong"]:
-            print(f"note: {row['dtype']} {row['variant']}: WRONG, loss {row['loss']:.5f} and gradient norm "
-                  f"{row['grad_norm']:.4f} of the first step should be {row['expected_loss']:.5f} and "
-                  f"{row['expected_grad_norm']:.4f}")  # fmt: skip
-    print(show.ratio_table(facts["ratios"], ("dtype",)))

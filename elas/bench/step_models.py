@@ -3,8 +3,11 @@
 Legend: b batch, s sequence.
 """
 
+import contextlib
 import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,14 +25,20 @@ from elas.plan.counts import parameter_count
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and labels, int64 [b, s]
 
+KEPT = {"train.recompute": "none"}
+SPARSE: dict[str, object] = {"sparsity.kind": "2:4", "sparsity.dense_steps": 0}
 OVERRIDES: dict[str, dict[str, object]] = {
     "hf_llama": {"low_rank.kind": "none", **SWIGLU},
     "hf_llama_fused": {"low_rank.kind": "none", **SWIGLU},
     "hf_llama_compiled": {"low_rank.kind": "none", **SWIGLU},
     "full_swiglu": {"low_rank.kind": "none", **SWIGLU},
-    "lowrank_swiglu": SWIGLU,
-    "lowrank_relu2": DENSE,
-    "elas": {"sparsity.kind": "2:4", "sparsity.dense_steps": 0},
+    "hf_llama_checkpointed": {"low_rank.kind": "none", **SWIGLU},
+    "full_swiglu_logits": {"low_rank.kind": "none", **SWIGLU},
+    "lowrank_swiglu": {**SWIGLU, **KEPT},
+    "lowrank_relu2": {**DENSE, **KEPT},
+    "elas": SPARSE,
+    "elas_kept": {**SPARSE, **KEPT},
+    "elas_layer": {**SPARSE, "train.recompute": "layer"},
 }
 """Keys that replace the preset's, by variant; d_ff is the preset's, or two thirds of it for SwiGLU."""
 
@@ -81,11 +90,46 @@ def variant_config(variant: str, shape: Shape, dtype: str) -> Config:
 
 
 class Ours:
-    """`elas.engine.engine.Engine` on one batch at a time."""
+    """`elas.engine.engine.Engine` on one batch at a time.
 
-    def __init__(self, config: Config, layout: Layout):
+    Args:
+        config: of the variant.
+        layout: of one process.
+        with_logits: compute the loss as Megatron does.
+    """
+
+    def __init__(self, config: Config, layout: Layout, *, with_logits: bool = False):
         self.engine = Engine(config, layout)
         self.engine.set_learning_rate(config.optimizer.lr)
+        self.module.with_logits = with_logits
+
+    @property
+    def module(self) -> Any:
+        """The whole model."""
+        return self.engine.chunks[0]
+
+    @contextlib.contextmanager
+    def around_update(self, begin: Callable[[], None], end: Callable[[], None]) -> Iterator[None]:
+        """Call these before and after each update, which includes the reduction of gradients."""
+        engine: Any = self.engine
+        update = engine._update
+
+        def between(step) -> None:
+            begin()
+            update(step)
+            end()
+
+        engine._update = between
+        try:
+            yield
+        finally:
+            del engine._update  # the instance's; the class's remains
+
+    @property
+    def ends(self) -> list[torch.nn.Module]:
+        """Embedding and final norm."""
+        model = self.module
+        return [model.embedding, model.decoder.final_layernorm]
 
     @property
     def layers(self) -> list[torch.nn.Module]:
@@ -103,7 +147,8 @@ class Ours:
 
 def plain_model(config: Config) -> torch.nn.Module:
     """The variant's model with its initial weights and eager memory: autograd alone, no kernel."""
-    eager = load_config(None, _flat(config) | {"sparsity.ffn_memory": "eager", "sparsity.implementation": "auto"})
+    changed = {"sparsity.ffn_memory": "eager", "sparsity.implementation": "auto", "train.recompute": "none"}
+    eager = load_config(None, _flat(config) | changed)
     return make_model_provider(eager)()
 
 

@@ -4,7 +4,8 @@ It has the shape and the initial weights of the full-rank SwiGLU variant, so bot
 weights and moments are bf16 only, while ours are also fp32 in ZeRO, so it moves 8 bytes per parameter less.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,9 +24,18 @@ class HfLlama:
         model: Megatron's model of that configuration, whose weights are copied.
         fused: whether AdamW is one kernel, instead of torch's default.
         compiled: whether the model runs through torch.compile.
+        checkpointed: whether each layer is computed again in the backward pass (transformers' gradient checkpointing).
     """
 
-    def __init__(self, config: Config, model: torch.nn.Module, *, fused: bool = False, compiled: bool = False):
+    def __init__(
+        self,
+        config: Config,
+        model: torch.nn.Module,
+        *,
+        fused: bool = False,
+        compiled: bool = False,
+        checkpointed: bool = False,
+    ):
         from transformers import LlamaConfig, LlamaForCausalLM
 
         shape = config.model
@@ -51,6 +61,8 @@ class HfLlama:
             self.model.to(next(iter(weights.values())).device)
             self.model.load_state_dict(to_llama(weights, config), strict=not shape.tie_embeddings)
             self.model.train()
+            if checkpointed:
+                self.model.gradient_checkpointing_enable()
             self._call = torch.compile(self.model) if compiled else self.model
             chosen = config.optimizer
             self.optimizer = torch.optim.AdamW(
@@ -60,6 +72,29 @@ class HfLlama:
                 eps=chosen.eps,
                 fused=fused or None,
             )
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The whole model."""
+        return self.model
+
+    @contextlib.contextmanager
+    def around_update(self, begin: Callable[[], None], end: Callable[[], None]) -> Iterator[None]:
+        """Call these before and after each step of the optimizer."""
+        handles = [
+            self.optimizer.register_step_pre_hook(lambda *_: begin()),
+            self.optimizer.register_step_post_hook(lambda *_: end()),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def ends(self) -> list[torch.nn.Module]:
+        """Embedding and final norm."""
+        return [self.model.model.embed_tokens, self.model.model.norm]
 
     @property
     def layers(self) -> list[torch.nn.Module]:

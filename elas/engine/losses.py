@@ -17,7 +17,9 @@ class LossModel(torch.nn.Module):
         return mean_loss(self.model, tokens, labels, counted)
 
 
-def mean_loss(model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor, counted: Count | None) -> torch.Tensor:
+def mean_loss(
+    model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor, counted: Count | None
+) -> torch.Tensor:
     """Output of a chunk: mean loss of a micro-batch on the last stage, 0-dim fp32; hidden states before it.
 
     Args:

@@ -12,7 +12,6 @@ Over tensor-parallel ranks each chunk has two collectives of c values: its large
 together with the label's logit.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,28 +23,39 @@ from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
 )
 
-CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**28}
-"""fp32 logits of a chunk. Products of fewer tokens would be bound by reading the weight."""
-LEAST_TOKENS = 64
+from elas.model.loss_chunks import chunk_tokens
 
 
-def chunk_tokens(vocabulary: int, device_type: str) -> int:
-    """Tokens of a chunk for this rank's part of the vocabulary."""
-    return max(LEAST_TOKENS, CHUNK_BYTES[device_type] // (4 * vocabulary))
+SLICE = 4096
+"""Rows of the weight's gradient that are added at once in bf16."""
 
 
-class _Chunk:
-    """Losses of `hidden [c, h]`, and what their gradients need.
+class _Chunks:
+    """Losses of one chunk after another, and what their gradients need, in the same memory.
 
     Args:
-        hidden: `[c, h]`.
+        tokens: n.
         weight: `[v, h]`.
-        labels: `[c]`; a label outside the vocabulary has the loss log Σ exp(logit).
         group: tensor-parallel group.
+
+    Attributes:
+        slices: the chunks.
     """
 
-    def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, group: Any):
-        logits = torch.mm(hidden, weight.t()).float()
+    def __init__(self, tokens: int, weight: torch.Tensor, group: Any):
+        size = min(tokens, chunk_tokens(len(weight), weight.device.type))
+        self.slices = [slice(first, first + size) for first in range(0, tokens, max(1, size))]
+        self._weight, self._group = weight, group
+        self._products = weight.new_empty(size, len(weight))
+        self._wide = self._products if weight.dtype == torch.float32 else self._products.float()
+
+    def losses(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """fp32 losses `[c]` of `hidden [c, h]`; a label outside the vocabulary has the loss log Σ exp(logit)."""
+        weight, group = self._weight, self._group
+        logits = self._wide[: len(hidden)]
+        torch.mm(hidden, weight.t(), out=self._products[: len(hidden)])
+        if self._wide is not self._products:
+            logits.copy_(self._products[: len(hidden)])
         top = logits.amax(-1)
         if group.size() > 1:
             dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
@@ -54,30 +64,23 @@ class _Chunk:
         self._mine = (labels >= first) & (labels < first + len(weight))
         self._places = torch.where(self._mine, labels - first, 0)[:, None]
         predicted = torch.where(self._mine, logits.gather(1, self._places)[:, 0], 0)
-        self._exponentials = logits.exp_()
-        both = torch.stack([self._exponentials.sum(-1), predicted])
+        both = torch.stack([logits.exp_().sum(-1), predicted])
         if group.size() > 1:
             dist.all_reduce(both, group=group)
         self._sums = both[0]
-        self.losses = both[0].log() - both[1]
-        """fp32 `[c]`."""
+        return both[0].log() - both[1]
 
-    def differences(self, dtype: torch.dtype) -> torch.Tensor:
-        """Gradient of the losses by the logits, times the sum of exponentials: `[c, v]`. Only once."""
-        found = self._exponentials
+    def differences(self) -> torch.Tensor:
+        """Gradient of the last losses by their logits, times the sum of exponentials: `[c, v]`; only once."""
+        found = self._wide[: len(self._sums)]
         found.scatter_add_(1, self._places, torch.where(self._mine, -self._sums, 0)[:, None])
-        return found.to(dtype)
+        if self._wide is self._products:
+            return found
+        return self._products[: len(found)].copy_(found)
 
     def scales(self, token_weights: torch.Tensor) -> torch.Tensor:
         """Of rows, `[c, 1]` fp32: what `differences` lacks. Applied to narrow tensors instead of the logits."""
         return (token_weights / self._sums)[:, None]
-
-
-def _chunks(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, group) -> Iterator[tuple[slice, _Chunk]]:
-    size = chunk_tokens(len(weight), hidden.device.type)
-    for first in range(0, len(hidden), size):
-        part = slice(first, first + size)
-        yield part, _Chunk(hidden[part], weight, labels[part], group)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -92,20 +95,17 @@ class LinearCrossEntropy(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         of_hidden = torch.empty_like(hidden) if wanted[0] else None
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
-        for part, chunk in _chunks(hidden, weight, labels, group):
-            weights = token_weights[part]
-            total += torch.where(weights != 0, chunk.losses, 0).mul(weights).sum()
+        chunks = _Chunks(len(hidden), weight, group)
+        for part in chunks.slices:
+            weights, losses = token_weights[part], chunks.losses(hidden[part], labels[part])
+            total += torch.where(weights != 0, losses, 0).mul(weights).sum()
             if not any(wanted):
                 continue
-            scales, differences = chunk.scales(weights), chunk.differences(weight.dtype)
+            scales, differences = chunks.scales(weights), chunks.differences()
             if of_hidden is not None:
                 torch.mul(torch.mm(differences, weight), scales, out=of_hidden[part])
             if of_weight is not None:
-                scaled = (hidden[part] * scales).to(weight.dtype)
-                if weight.dtype == torch.float32:
-                    of_weight.addmm_(differences.t(), scaled)
-                else:
-                    of_weight.add_(torch.mm(differences.t(), scaled))
+                _add_product(of_weight, differences.t(), (hidden[part] * scales).to(weight.dtype))
         ctx.gradients, ctx.dtype = (of_hidden, of_weight), weight.dtype
         return total
 
@@ -124,6 +124,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         return of_hidden, of_weight, None, None, None
 
 
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """`total [v, h] += a [v, c] · b [c, h]` in fp32; products of a narrower dtype in slices, to keep them small."""
+    if b.dtype == torch.float32:
+        total.addmm_(a, b)
+        return
+    for first in range(0, len(total), SLICE):
+        total[first : first + SLICE] += torch.mm(a[first : first + SLICE], b)
+
+
 def weighted_sum(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, token_weights: torch.Tensor, group
 ) -> torch.Tensor:
@@ -136,8 +145,11 @@ def weighted_sum(
 
 def losses_of_tokens(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, group) -> torch.Tensor:
     """fp32 losses `[n]` of `hidden [n, h]`, `weight [v, h]`, `labels [n]`, without a graph."""
-    parts = [chunk.losses for _, chunk in _chunks(hidden, weight, labels, group)]
-    return torch.cat(parts) if parts else hidden.new_empty(0, dtype=torch.float32)
+    found = hidden.new_empty(len(hidden), dtype=torch.float32)
+    chunks = _Chunks(len(hidden), weight, group)
+    for part in chunks.slices:
+        found[part] = chunks.losses(hidden[part], labels[part])
+    return found
 
 
 class OutputLayer(ColumnParallelLinear):
@@ -185,8 +197,12 @@ class LeanGPTModel(GPTModel):
 
     Called with `labels` and `token_weights` it returns the 0-dim weighted sum of losses; with `labels` alone the loss
     of each token `[b, s]`, in chunks if gradients are off, else as Megatron's.
+
+    Attributes:
+        with_logits: compute all losses as Megatron does, to compare with.
     """
 
+    with_logits = False
     _token_weights: torch.Tensor | None = None
 
     def __init__(self, *args, **kwargs):
@@ -210,8 +226,12 @@ class LeanGPTModel(GPTModel):
             self._token_weights = None
 
     def _postprocess(self, hidden_states, *args, labels=None, **kwargs):
-        chunked = self._token_weights is not None or not torch.is_grad_enabled()
+        weights = self._token_weights
+        chunked = not self.with_logits and (weights is not None or not torch.is_grad_enabled())
         if not self.post_process or labels is None or not chunked:
-            return super()._postprocess(hidden_states, *args, labels=labels, **kwargs)
+            found = super()._postprocess(hidden_states, *args, labels=labels, **kwargs)
+            if not self.post_process or labels is None or weights is None:
+                return found
+            return torch.where(weights != 0, found, 0).mul(weights).sum()
         tied = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        return self.output_layer(hidden_states, tied, labels=labels, token_weights=self._token_weights)
+        return self.output_layer(hidden_states, tied, labels=labels, token_weights=weights)

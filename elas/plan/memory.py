@@ -2,15 +2,15 @@
 
 Legend: h hidden, g key/value width, f d_ff, r rank, V vocabulary, t tensor-parallel ranks, e bytes per value.
 
-Activations saved for backward follow `saved_bytes` of `elas bench step` (docs/results.md): per token and layer 8h + 6r
-values with low rank and the fused FFN (10h at full rank), plus what the FFN saves of width f. Temporary tensors of
-kernels and allocator overhead are not included.
+What layers save for the backward pass is exact (`token_bytes`; `elas bench step` measures it beside). Temporary tensors
+of kernels and allocator overhead are not included.
 """
 
 from dataclasses import asdict, dataclass
 
-from elas.config import Config, ffn_width
+from elas.config import Config, ffn_width, recompute_of
 from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_stage
+from elas.model.loss_chunks import chunk_tokens
 from elas.plan.counts import key_value_width, rank_parameters
 
 RUNTIME = 520 * 10**6
@@ -84,23 +84,49 @@ def _in_flight(config: Config, micro_batches: int) -> float:
 
 def _layer_bytes(config: Config, e: int) -> int:
     """Bytes saved for backward by one stage's layers for one micro-batch."""
-    h, g, f, r = config.model.hidden_size, key_value_width(config), ffn_width(config), config.low_rank.rank
-    tp = config.parallel.tensor
     tokens = config.train.micro_batch_size * config.model.seq_length
-    stream = 4 * h / (tp if config.parallel.sequence else 1)  # both norms' inputs and outputs
-    attention = (2 * h + 2 * g) / tp  # q, k, v and the output
-    gated = config.model.activation == "swiglu"
-    if config.low_rank.kind == "none":
-        attention += 2 * h / tp
-        bottlenecks = 0
-    else:
-        bottlenecks = (7 if gated else 6) * r * (2 if config.low_rank.kind == "cola" else 1)
-    kept = {"fused": 0.0, "compressed": 0.5 + 1 / (8 * e), "eager": 3.0 if config.sparsity.kind == "2:4" else 2.0}
-    ffn = (4 if gated else kept[config.sparsity.ffn_memory]) * f / tp
     layers = config.model.num_layers // config.parallel.pipeline
-    return int(layers * tokens * e * (stream + attention + bottlenecks + ffn))
+    return int(layers * tokens * token_bytes(config, e))
+
+
+def token_bytes(config: Config, e: int) -> float:
+    """Bytes that one layer saves for the backward pass, for each token, on one rank.
+
+    docs/memory.md has the account. `train.recompute: bottleneck` leaves the two inputs of norms, the attention's output
+    and the bottlenecks; `layer` the layer's input.
+
+    Args:
+        config: the configuration.
+        e: bytes per value.
+    """
+    model, tp = config.model, config.parallel.tensor
+    h, f, r = model.hidden_size, ffn_width(config), config.low_rank.rank
+    recompute, full_rank = recompute_of(config), config.low_rank.kind == "none"
+    shard = tp if config.parallel.sequence else 1
+    if recompute == "layer":
+        return e * h / shard
+    gated = model.activation == "swiglu"
+    heads = model.num_attention_heads
+    # Both norms' inputs and outputs, and fp32 scales of their rows; keys and values are repeated for each query head.
+    stream = (2 if recompute == "bottleneck" else 4) * h / shard * e + 2 * 4 / shard
+    queries = 0 if recompute == "bottleneck" else 3 * h / tp
+    if full_rank and not model.num_query_groups:
+        queries += 2 * h / tp  # v is a view of the tensor that q, k and v were computed in, and keeps it whole
+    attention = (queries + h / tp) * e + 4 * heads / tp  # the output, and fp32 sums of the softmax
+    angles = 4 * h / heads * e / config.train.micro_batch_size  # cos and sin, for q and k
+    bottlenecks = 0 if full_rank else (7 if gated else 6) * r * (2 if config.low_rank.kind == "cola" else 1) * e
+    kept = {"fused": 0.0, "compressed": 0.5 + 1 / (8 * e), "eager": 3.0 if config.sparsity.kind == "2:4" else 2.0}
+    if gated:
+        wide = 0.0 if recompute == "bottleneck" else 4.0
+    else:
+        wide = kept[config.sparsity.ffn_memory]
+    return stream + attention + angles + bottlenecks + wide * f / tp * e
 
 
 def _logits(config: Config, e: int) -> int:
-    tokens = config.train.micro_batch_size * config.model.seq_length
-    return 12 * tokens * config.model.vocab_size // config.parallel.tensor
+    """Head and loss: a chunk's logits, in fp32 and in the weights' dtype, and gradients found in the forward pass."""
+    model, tokens = config.model, config.train.micro_batch_size * config.model.seq_length
+    vocabulary = model.vocab_size // config.parallel.tensor
+    chunk = min(tokens, chunk_tokens(vocabulary)) * vocabulary * (4 if e == 4 else 4 + e)
+    weight = vocabulary * model.hidden_size * (0 if e == 4 else 4)  # in fp32 it becomes the gradient itself
+    return chunk + weight + tokens * model.hidden_size * e

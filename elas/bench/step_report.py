@@ -1,0 +1,59 @@
+"""What `elas bench step` prints."""
+
+from elas.bench import show
+from elas.console import table
+
+
+def show_facts(facts: dict) -> None:
+    """Print the rows, where the peaks of memory go, what is wrong, and the ratios."""
+    print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}")
+    print(f"{facts['preset']}, {facts['batch']} × {facts['seq']} tokens a step, ZeRO {facts['zero']}, medians of "
+          f"{facts['repeats']}")  # fmt: skip
+    on_gpu = any(row.get("peak_share") is not None for row in facts["rows"])
+    headers = ["variant", "dtype", "M params", "tokens/s", "step ms"] + ["% peak"] * on_gpu
+    headers += ["layers save MiB", "peak MiB", "loss", "norm"]
+    cells = [
+        [
+            row["variant"],
+            row["dtype"],
+            f"{row['params'] / 1e6:.1f}",
+            "WRONG" if row["wrong"] else "–" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:,.0f}",
+            show.milliseconds(row["step_ms"]),
+            *(["–" if row.get("peak_share") is None else f"{100 * row['peak_share']:.0f}"] * on_gpu),
+            show.mebibytes(row["saved_bytes"]),
+            show.mebibytes(row["peak_bytes"]),
+            f"{row['loss']:.4f}",
+            f"{row['grad_norm']:.3f}",
+        ]
+        for row in facts["rows"]
+    ]
+    print(table(headers, cells, left=2))
+    print(
+        "layers save: for the backward pass; peak: with weights and optimizer state; loss and norm: of the first step\n"
+    )
+    _print_parts(facts["rows"])
+    for row in facts["rows"]:
+        if row["wrong"]:
+            print(f"note: {row['dtype']} {row['variant']}: WRONG, loss {row['loss']:.5f} and gradient norm "
+                  f"{row['grad_norm']:.4f} of the first step should be {row['expected_loss']:.5f} and "
+                  f"{row['expected_grad_norm']:.4f}")  # fmt: skip
+    print(show.ratio_table(facts["ratios"], ("dtype",)))
+
+
+def _print_parts(rows: list[dict]) -> None:
+    """Where the peak of each variant goes, with what `elas.plan.memory` predicts beside it."""
+    rows = [row for row in rows if row.get("peak_parts")]
+    if not rows:
+        return
+    names = list(rows[0]["peak_parts"])
+    headers = ["peak, MiB", "dtype", "weights", "optimizer", *names, "sum", "layers by formula", "head", "by formula"]
+    cells = []
+    for row in rows:
+        state = row["resident_bytes"] - row["weight_bytes"]
+        measured = [row["weight_bytes"], state, *row["peak_parts"].values(), row["peak_bytes"]]
+        beside = [row["predicted"]["layers"], row["head_bytes"], row["predicted"]["head"]]
+        if row["variant"].startswith("hf_llama") or row["variant"].endswith("_logits"):
+            beside = [None, row["head_bytes"], None]
+        cells.append([row["variant"], row["dtype"], *(show.mebibytes(one) for one in [*measured, *beside])])
+    print(table(headers, cells, left=2))
+    print("ends: embedding and final norm; head: head and loss, before the formulas the largest sum at any time\n")
