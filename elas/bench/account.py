@@ -1,9 +1,9 @@
 """What the memory of a training step is used for, from the allocator's events on a CPU.
 
-Every allocation of a step is attributed to where it was made: in a layer's forward pass, in the embedding or the final
-norm, in the rest of the model's forward pass (head and loss), in the update, or in the backward pass. Those that outlive a
-layer's forward pass are what the layer keeps for the backward pass; a layer's output counts for the layer that made it.
-Gradients are recognised by their addresses when the update begins.
+Every allocation of a step is attributed to where it was made: in a layer's forward pass, in the embedding or the
+final norm, in the rest of the model's forward pass (head and loss), in the update, or in the backward pass. Those that
+outlive a layer's forward pass are what the layer keeps for the backward pass; a layer's output counts for the layer
+that made it. Gradients are recognised by their addresses when the update begins.
 
 On CUDA the allocator has counters only: what layers keep and the peak, in blocks of 512 bytes.
 """
@@ -61,9 +61,9 @@ class Account:
     head: int | None = None
     """Largest sum of what head and loss allocate in the forward pass, without gradients of weights; None on CUDA."""
     parts: dict[str, int] | None = None
-    """The peak by component; None on CUDA. `layers`: kept by them; `ends`: embedding and final norm; `head`: head and
-    loss; `gradients`: of weights; `update`: the optimizer's temporary tensors and buckets; `workspaces`: the rest, mostly
-    temporary tensors of the layers' passes."""
+    """The peak by component; None on CUDA. `layers`: kept by them; `ends`: embedding and final norm; `head`: with the
+    loss; `gradients`: of weights; `update`: the optimizer's temporary tensors and buckets; `workspaces`: the rest,
+    mostly temporary tensors of the layers' passes."""
 
 
 @dataclass

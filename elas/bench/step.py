@@ -185,6 +185,7 @@ def _build(name: str, config, layout, batch, device: torch.device) -> tuple[obje
     """The model after its first step, and its row without speeds."""
     from elas.bench.step_models import Ours, first_step, plain_model
     from elas.bench.step_peer import HfLlama
+    from elas.engine.engine import Engine
 
     dtype = config.train.dtype
     plain = plain_model(config)
@@ -194,7 +195,7 @@ def _build(name: str, config, layout, batch, device: torch.device) -> tuple[obje
             ways = {"fused": name in FUSED, "compiled": name in ON_GPU, "checkpointed": name.endswith("checkpointed")}
             model = HfLlama(config, plain, **ways)
         else:
-            model = Ours(config, layout, with_logits=name.endswith("_logits"))
+            model = Ours(Engine(config, layout), with_logits=name.endswith("_logits"))
         got = model.step(batch)
     del plain
     ok = all(

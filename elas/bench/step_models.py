@@ -20,7 +20,6 @@ from elas.engine.engine import Engine
 from elas.engine.losses import token_losses
 from elas.errors import UserError
 from elas.model.provider import make_model_provider
-from elas.parallel import Layout
 from elas.plan.counts import parameter_count
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and labels, int64 [b, s]
@@ -93,14 +92,13 @@ class Ours:
     """`elas.engine.engine.Engine` on one batch at a time.
 
     Args:
-        config: of the variant.
-        layout: of one process.
+        engine: of the variant.
         with_logits: compute the loss as Megatron does.
     """
 
-    def __init__(self, config: Config, layout: Layout, *, with_logits: bool = False):
-        self.engine = Engine(config, layout)
-        self.engine.set_learning_rate(config.optimizer.lr)
+    def __init__(self, engine: Engine, *, with_logits: bool = False):
+        self.engine = engine
+        self.engine.set_learning_rate(engine.config.optimizer.lr)
         self.module.with_logits = with_logits
 
     @property
@@ -129,7 +127,8 @@ class Ours:
     def ends(self) -> list[torch.nn.Module]:
         """Embedding and final norm."""
         model = self.module
-        return [model.embedding, model.decoder.final_layernorm]
+        found = [model.embedding if model.pre_process else None, model.decoder.final_layernorm]
+        return [one for one in found if one is not None]
 
     @property
     def layers(self) -> list[torch.nn.Module]:

@@ -188,8 +188,8 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of weights and activations; with bfloat16, ZeRO keeps fp32 master weights and moments."""
     recompute: Literal["none", "bottleneck", "layer"] | None = None
-    """Computed again in the backward pass instead of being kept: none; bottleneck: norm outputs, q, k, v, gate and up, from
-    what is r wide; layer: each whole layer from its input. null: bottleneck with low rank, else none."""
+    """What the backward pass computes again: none; bottleneck: norm outputs, q, k, v, gate and up, from what is narrow;
+    layer: each whole layer from its input. null: bottleneck with low rank, else none."""
     seed: CountOrZero = 1234
     """Seed of the initialisation and the data order."""
     run_dir: Folder = "runs/elas"

@@ -33,7 +33,6 @@ from elas.model.check import check
 from elas.model.low_rank import LowRankColumnParallelLinear
 from elas.model.recompute import Again
 
-
 _Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Query `[s, b, np, hn]`, key and value `[s, b, ng, hn]`."""
 

@@ -25,7 +25,6 @@ from megatron.core.tensor_parallel.mappings import (
 
 from elas.model.loss_chunks import chunk_tokens
 
-
 SLICE = 4096
 """Rows of the weight's gradient that are added at once in bf16."""
 

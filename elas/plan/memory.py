@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from elas.config import Config, ffn_width, recompute_of
 from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_stage
 from elas.model.loss_chunks import chunk_tokens
-from elas.plan.counts import key_value_width, rank_parameters
+from elas.plan.counts import rank_parameters
 
 RUNTIME = 520 * 10**6
 """Python, torch, Megatron-core and DeepSpeed in a process without a GPU, as measured (docs/results.md)."""
@@ -114,7 +114,10 @@ def token_bytes(config: Config, e: int) -> float:
         queries += 2 * h / tp  # v is a view of the tensor that q, k and v were computed in, and keeps it whole
     attention = (queries + h / tp) * e + 4 * heads / tp  # the output, and fp32 sums of the softmax
     angles = 4 * h / heads * e / config.train.micro_batch_size  # cos and sin, for q and k
-    bottlenecks = 0 if full_rank else (7 if gated else 6) * r * (2 if config.low_rank.kind == "cola" else 1) * e
+    columns = 5 if gated else 4  # q, k, v, up and gate: gathered under sequence parallelism; those of rows are split
+    bottlenecks = 0 if full_rank else (columns + 2 / shard) * r * e
+    if config.low_rank.kind == "cola":  # also what goes into the non-linearity between the factors, split
+        bottlenecks += (columns + 2) / shard * r * e
     kept = {"fused": 0.0, "compressed": 0.5 + 1 / (8 * e), "eager": 3.0 if config.sparsity.kind == "2:4" else 2.0}
     if gated:
         wide = 0.0 if recompute == "bottleneck" else 4.0
