@@ -1,0 +1,112 @@
+"""The largest micro-batch that trains in a given memory: `python docs/experiments/micro_batch.py --gib 4`.
+
+Bisects, in steps of 5 %, over training steps of the 60m preset in processes of a memory cgroup (root is needed), and
+writes docs/experiments/results/micro_batch.json, which docs/memory.md shows. A process takes one step of one sample,
+so that the optimizer's state exists, then one of the micro-batch.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from elas.checkpoint.identity import versions
+from elas.errors import UserError
+
+RESULT = Path(__file__).resolve().parent / "results" / "micro_batch.json"
+VARIANTS = ["full_swiglu_logits", "full_swiglu", "lowrank_relu2", "elas", "elas_layer"]
+V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+
+
+def main() -> int:
+    """Bisect for every variant, or (`--try`) take the steps of one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gib", type=float, default=4.0, help="memory of the process (default: %(default)s)")
+    parser.add_argument("--preset", default="60m")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--seq", type=int, default=256)
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--try", dest="attempt", type=int, metavar="N", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.attempt:
+        steps(options.variants, options)
+        return 0
+    rows = []
+    for variant in options.variants.split(","):
+        with cgroup(int(options.gib * 2**30)) as group:
+            rows.append({"variant": variant, "samples": largest(variant, options, group)})
+        print(json.dumps(rows[-1]), flush=True)
+    facts = {key: getattr(options, key) for key in ("gib", "preset", "dtype", "seq")}
+    RESULT.write_text(json.dumps({**facts, "rows": rows, "versions": versions()}, indent=1) + "\n")
+    return 0
+
+
+def largest(variant: str, options: argparse.Namespace, group: Path) -> int:
+    """The largest number of samples that fits, to 5 %; 0 if not even one does."""
+    fits, too_many = 0, 0
+    wanted = 8
+    while not too_many or too_many - fits > max(1, 0.05 * fits):
+        ok = trains(variant, wanted, options, group)
+        print(f"{variant} {wanted} samples: {'trains' if ok else 'out of memory'}", flush=True)
+        fits, too_many = (wanted, too_many) if ok else (fits, wanted)
+        wanted = 2 * fits if not too_many else (fits + too_many) // 2
+    return fits
+
+
+def trains(variant: str, samples: int, options: argparse.Namespace, group: Path) -> bool:
+    """Whether a process of the cgroup takes the two steps; an error other than a lack of memory ends the study."""
+    command = [sys.executable, __file__, "--preset", options.preset, "--dtype", options.dtype, "--seq", str(options.seq)]
+    command += ["--variants", variant, "--try", str(samples)]
+    joined = ["sh", "-c", f"echo $$ > {group}/cgroup.procs && exec \"$@\"", "sh", *command]
+    done = subprocess.run(joined, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    if done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL) or "not enough memory" in done.stderr:
+        return False
+    if done.returncode:
+        raise SystemExit(f"error: {variant}, {samples} samples: status {done.returncode}\n{done.stderr[-2000:]}")
+    return True
+
+
+def steps(variant: str, options: argparse.Namespace) -> None:
+    """One step of one sample, then one of `options.attempt` samples."""
+    import torch
+
+    from elas.bench.one_process import one_process
+    from elas.bench.step_models import Ours, Shape, variant_config
+    from elas.engine.engine import Engine
+
+    config = variant_config(variant, Shape(options.preset, None, 1, options.seq, 0), options.dtype)
+    with one_process() as layout:
+        model = Ours(Engine(config, layout), with_logits=variant.endswith("_logits"))
+        for samples in (1, options.attempt):
+            ids = torch.randint(config.model.vocab_size, (samples, options.seq + 1))
+            config.train.micro_batch_size = config.train.global_batch_size = samples
+            model.step((ids[:, :-1].contiguous(), ids[:, 1:].contiguous()))
+
+
+@contextlib.contextmanager
+def cgroup(limit: int) -> Iterator[Path]:
+    """A memory cgroup without swap, of version 1 or 2, removed at the end.
+
+    Raises:
+        UserError: none can be made.
+    """
+    version_1 = (V1 / "memory.limit_in_bytes").exists()
+    group = (V1 if version_1 else V2) / f"elas-micro-batch-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / ("memory.limit_in_bytes" if version_1 else "memory.max")).write_text(str(limit))
+    except OSError as error:
+        raise UserError(f"{group}: no memory cgroup can be made ({error.strerror}); run as root") from error
+    try:
+        yield group
+    finally:
+        group.rmdir()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
