@@ -60,9 +60,18 @@ def largest(variant: str, options: argparse.Namespace, group: Path) -> int:
 
 def trains(variant: str, samples: int, options: argparse.Namespace, group: Path) -> bool:
     """Whether a process of the cgroup takes the two steps; an error other than a lack of memory ends the study."""
-    command = [sys.executable, __file__, "--preset", options.preset, "--dtype", options.dtype, "--seq", str(options.seq)]
+    command = [
+        sys.executable,
+        __file__,
+        "--preset",
+        options.preset,
+        "--dtype",
+        options.dtype,
+        "--seq",
+        str(options.seq),
+    ]
     command += ["--variants", variant, "--try", str(samples)]
-    joined = ["sh", "-c", f"echo $$ > {group}/cgroup.procs && exec \"$@\"", "sh", *command]
+    joined = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *command]
     done = subprocess.run(joined, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
     if done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL) or "not enough memory" in done.stderr:
         return False

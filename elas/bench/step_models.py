@@ -13,7 +13,7 @@ import torch
 
 from elas import accelerator
 from elas.bench.ffn_variants import DENSE, SWIGLU, gated_width
-from elas.config import Config, ffn_width, load_config
+from elas.config import Config, load_config
 from elas.config.rules import validate
 from elas.engine import grads
 from elas.engine.engine import Engine
@@ -21,6 +21,7 @@ from elas.engine.losses import token_losses
 from elas.errors import UserError
 from elas.model.provider import make_model_provider
 from elas.plan.counts import parameter_count
+from elas.plan.memory import token_bytes
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and labels, int64 [b, s]
 
@@ -167,25 +168,26 @@ def _flat(config: Config) -> dict[str, object]:
 def refuse_if_too_large(configs: dict[str, Config]) -> None:
     """Refuse variants that do not fit in memory together, before building any.
 
-    Estimate: for each parameter the weight, gradient, two moments, and for our variants ZeRO's fp32 copy and reduction
-    buffer; for the step four copies of the logits in fp32, and thirty activations per layer.
+    All have their weights and optimizers at the same time, and one at a time takes a step: what layers keep without
+    recomputation, since that is how each is checked, and two copies of the logits in fp32.
 
     Raises:
-        UserError: the estimate exceeds 90 % of the free memory.
+        UserError: the estimate exceeds 95 % of the free memory.
     """
-    needed, working = 0, 0
+    held, step = 0, 0
     for name, config in configs.items():
         size = 4 if config.train.dtype == "float32" else 2
         each = 4 * size if name.startswith("hf_llama") else 2 * size + 12 + (size if config.parallel.zero else 0)
-        needed += each * parameter_count(config)
+        parameters = parameter_count(config)
+        held += (each - size) * parameters  # gradients are freed after each step
         tokens = config.train.micro_batch_size * config.model.seq_length
-        width = 20 * config.model.hidden_size + 5 * ffn_width(config)
-        working = max(working, tokens * (16 * config.model.vocab_size + config.model.num_layers * width * size))
+        kept = config.model.num_layers * token_bytes(config, size, recompute="none", ffn_memory="eager")
+        step = max(step, int(tokens * (kept + 8 * config.model.vocab_size)) + size * parameters)
     free, layers = free_memory(), next(iter(configs.values())).model.num_layers
-    if free is not None and needed + working > 0.9 * free:
+    if free is not None and held + step > 0.95 * free:
         raise UserError(
             f"--layers {layers}: {len(configs)} models with their optimizers require about "
-            f"{(needed + working) / 2**30:.1f} GiB at once, {free / 2**30:.1f} are free; "
+            f"{(held + step) / 2**30:.1f} GiB at once, {free / 2**30:.1f} are free; "
             "give fewer --layers, or some of the --variants"
         )
 

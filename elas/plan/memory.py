@@ -89,7 +89,7 @@ def _layer_bytes(config: Config, e: int) -> int:
     return int(layers * tokens * token_bytes(config, e))
 
 
-def token_bytes(config: Config, e: int) -> float:
+def token_bytes(config: Config, e: int, *, recompute: str | None = None, ffn_memory: str | None = None) -> float:
     """Bytes that one layer saves for the backward pass, for each token, on one rank.
 
     docs/memory.md has the account. `train.recompute: bottleneck` leaves the two inputs of norms, the attention's output
@@ -98,10 +98,13 @@ def token_bytes(config: Config, e: int) -> float:
     Args:
         config: the configuration.
         e: bytes per value.
+        recompute: instead of `train.recompute`.
+        ffn_memory: instead of `sparsity.ffn_memory`.
     """
+    recompute = recompute or recompute_of(config)
     model, tp = config.model, config.parallel.tensor
     h, f, r = model.hidden_size, ffn_width(config), config.low_rank.rank
-    recompute, full_rank = recompute_of(config), config.low_rank.kind == "none"
+    full_rank = config.low_rank.kind == "none"
     shard = tp if config.parallel.sequence else 1
     if recompute == "layer":
         return e * h / shard
@@ -122,7 +125,7 @@ def token_bytes(config: Config, e: int) -> float:
     if gated:
         wide = 0.0 if recompute == "bottleneck" else 4.0
     else:
-        wide = kept[config.sparsity.ffn_memory]
+        wide = kept[ffn_memory or config.sparsity.ffn_memory]
     return stream + attention + angles + bottlenecks + wide * f / tp * e
 
 
