@@ -58,6 +58,11 @@ def extra_args_provider(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
         help="name of a kernel, or auto for the fastest (default: %(default)s)",
     )
     add(
+        "--recompute-bottleneck",
+        action="store_true",
+        help="keep norm outputs, q, k, v, gate and up out of memory; the backward pass computes them from bottlenecks",
+    )
+    add(
         "--sparsity-tokens",
         type=int,
         default=0,
@@ -103,7 +108,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if not cola:
         _not_used(args, ("low_rank_activation",), f"--low-rank {low_rank.kind} has nothing between its factors")
     if low_rank.kind == "none":
-        _not_used(args, ("low_rank_rank",), "--low-rank none has no factors")
+        _not_used(args, ("low_rank_rank", "recompute_bottleneck"), "--low-rank none has no factors")
     if not relu2:
         wanted = ("dense_steps", "sparsity_tokens", *_OF_24, "sparsity_ffn_memory", "sparsity_implementation")
         _not_used(args, wanted, "there is no squared ReLU", ", or use --squared-relu")

@@ -132,7 +132,8 @@ def _configuration(args: argparse.Namespace, config: TransformerConfig | None) -
     low_rank, sparsity = sections(args)
     if config is not None:
         given = {field.name: getattr(config, field.name) for field in dataclasses.fields(TransformerConfig)}
-        return ElasTransformerConfig(**given, low_rank=low_rank, sparsity=sparsity, init_std=args.init_method_std)
+        own = {"low_rank": low_rank, "sparsity": sparsity, "recompute_bottleneck": args.recompute_bottleneck}
+        return ElasTransformerConfig(**given, **own, init_std=args.init_method_std)
     from megatron.training.arguments import core_transformer_config_from_args  # pyright: ignore[reportMissingImports]
 
     own = {"low_rank": low_rank, "sparsity": sparsity, "init_std": args.init_method_std}

@@ -104,14 +104,12 @@ def _rank(config) -> None:
 
 def _recomputation(config) -> None:
     if getattr(config, "recompute_bottleneck", False):
-        key, fix = "recompute_bottleneck", "set it to False, or recompute_granularity to full"
+        key, fix = "recompute_bottleneck", "leave it out; recompute_granularity=full computes whole layers again"
         if config.low_rank.kind == "none":
             raise ConfigError(key, True, "full rank has no bottleneck to compute from", fix)
         if config.context_parallel_size > 1:
             why = "keys are gathered over context-parallel ranks, and would be again in each backward pass"
             raise ConfigError(key, True, why, fix)
-        if config.recompute_granularity == "full":
-            raise ConfigError(key, True, "recompute_granularity=full computes whole layers again", "leave one out")
     chosen = config.recompute_modules or []
     if config.recompute_granularity == "selective" and "layernorm" in chosen and not HAVE_TE:
         why, fix = "Megatron-core recomputes norms with Transformer Engine only", "install it, or leave layernorm out"

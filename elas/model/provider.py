@@ -102,7 +102,12 @@ def _in_agreement(ours: Config, theirs: TransformerConfig | None) -> ElasTransfo
         return mine
     _check_optimizer(ours)
     _check_agreement(mine, theirs, [] if args is None else _arguments_that_differ(ours, args))
-    return dataclasses.replace(mine, **{name: getattr(theirs, name) for name in ADOPTED})
+    adopted = {name: getattr(theirs, name) for name in ADOPTED}
+    if theirs.recompute_granularity is None:  # ours holds
+        adopted = {name: value for name, value in adopted.items() if not name.startswith("recompute_")}
+    elif ours.train.recompute is None:
+        adopted["recompute_bottleneck"] = mine.recompute_bottleneck and theirs.recompute_granularity != "full"
+    return dataclasses.replace(mine, **adopted)
 
 
 def arguments_of_megatron_training():

@@ -90,10 +90,17 @@ def _layer_bytes(config: Config, e: int) -> int:
 
 
 def token_bytes(config: Config, e: int, *, recompute: str | None = None, ffn_memory: str | None = None) -> float:
-    """Bytes that one layer saves for the backward pass, for each token, on one rank.
+    """Bytes that one layer saves for the backward pass, for each token, on one rank: the sum of `token_parts`."""
+    return sum(token_parts(config, e, recompute=recompute, ffn_memory=ffn_memory).values())
 
-    docs/memory.md has the account. `train.recompute: bottleneck` leaves the two inputs of norms, the attention's output
-    and the bottlenecks; `layer` the layer's input.
+
+def token_parts(
+    config: Config, e: int, *, recompute: str | None = None, ffn_memory: str | None = None
+) -> dict[str, float]:
+    """What one layer saves for the backward pass, in bytes for each token on one rank.
+
+    docs/memory.md has the account. `train.recompute: bottleneck` leaves the inputs of norms, the attention's output and
+    the bottlenecks; `layer` the layer's input.
 
     Args:
         config: the configuration.
@@ -103,30 +110,43 @@ def token_bytes(config: Config, e: int, *, recompute: str | None = None, ffn_mem
     """
     recompute = recompute or recompute_of(config)
     model, tp = config.model, config.parallel.tensor
-    h, f, r = model.hidden_size, ffn_width(config), config.low_rank.rank
-    full_rank = config.low_rank.kind == "none"
+    h, f, heads = model.hidden_size, ffn_width(config), model.num_attention_heads
     shard = tp if config.parallel.sequence else 1
     if recompute == "layer":
-        return e * h / shard
+        return {"norm inputs": h / shard * e}
     gated = model.activation == "swiglu"
-    heads = model.num_attention_heads
-    # Both norms' inputs and outputs, and fp32 scales of their rows; keys and values are repeated for each query head.
-    stream = (2 if recompute == "bottleneck" else 4) * h / shard * e + 2 * 4 / shard
-    queries = 0 if recompute == "bottleneck" else 3 * h / tp
-    if full_rank and not model.num_query_groups:
-        queries += 2 * h / tp  # v is a view of the tensor that q, k and v were computed in, and keeps it whole
-    attention = (queries + h / tp) * e + 4 * heads / tp  # the output, and fp32 sums of the softmax
-    angles = 4 * h / heads * e / config.train.micro_batch_size  # cos and sin, for q and k
-    columns = 5 if gated else 4  # q, k, v, up and gate: gathered under sequence parallelism; those of rows are split
-    bottlenecks = 0 if full_rank else (columns + 2 / shard) * r * e
-    if config.low_rank.kind == "cola":  # also what goes into the non-linearity between the factors, split
-        bottlenecks += (columns + 2) / shard * r * e
+    again = recompute == "bottleneck"
+    queries = 3 * h / tp * e  # keys and values are repeated for each query head
+    if config.low_rank.kind == "none" and not model.num_query_groups:
+        queries += 2 * h / tp * e  # v is a view of the tensor in which q, k and v were computed, and keeps it whole
     kept = {"fused": 0.0, "compressed": 0.5 + 1 / (8 * e), "eager": 3.0 if config.sparsity.kind == "2:4" else 2.0}
     if gated:
-        wide = 0.0 if recompute == "bottleneck" else 4.0
+        wide = 0.0 if again else 4.0
     else:
         wide = kept[ffn_memory or config.sparsity.ffn_memory]
-    return stream + attention + angles + bottlenecks + wide * f / tp * e
+    return {
+        "norm inputs": 2 * h / shard * e,
+        "norm outputs": 0.0 if again else 2 * h / shard * e,
+        "q, k, v": 0.0 if again else queries,
+        "attention output": h / tp * e,
+        "bottlenecks": _bottlenecks(config, shard) * e,
+        "FFN": wide * f / tp * e,
+        # fp32 scales of the norms' rows, fp32 sums of the softmax, and cos and sin for q and k
+        "small": 2 * 4 / shard + 4 * heads / tp + 4 * h / heads * e / config.train.micro_batch_size,
+    }
+
+
+def _bottlenecks(config: Config, shard: int) -> float:
+    """Values of all bottlenecks for each token."""
+    if config.low_rank.kind == "none":
+        return 0.0
+    r = config.low_rank.rank
+    # Those of q, k, v, up and gate are gathered under sequence parallelism, the two of rows are split.
+    columns = 5 if config.model.activation == "swiglu" else 4
+    found = (columns + 2 / shard) * r
+    if config.low_rank.kind == "cola":  # also what goes into the non-linearity between the factors, split
+        found += (columns + 2) / shard * r
+    return found
 
 
 def _logits(config: Config, e: int) -> int:

@@ -14,8 +14,12 @@ def _linears(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return {name: m for name, m in model.named_modules() if name.rpartition(".")[2].startswith("linear_")}
 
 
-def count_calls(recompute: bool) -> dict[str, dict[str, tuple[int, int, int]]]:
-    """Of one pass, by kind and linear: pre-forward, forward and full backward hooks that ran."""
+def count_calls(recompute: str) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """Of one pass, by kind and linear: pre-forward, forward and full backward hooks that ran.
+
+    Args:
+        recompute: `none`, `bottleneck` (where there is one), or `full` by Megatron's own setting.
+    """
     from elas import parallel
     from elas.config import ParallelConfig
 
@@ -23,9 +27,10 @@ def count_calls(recompute: bool) -> dict[str, dict[str, tuple[int, int, int]]]:
     return {kind: _calls({**overrides, "parallel.tensor": 2}, recompute) for kind, overrides in KINDS.items()}
 
 
-def _calls(overrides: dict, recompute: bool) -> dict[str, tuple[int, int, int]]:
-    model = build({**overrides, "model.num_layers": 1})
-    if recompute:
+def _calls(overrides: dict, recompute: str) -> dict[str, tuple[int, int, int]]:
+    ours = None if recompute == "bottleneck" else "none"
+    model = build({**overrides, "model.num_layers": 1, "train.recompute": ours})
+    if recompute == "full":
         config = model.config
         config.recompute_granularity, config.recompute_method, config.recompute_num_layers = "full", "uniform", 1
     linears = _linears(model)

@@ -8,15 +8,25 @@ from support.ranks import run_ranks
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_hooks_run_once_a_use(recompute):
+@pytest.mark.parametrize(("recompute", "passes"), [("none", 1), ("full", 2)])
+def test_hooks_run_once_a_use(recompute, passes):
     """Of every linear of every kind: forward hooks once (twice if recomputed), backward hooks once."""
-    passes = 2 if recompute else 1
     for counts in run_ranks(2, count_calls, recompute):
         assert set(counts) == set(KINDS)
         for kind, linears in counts.items():
             assert len(linears) == 4, f"{kind}: {linears}"
             assert set(linears.values()) == {(passes, passes, 1)}, f"{kind}: {linears}"
+
+
+def test_hooks_of_what_is_computed_again_from_bottlenecks():
+    """Forward hooks of q, k, v run twice, and those of gate and up: that is where ZeRO 3 and FSDP gather weights."""
+    for counts in run_ranks(2, count_calls, "bottleneck"):
+        for kind, linears in counts.items():
+            gated = KINDS[kind].get("model.activation") == "swiglu"
+            again = set() if "full rank" in kind else {"linear_qkv", *(["linear_fc1"] if gated else [])}
+            for name, calls in linears.items():
+                passes = 2 if name.rpartition(".")[2] in again else 1
+                assert calls == (passes, passes, 1), f"{kind} {name}: {calls}"
 
 
 def test_fsdp2_at_each_linear_equals_plain():

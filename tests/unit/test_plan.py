@@ -1,17 +1,20 @@
 """What a run will be is known before it starts: parameters, tokens, memory, schedule; and nothing is written for it."""
 
 import json
+from pathlib import Path
 
 import pytest
 from support.corpora import SMALL, arguments, write_corpus
 
 from elas import cli
+from elas.bench.step_models import Shape, variant_config
 from elas.command import exit_status
 from elas.config import load_config, presets
 from elas.plan.counts import parameter_count, rank_parameters
 from elas.plan.memory import estimate
 from elas.plan.run import schedule_steps
 
+ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = {"parameters", "tokens", "epochs", "valid_tokens", "memory_bytes"}
 
 
@@ -164,18 +167,14 @@ def test_estimates_fall_where_memory_is_divided():
     assert fused.activations < total(1, sparsity__ffn_memory="compressed").activations < eager.activations
 
 
-def test_the_estimate_of_what_layers_save_is_the_measured_one():
-    """docs/results.md, "A whole training step": MiB that eight layers of 350m save on 4 × 256 tokens, float32."""
-    measured = {"elas": 307, "lowrank_relu2": 563, "lowrank_swiglu": 657, "full_swiglu": 665}
-    variants = {
-        "elas": {},
-        "lowrank_relu2": {"sparsity.kind": "none", "sparsity.ffn_memory": "eager"},
-        "lowrank_swiglu": {"model.activation": "swiglu", "sparsity.kind": "none", "model.ffn_hidden_size": 2736},
-        "full_swiglu": {"model.activation": "swiglu", "sparsity.kind": "none", "model.ffn_hidden_size": 2736,
-                        "low_rank.kind": "none"},
-    }  # fmt: skip
-    for name, settings in variants.items():
-        shape = {"model.num_layers": 8, "train.micro_batch_size": 4, "train.global_batch_size": 4}
-        config = load_config("350m", {**shape, "train.dtype": "float32", "parallel.zero": 0, **settings})
-        # 2 %: rotary tables and per-row statistics are left out.
-        assert estimate(config, 1).activations / 2**20 == pytest.approx(measured[name], rel=0.02), name
+@pytest.mark.parametrize("name", ["step_4x256_float32", "step_4x256_bfloat16"])
+def test_the_estimate_of_what_layers_save_is_the_measured_one(name):
+    """docs/memory.md: bytes that eight layers of 350m save on 4 × 256 tokens, of every variant of ours."""
+    facts = json.loads((ROOT / "docs" / "experiments" / "results" / f"{name}.json").read_text())
+    shape = Shape(*(facts[key] for key in ("preset", "layers", "batch", "seq", "zero")))
+    rows = [row for row in facts["rows"] if not row["variant"].startswith("hf_llama")]
+    assert len(rows) >= 5
+    for row in rows:
+        expected = estimate(variant_config(row["variant"], shape, row["dtype"]), 1).activations
+        assert expected == pytest.approx(row["saved_bytes"], rel=0.01), row["variant"]
+
