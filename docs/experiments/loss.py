@@ -1,7 +1,7 @@
 """The loss without logits beside others: `python docs/experiments/loss.py`, into docs/experiments/results/loss.json.
 
-One process and thread; forward and backward of head and cross entropy, medians of rounds in turns, the allocator's peak,
-and errors against fp64.
+One process and thread; forward and backward of head and cross entropy, medians of rounds in turns, the allocator's
+peak, and errors against fp64.
 """
 
 import json

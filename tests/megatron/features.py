@@ -102,6 +102,42 @@ def _difference(fields: dict, arguments: dict) -> tuple[float, float]:
     return abs(float(losses[0] / losses[1]) - 1), gradient
 
 
+def recomputed_against_kept() -> dict[str, float]:
+    """By variant, of low-rank layers: largest difference of a gradient with `recompute_bottleneck`, from without."""
+    from elas import parallel
+    from elas.config import ParallelConfig
+
+    parallel.initialize(ParallelConfig(), seed=1)
+    return {name: _recomputed(*variant) for name, variant in VARIANTS.items()}
+
+
+def _recomputed(fields: dict, arguments: dict) -> float:
+    from megatron.core.activations import squared_relu
+    from megatron.core.models.gpt import GPTModel
+
+    from elas.config import LowRankConfig, SparsityConfig
+    from elas.model.spec import block_spec
+    from elas.model.transformer_config import ElasTransformerConfig
+
+    options = {"vocab_size": SIZES["vocab_size"], "max_sequence_length": 64, "position_embedding_type": "rope"}
+    sections = {"low_rank": LowRankConfig(rank=16), "sparsity": SparsityConfig(kind="none")}
+    gradients = []
+    for again in (False, True):
+        given = {**BASE, "activation_func": squared_relu, **fields, **sections, "recompute_bottleneck": again}
+        config = ElasTransformerConfig(**given)
+        torch.manual_seed(3)
+        model = GPTModel(config, block_spec(config), **{**options, **arguments})
+        generator = torch.Generator().manual_seed(3)
+        for parameter in model.parameters():
+            with torch.no_grad():
+                scale = 1.0 if parameter.dim() == 1 else 0.08
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator) + (parameter.dim() == 1))
+        torch.manual_seed(9)
+        loss_of(model, *batch()).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    return max(float((a - b).abs().max()) for a, b in zip(*gradients, strict=True))
+
+
 REFUSED = {
     "fp16": True,
     "enable_autocast": True,

@@ -72,17 +72,18 @@ def recompute() -> dict[str, float]:
     from elas.config import ParallelConfig
 
     parallel.initialize(ParallelConfig(tensor=2), seed=1)
-    plain = _gradients(None, None, None, None)
+    plain = _gradients(None, None, None, None, ours="none")
     found = {name: _gradients(*mode) for name, mode in RECOMPUTE.items()}
+    found["bottleneck"] = _gradients(None, None, None, None, ours="bottleneck")
     return {name: max(float((a - b).abs().max()) for a, b in zip(plain, other)) for name, other in found.items()}
 
 
-def _gradients(granularity, method, layers, modules) -> list[torch.Tensor]:
+def _gradients(granularity, method, layers, modules, ours: str | None = None) -> list[torch.Tensor]:
     from elas import accelerator
     from elas.model.provider import make_model_provider
     from elas.model.transformer_config import transformer_config
 
-    config = small({"parallel.tensor": 2})
+    config = small({"parallel.tensor": 2, "train.recompute": ours})
     theirs = dataclasses.replace(
         transformer_config(config),
         recompute_granularity=granularity,

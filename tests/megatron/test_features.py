@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from features import BASE, REFUSED, VARIANTS, against_megatron
+from features import BASE, REFUSED, VARIANTS, against_megatron, recomputed_against_kept
 from megatron.core.activations import squared_relu
 from megatron.core.transformer.transformer_config import TransformerConfig
 from support.ranks import run_ranks
@@ -29,6 +29,11 @@ def test_every_field_of_megatron_is_in_one_table():
     fields = [field.name for field in dataclasses.fields(TransformerConfig)]
     tables = [*features.WORKS, *features.SAME, *features.REFUSED]
     assert sorted(tables) == sorted(fields)
+
+
+def test_what_is_computed_again_has_the_same_bits_with_every_feature():
+    found = run_ranks(2, recomputed_against_kept, timeout=300.0)[0]
+    assert set(found) == set(VARIANTS) and set(found.values()) == {0.0}, found
 
 
 @lru_cache
@@ -82,6 +87,11 @@ def test_settings_that_do_not_fit_are_refused():
         ({"low_rank": LowRankConfig(rank=65)}, "low_rank.rank=65"),
         ({"low_rank": LowRankConfig(rank=0)}, "low_rank.rank=0"),
         ({"recompute_granularity": "selective", "recompute_modules": ["layernorm"]}, "recompute_modules="),
+        (
+            {"recompute_bottleneck": True, "low_rank": LowRankConfig(kind="none")},
+            "recompute_bottleneck=True: full rank",
+        ),
+        ({"recompute_bottleneck": True, "context_parallel_size": 2}, "recompute_bottleneck=True: keys are gathered"),
     ):
         with pytest.raises(ConfigError, match=name):
             check(config(**fields))

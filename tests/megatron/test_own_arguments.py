@@ -17,6 +17,7 @@ REFUSED = [
         "--low-rank-activation='relu2': is not used: --low-rank low",
     ),
     ("--low-rank none --rank 16", {}, "--rank=16: is not used: "),
+    ("--low-rank none --recompute-bottleneck", {}, "--recompute-bottleneck=True: is not used: --low-rank none"),
     ("--rank 0", {}, "--rank=0: "),
     ("--sparsity-tokens 64", SWIGLU, "--sparsity-tokens=64: is not used: there is no squared ReLU"),
     ("--sparsity-tokens -5", {}, "--sparsity-tokens=-5: "),

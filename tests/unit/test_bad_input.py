@@ -54,6 +54,11 @@ BAD = {
     "zero 2 with a pipeline": ({"parallel.pipeline": 2, "parallel.zero": 2}, 2, "parallel.zero=2: not supported with"),
     "zero 3 with a pipeline": ({"parallel.pipeline": 2, "parallel.zero": 3}, 2, "parallel.zero=3: not supported with"),
     "rank too large": ({"low_rank.rank": 65}, 1, "low_rank.rank=65: larger than"),
+    "no bottleneck at full rank": (
+        {"low_rank.kind": "none", "sparsity.kind": "none", "train.recompute": "bottleneck"}, 1,
+        "train.recompute='bottleneck': full rank has no bottleneck",
+    ),
+    "recompute of another name": ({"train.recompute": "full"}, 1, "train.recompute='full'"),
     "missing data": ({"data.train": "nowhere/text"}, 1, "there is no nowhere/text.idx"),
     "no data": ({"data.train": None}, 1, "data.train=None"),
     "no validation share": ({"data.split": "100,0,0"}, 1, "data.split='100,0,0'"),

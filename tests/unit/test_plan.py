@@ -177,4 +177,3 @@ def test_the_estimate_of_what_layers_save_is_the_measured_one(name):
     for row in rows:
         expected = estimate(variant_config(row["variant"], shape, row["dtype"]), 1).activations
         assert expected == pytest.approx(row["saved_bytes"], rel=0.01), row["variant"]
-
