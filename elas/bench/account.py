@@ -58,6 +58,8 @@ class Account:
     """Largest sum of what the step has allocated and not yet freed."""
     above: int | None = None
     """The same without gradients of weights; None on CUDA."""
+    gradients: int | None = None
+    """Gradients of weights and their copies and buckets in the update, at their largest; None on CUDA."""
     head: int | None = None
     """Largest sum of what head and loss allocate in the forward pass, without gradients of weights; None on CUDA."""
     parts: dict[str, int] | None = None
@@ -177,6 +179,7 @@ def _account(made: list[_Allocation], gradients: set[int], update: float) -> Acc
         return one.address in gradients and one.time < update <= one.freed
 
     above, _ = _peak([one for one in made if not is_gradient(one)])
+    held, _ = _peak([one for one in made if is_gradient(one) or one.mark == UPDATE])
     head, _ = _peak([one for one in made if one.mark == MODEL and not is_gradient(one)])
     parts = dict.fromkeys(("layers", "ends", "head", "gradients", "update", "workspaces"), 0)
     layers = 0
@@ -185,7 +188,7 @@ def _account(made: list[_Allocation], gradients: set[int], update: float) -> Acc
         layers += one.size if kept else 0
         if one.time <= at < one.freed:
             parts[_part(one, kept, is_gradient(one))] += one.size
-    return Account(layers=layers, peak=peak, above=above, head=head, parts=parts)
+    return Account(layers=layers, peak=peak, above=above, gradients=held, head=head, parts=parts)
 
 
 def _peak(made: list[_Allocation]) -> tuple[int, float]:

@@ -6,8 +6,8 @@ Columns of a row:
 - `saved_bytes`: what the transformer layers keep for the backward pass (`elas.bench.account`).
 - `resident_bytes`: weights and optimizer state; `step_bytes`: the peak of what a step allocates; `peak_bytes`: both;
   `above_bytes`: the peak of a step without gradients of weights.
-- `head_bytes`: the peak of what head and loss allocate in the forward pass; `peak_parts`: what the step's peak consists
-  of; `predicted`: the same of the layers and the head by `elas.plan.memory`.
+- `head_bytes`: the peak of what head and loss allocate in the forward pass; `peak_parts`: what the step's peak consists of.
+- `measured`, `predicted`: each part at its largest, and by `elas.plan.memory`.
 
 Our variants run in `elas.engine.engine.Engine`, as in training: DeepSpeed, with fp32 master weights in bf16. All
 variants get the same tokens. Loss and gradient norm of the first step must equal those of a plain model with the same
@@ -220,7 +220,11 @@ def _bytes(model, batch, device: torch.device, resident: int, config: Config) ->
     }
     found |= {"peak_bytes": resident + account.peak, "peak_parts": account.parts, "weight_bytes": weights}
     expected = memory.estimate(config, 1)
-    return found | {"predicted": {"layers": expected.activations, "head": expected.logits}}
+    names = {"weights": "weights", "optimizer": "optimizer", "gradients": "gradients", "layers": "activations"}
+    predicted = {name: getattr(expected, field) for name, field in (names | {"head": "logits"}).items()}
+    measured = {"weights": weights, "optimizer": resident - weights, "gradients": account.gradients}
+    measured |= {"layers": account.layers, "head": account.head}
+    return found | {"predicted": predicted, "measured": measured}
 
 
 def ratios(rows: list[dict]) -> list[dict]:

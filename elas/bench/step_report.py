@@ -41,19 +41,26 @@ def show_facts(facts: dict) -> None:
 
 
 def _print_parts(rows: list[dict]) -> None:
-    """Where the peak of each variant goes, with what `elas.plan.memory` predicts beside it."""
+    """What the peak of each variant consists of, and each part at its largest, beside its formula."""
     rows = [row for row in rows if row.get("peak_parts")]
     if not rows:
         return
     names = list(rows[0]["peak_parts"])
-    headers = ["peak, MiB", "dtype", "weights", "optimizer", *names, "sum", "layers by formula", "head", "by formula"]
     cells = []
     for row in rows:
         state = row["resident_bytes"] - row["weight_bytes"]
         measured = [row["weight_bytes"], state, *row["peak_parts"].values(), row["peak_bytes"]]
-        beside = [row["predicted"]["layers"], row["head_bytes"], row["predicted"]["head"]]
-        if row["variant"].startswith("hf_llama") or row["variant"].endswith("_logits"):
-            beside = [None, row["head_bytes"], None]
-        cells.append([row["variant"], row["dtype"], *(show.mebibytes(one) for one in [*measured, *beside])])
-    print(table(headers, cells, left=2))
-    print("ends: embedding and final norm; head: head and loss, before the formulas the largest sum at any time\n")
+        cells.append([row["variant"], row["dtype"], *(show.mebibytes(one) for one in measured)])
+    print(table(["at the peak, MiB", "dtype", "weights", "optimizer", *names, "sum"], cells, left=2))
+    print("ends: embedding and final norm; head: head and loss; update: copies and buckets of gradients\n")
+    ours = [row for row in rows if not row["variant"].startswith("hf_llama")]
+    cells = []
+    for row in ours:
+        plain = row["variant"].endswith("_logits")
+        pairs = [(row["measured"][name], None if plain and name == "head" else row["predicted"][name])
+                 for name in row["predicted"]]  # fmt: skip
+        cells.append([row["variant"], row["dtype"]]
+                     + [f"{show.mebibytes(a)} / {show.mebibytes(b)}" for a, b in pairs])  # fmt: skip
+    if ours:
+        headers = [f"{name}, and its copies" if name == "gradients" else name for name in ours[0]["predicted"]]
+        print(table(["largest / by formula, MiB", "dtype", *headers], cells, left=2), end="\n\n")

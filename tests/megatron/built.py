@@ -178,7 +178,9 @@ def _train(cp: int, fields: dict) -> list[float]:
         mpu.initialize_model_parallel(context_parallel_size=cp, create_gloo_process_groups=False)
     accelerator.seed_model_parallel(1, 0, 0)
     config = dataclasses.replace(
-        transformer_config(small({"model.num_query_groups": 4})), context_parallel_size=cp, **fields
+        transformer_config(small({"model.num_query_groups": 4, "train.recompute": "none"})),
+        context_parallel_size=cp,
+        **fields,
     )
     model = GPTModel(
         config,
