@@ -6,7 +6,8 @@ Columns of a row:
 - `saved_bytes`: what the transformer layers keep for the backward pass (`elas.bench.account`).
 - `resident_bytes`: weights and optimizer state; `step_bytes`: the peak of what a step allocates; `peak_bytes`: both;
   `above_bytes`: the peak of a step without gradients of weights.
-- `head_bytes`: the peak of what head and loss allocate in the forward pass; `peak_parts`: what the step's peak consists of.
+- `head_bytes`: the peak of what head and loss allocate in the forward pass; `peak_parts`: what the step's peak consists
+  of.
 - `measured`, `predicted`: each part at its largest, and by `elas.plan.memory`.
 
 Our variants run in `elas.engine.engine.Engine`, as in training: DeepSpeed, with fp32 master weights in bf16. All

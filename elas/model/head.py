@@ -23,10 +23,7 @@ from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
 )
 
-from elas.model.loss_chunks import chunk_tokens
-
-SLICE = 4096
-"""Rows of the weight's gradient that are added at once in bf16."""
+from elas.model.loss_chunks import SLICE, chunk_tokens
 
 
 class _Chunks:

@@ -3,6 +3,8 @@
 CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**28}
 """fp32 logits of a chunk. Products of fewer tokens would be bound by reading the weight."""
 LEAST_TOKENS = 64
+SLICE = 4096
+"""Rows of the weight's gradient that are added at once in bf16."""
 
 
 def chunk_tokens(vocabulary: int, device_type: str = "cpu") -> int:

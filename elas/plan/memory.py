@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from elas.config import Config, ffn_width, recompute_of
 from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_stage
-from elas.model.loss_chunks import chunk_tokens
+from elas.model.loss_chunks import SLICE, chunk_tokens
 from elas.plan.counts import rank_parameters
 
 RUNTIME = 520 * 10**6
@@ -154,5 +154,6 @@ def _logits(config: Config, e: int) -> int:
     model, tokens = config.model, config.train.micro_batch_size * config.model.seq_length
     vocabulary = model.vocab_size // config.parallel.tensor
     chunk = min(tokens, chunk_tokens(vocabulary)) * vocabulary * (4 if e == 4 else 4 + e)
-    weight = vocabulary * model.hidden_size * (0 if e == 4 else 4)  # in fp32 it becomes the gradient itself
+    # The weight's gradient: in fp32 what stays; in bf16 summed in fp32, from slices.
+    weight = 0 if e == 4 else (4 * vocabulary + (4 + e) * min(SLICE, vocabulary)) * model.hidden_size
     return chunk + weight + tokens * model.hidden_size * e
