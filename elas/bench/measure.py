@@ -183,7 +183,9 @@ class Memory:
         self._stack.__exit__(*error)
         if error[0] is not None:
             return
-        self._events = list(self._profiler.kineto_results.experimental_event_tree())
+        results = self._profiler.kineto_results
+        assert results is not None, "the profiler has stopped"
+        self._events = list(results.experimental_event_tree())
         inside: dict[int, int] = {}  # the profiler also reports frees of earlier sessions' addresses
         for event in sorted(self._allocations(), key=lambda e: e.start_time_ns):
             address, size = event.extra_fields.ptr, event.extra_fields.alloc_size

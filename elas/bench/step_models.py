@@ -169,7 +169,7 @@ def refuse_if_too_large(configs: dict[str, Config]) -> None:
     """Refuse variants that do not fit in memory together, before building any.
 
     All have their weights and optimizers at the same time, and one at a time takes a step: what layers keep without
-    recomputation, since that is how each is checked, and two copies of the logits in fp32.
+    recomputation, since that is how each is checked, and the logits.
 
     Raises:
         UserError: the estimate exceeds 95 % of the free memory.
@@ -182,7 +182,8 @@ def refuse_if_too_large(configs: dict[str, Config]) -> None:
         held += (each - size) * parameters  # gradients are freed after each step
         tokens = config.train.micro_batch_size * config.model.seq_length
         kept = config.model.num_layers * token_bytes(config, size, recompute="none", ffn_memory="eager")
-        step = max(step, int(tokens * (kept + 8 * config.model.vocab_size)) + size * parameters)
+        logits = 4 + 4 * name.startswith("hf_llama") + 2 * (size == 2)  # bytes; as measured
+        step = max(step, int(tokens * (kept + logits * config.model.vocab_size)) + size * parameters)
     free, layers = free_memory(), next(iter(configs.values())).model.num_layers
     if free is not None and held + step > 0.95 * free:
         raise UserError(

@@ -216,6 +216,9 @@ class ElasSelfAttention(SelfAttention):
     (`elas.model.recompute`).
     """
 
+    linear_qkv: Any  # Megatron's annotations are protocols without our attributes
+    core_attention: Any
+
     def __init__(self, config, *args, **kwargs):
         check(config)
         super().__init__(config, *args, **kwargs)
@@ -243,7 +246,7 @@ class ElasSelfAttention(SelfAttention):
             rotary: angles `[s, 1, 1, hn]`, a pair of them for query and key, or None.
         """
         query, key, value = self._by_head_and_norm(self.linear_qkv(u, expand=True))
-        frequency = self.config.no_rope_freq
+        frequency: Any = self.config.no_rope_freq  # a list by now
         if rotary is None or (frequency and frequency[self.layer_number - 1]):
             return query, key, value
         angles = rotary if isinstance(rotary, tuple) else (rotary, rotary)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-_Note = tuple[int, torch.Size, tuple[int, ...], int]
+_Note = tuple[int, torch.Size, tuple[int, ...], int | torch.SymInt]
 """Index of the tensor, and the view of it that was saved."""
 
 
@@ -103,8 +103,7 @@ def norm_again(norm: Any, normalised: torch.Tensor) -> Again | None:
         norm: a module with `Remembers`, or None.
         normalised: its output, or another tensor in the same storage.
     """
-    x = None if norm is None else norm.recall()
-    if x is None:
+    if norm is None or (x := norm.recall()) is None:
         return None
     again = Again(lambda: (norm(x),))
     again.drop(normalised)
