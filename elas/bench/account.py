@@ -181,7 +181,7 @@ def _account(made: list[_Allocation], gradients: set[int], update: float) -> Acc
     above, _ = _peak([one for one in made if not is_gradient(one)])
     held, _ = _peak([one for one in made if is_gradient(one) or one.mark == UPDATE])
     head, _ = _peak([one for one in made if one.mark == MODEL and not is_gradient(one)])
-    parts = dict.fromkeys(("layers", "ends", "head", "gradients", "update", "workspaces"), 0)
+    parts: dict[str, int] = dict.fromkeys(("layers", "ends", "head", "gradients", "update", "workspaces"), 0)
     layers = 0
     for one in made:
         kept = one.mark == LAYER and one.freed > one.mark_end

@@ -1,6 +1,6 @@
 """How many tokens the loss computes logits of at once (`elas.model.head`); imports nothing, so that plans can ask."""
 
-CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**28}
+CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**28}
 """fp32 logits of a chunk. Products of fewer tokens would be bound by reading the weight."""
 LEAST_TOKENS = 64
 SLICE = 4096
