@@ -32,6 +32,7 @@ from elas.config import Config, presets
 from elas.console import LiveLine
 from elas.files import write_json
 from elas.plan import memory
+from elas.plan.flops import model_flops
 
 TOLERANCE = {"float32": (2e-5, 1e-3), "bfloat16": (2e-3, 3e-2)}
 """Relative tolerances of loss and gradient norm. Where z is rounded differently, 2:4 decides near ties differently,
@@ -160,20 +161,13 @@ def _rows(configs: dict, layout, repeats: int, progress: Callable[[str], None]) 
     ) if repeats else {}  # fmt: skip
     for name, (median,) in times.items():
         rows[name] |= {"tokens_per_s": tokens / median, "step_ms": 1e3 * median}
-        flops, least = _work(configs[name], rows[name]["params"], tokens)
-        rows[name] |= roofline.shares(flops, least, median, dtype, device)
+        work = model_flops(configs[name]).training * tokens
+        least = 28.0 * rows[name]["params"]  # bytes of weights, gradients and AdamW's state
+        rows[name] |= roofline.shares(work, least, median, dtype, device)
     models.clear()
     correct.clear()
     gc.collect()  # engines have reference cycles
     return list(rows.values())
-
-
-def _work(config, params: int, tokens: int) -> tuple[float, float]:
-    """FLOPs of a step's products, with causal attention's, and bytes of weights, gradients and AdamW's state."""
-    shape = config.model
-    looked_up = 0 if shape.tie_embeddings else shape.vocab_size * shape.hidden_size
-    attention = 6 * shape.num_layers * shape.hidden_size * shape.seq_length  # half of the scores are masked
-    return 6.0 * tokens * (params - looked_up) + tokens * attention, 28.0 * params
 
 
 def _batch(config, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
