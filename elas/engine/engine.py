@@ -18,6 +18,7 @@ import contextlib
 import functools
 import io
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,7 @@ class Engine:
         base_optimizer: the optimizer inside DeepSpeed's: AdamW, LORO or Muon.
         between: `between.mark` names the next operation.
         labels: number of labels in the last step's global batch that count, without padding of a document's sample.
+        data_s: seconds that the last step waited for its batch on this rank.
         flags: the sums over all ranks of the flags given to the last step, also if it was abandoned.
     """
 
@@ -148,7 +150,7 @@ class Engine:
         if config.optimizer.kind == "muon":
             self.base_optimizer.directions.clear()
 
-        self.labels, self.flags = 0, []
+        self.labels, self.flags, self.data_s = 0, [], 0.0
         self._accumulation = None
         self._last: list[Batch] = []
         self.between = between or MicroBatches()
@@ -191,7 +193,9 @@ class Engine:
             Abandoned: the run was asked to stop and the step abandoned before its update; raised on every rank.
         """
         self.between.mark("reading the batch")
+        begun = time.perf_counter()
         micro = self._last = [next(batches) for _ in range(self.micro_batches)]
+        self.data_s = time.perf_counter() - begun
         labels, counted = self._counted(micro)
         running = self._running = _Step([], labels, flags)
         try:

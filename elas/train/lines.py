@@ -56,11 +56,12 @@ def step_line(row: dict, steps: int, width: int | None = None, *, more_s: float 
         "norm": f"norm {row['grad_norm']:.3f}",
         "lr": f"lr {row['lr']:.2e}",
         "rate": f"{row['tokens_per_s']:,.0f} tok/s",
+        "mfu": "" if row.get("mfu") is None else f"MFU {row['mfu']:.1%}",
         "zeros": "" if row["sparsity"] is None else f"zeros {row['sparsity']:.1%}",
         "dropped": "" if row["dropped"] is None else f"dropped {row['dropped']:.1%}",
         "left": f"left {clock((steps - row['step']) * row['step_s'] + more_s)}",
     }
-    for unimportant in ("", "dropped", "zeros", "lr", "norm", "mean"):
+    for unimportant in ("", "dropped", "zeros", "lr", "mfu", "norm", "mean"):
         parts.pop(unimportant, None)
         line = "  ".join(filter(None, parts.values())).replace("  (mean", " (mean")
         if width is None or len(line) <= width:

@@ -32,6 +32,7 @@ from elas.train.progress import FIRST_S, LATER_S, Progress
 from elas.train.result import RunResult
 from elas.train.signals import Agreement, StopRequest
 from elas.train.standing import Ledger, Standing, stopped_line
+from elas.train.throughput import Goodput, Throughput, memory
 from elas.train.watchdog import Watchdog
 
 
@@ -118,6 +119,8 @@ class _Run:
         self.validation_due = bool(resume and resume.manifest.get("validation_due"))
         self.cycle = cycle_of(self.engine)
         self.bad, self.spikes = BadSteps(), Spikes(config.train.spike_nats)
+        self.throughput = Throughput(config, layout.tp * layout.pp * layout.dp)
+        self.goodput = Goodput(resume.manifest.get("goodput") if resume else None)
         self.bits = BitsPerByte(config, self.datasets.valid)
         self.agreed = Agreement()
         self.loss: float | None = None
@@ -137,6 +140,7 @@ class _Run:
     def train(self) -> RunResult:
         """Train to the last step, or until the run is asked to stop."""
         config = self.config
+        self.goodput.started()
         stopped = self._validate() if self.step == 0 or self.validation_due else ""
         self.interval.restart(self.step, self.tokens)
         while self.step < config.train.steps and not stopped:
@@ -187,6 +191,8 @@ class _Run:
         self.agreed = self.stop.agreed(engine.flags)
         self.between.adapt(self.agreed.pass_s)
         self.step_s = time.perf_counter() - begun
+        self.goodput.add("train", self.step_s)
+        self.goodput.add("data", engine.data_s)
         self.consumed += config.train.global_batch_size
         self.tokens += engine.labels
         if self.bad.note(self.loss, norm):
@@ -248,6 +254,7 @@ class _Run:
         self.spikes.rolled_back()
         self.interval.losses.clear()
         self.step, self.tokens = checkpoint.step, checkpoint.manifest["tokens"]
+        self.goodput.back_to(checkpoint.manifest.get("goodput"))
         self._open_data()
         self.metrics.drop_after(self.step)
         self.interval.restart(self.step, self.tokens)
@@ -272,11 +279,17 @@ class _Run:
                 raise self._diverged("weights that are not finite after the update")
             self.between.mark("saving")
             self.progress.begin(f"saving step {self.step}")
-            facts = {"consumed_samples": self.consumed, **self.bad.metrics(), **self.spikes.metrics()}
+            facts = {
+                "goodput": self.goodput.facts(),
+                "consumed_samples": self.consumed,
+                **self.bad.metrics(),
+                **self.spikes.metrics(),
+            }
             facts |= {"validation_due": True} if self.validation_due else {}
             facts |= {"init_from": self.origin} if self.origin else {}
             saver.save(self.step, self.tokens, facts)
             self.saved, self.due.save_s = state, saver.blocked_s
+            self.goodput.add("save", saver.blocked_s)
             if not self.agreed.why:
                 self._agree()
             self.interval.restart(self.step, self.tokens)
@@ -313,6 +326,7 @@ class _Run:
             return self.agreed.why
         self._agree()
         self.validation_due, self.due.validation_s = False, time.perf_counter() - begun
+        self.goodput.add("validation", self.due.validation_s)
         loss = self.valid_loss = total / tokens
         if not math.isfinite(loss):
             raise self._diverged(f"validation loss {loss}")
@@ -345,9 +359,13 @@ class _Run:
     def _log(self, values: dict) -> None:
         config, engine, step = self.config, self.engine, values["step"]
         counts = observe.sum_over_ranks(engine.chunks, config.model.num_layers)
+        rates = self.interval.end(step, values["tokens"])
         row = {
             **values,
-            **self.interval.end(step, values["tokens"]),
+            **rates,
+            **self.throughput.of(rates["tokens_per_s"], values["tokens"]),
+            **self.goodput.columns(),
+            **memory(),
             **observe.shares(counts.sum(0)),
             "sparse_active": step > config.sparsity.dense_steps and config.sparsity.kind == "2:4",
         }

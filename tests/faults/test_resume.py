@@ -45,6 +45,9 @@ def test_a_killed_run_continues_exactly(corpus, tmp_path, zero, more):
     assert "resumed from" in output
     assert curve(killed) == curve(whole)
     assert len(curve(whole)) == SMALL["train.steps"]
+    before, after = rows(whole)[-1], rows(killed)[-1]
+    assert after["flops"] == before["flops"] > 0
+    assert 0 < after["goodput"] < 1 and after["lost_s"] > 0  # of the steps after the save, and until the second start
     exact = [row["step"] for row in rows(whole) if row.get("exact_pairs")]
     assert exact == ([4, 8] if more else [])
     assert validations(killed) == validations(whole)
