@@ -5,6 +5,7 @@ and schedule belong to ELAS's own configuration; a JSON that sets them is reject
 `elas.config.deepspeed_knobs` lists which of DeepSpeed's own knobs are supported.
 """
 
+import functools
 import json
 from difflib import get_close_matches
 from importlib import resources
@@ -24,7 +25,7 @@ def read_deepspeed_json(config: Config) -> dict:
     source = config.parallel.deepspeed_config
     if source is None:
         stage = 1 if config.parallel.zero is None else config.parallel.zero
-        return json.loads((resources.files("elas.ds_configs") / f"zero{stage}.json").read_text())
+        return json.loads(_shipped(stage))
     try:
         values = json.loads(Path(source).read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
@@ -49,6 +50,11 @@ def read_deepspeed_json(config: Config) -> dict:
             fix = f"did you mean {near[0]}?" if near else "remove it"
             raise ConfigError(KEY, source, f"sets {name}, which is not a DeepSpeed knob supported here", fix)
     return supported_knobs(source, values)
+
+
+@functools.cache
+def _shipped(stage: int) -> str:
+    return (resources.files("elas.ds_configs") / f"zero{stage}.json").read_text()
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:

@@ -40,3 +40,12 @@ def rank_parameters(config: Config) -> int:
     if parallel.pipeline == 1:
         return layers + model.hidden_size + table * (1 if model.tie_embeddings else 2)
     return layers + model.hidden_size + table  # the last stage; the first has no final norm
+
+
+def replicated_parameters(config: Config) -> int:
+    """Parameters of one pipeline stage, with the final norm, that every tensor-parallel rank holds whole."""
+    h, layers = config.model.hidden_size, config.model.num_layers // config.parallel.pipeline
+    if config.low_rank.kind == "none":
+        return layers * 2 * h + h
+    inputs = 2 if config.model.activation == "swiglu" else 1
+    return layers * ((5 + inputs) * config.low_rank.rank * h + 2 * h) + h

@@ -37,3 +37,27 @@ def peak_of(name: str) -> Peak | None:
     """The peak of the GPU that calls itself `name`; None if it is not in the table, so that no figure is made up."""
     words = f" {name.replace('-', ' ')} "
     return next((found for part, found in PEAKS.items() if f" {part.replace('-', ' ')} " in words), None)
+
+
+class Machine(NamedTuple):
+    """A cluster's nodes, all alike. Rates in one direction, of one GPU."""
+
+    peak: Peak
+    memory: float
+    """Bytes of a GPU."""
+    inside: float
+    """Bytes/s to other GPUs of the node."""
+    between: float
+    """Bytes/s to other nodes."""
+    gpus: int
+    """Of a node."""
+
+
+MACHINES: dict[str, Machine] = {
+    "a100": Machine(PEAKS["A100"], 80e9, 300e9, 25e9, 8),
+    "h100": Machine(PEAKS["H100"], 80e9, 450e9, 50e9, 8),
+    "h200": Machine(PEAKS["H200"], 141e9, 450e9, 50e9, 8),
+    "b200": Machine(PEAKS["B200"], 180e9, 900e9, 50e9, 8),
+}
+"""SXM modules in DGX or HGX nodes of eight: NVLink, and one network adapter a GPU (200 Gbit/s HDR with A100, else 400
+Gbit/s NDR), by NVIDIA's data sheets."""

@@ -1,0 +1,120 @@
+"""Bytes that the rank with most traffic sends in a training step, by formula and by link.
+
+Legend: h hidden, r rank, t tensor-parallel, p pipeline, d data-parallel ranks.
+
+DeepSpeed's and Megatron's collectives are counted as they are called (tests/distributed/test_traffic.py counts them on
+real ranks), as rings: a rank sends (t − 1)/t of an all-gather or reduce-scatter, twice that of an all-reduce. What
+`elas bench comm` counts on real ranks is `tensor_values`.
+"""
+
+from dataclasses import asdict, dataclass
+
+from elas.config import Config, recompute_of
+from elas.config.deepspeed import read_deepspeed_json, zero_stage
+from elas.plan.counts import rank_parameters, replicated_parameters
+
+Values = dict[str, int]
+"""Values for each token in collectives, by kind."""
+SHARES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
+
+
+def tensor_values(config: Config, sequence: bool) -> tuple[Values, Values]:
+    """Values for each token that a layer's collectives carry within a tensor-parallel group: forward, backward.
+
+    Full rank as Megatron, whose linears gather their input again in the backward pass under sequence parallelism; a
+    squared-ReLU FFN of ours keeps what it gathered. Low rank sends bottlenecks only.
+    """
+    h, r = config.model.hidden_size, config.low_rank.rank
+    gated = config.model.activation == "swiglu"
+    if config.low_rank.kind == "none":
+        if not sequence:
+            return {"all_reduce": 2 * h}, {"all_reduce": 2 * h}
+        again = 2 * h if gated else h
+        return {"all_gather": 2 * h, "reduce_scatter": 2 * h}, {"all_gather": 2 * h + again, "reduce_scatter": 2 * h}
+    columns = (5 if gated else 4) * r  # q, k, v, up and gate
+    if not sequence:
+        return {"all_reduce": 2 * r}, {"all_reduce": columns}
+    return {"all_gather": columns, "reduce_scatter": 2 * r}, {"reduce_scatter": columns, "all_gather": 2 * r}
+
+
+def ring(values: Values, ranks: int) -> float:
+    """Values that one rank sends."""
+    return sum(SHARES[kind] * count for kind, count in values.items()) * (ranks - 1) / ranks
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one rank sends in a step."""
+
+    tensor: float
+    """Within tensor-parallel groups."""
+    pipeline: float
+    """To the neighbouring stages, hidden states and their gradients."""
+    data: float
+    """Gradients, and weights where ZeRO partitions them."""
+
+    @property
+    def total(self) -> float:
+        """Sum."""
+        return sum(asdict(self).values())
+
+
+def traffic(config: Config, world_size: int) -> Traffic:
+    """Traffic of a step.
+
+    Args:
+        config: validated for `world_size` ranks, with its ZeRO stage chosen.
+        world_size: ranks.
+    """
+    parallel, model, train = config.parallel, config.model, config.train
+    t, p = parallel.tensor, parallel.pipeline
+    d = world_size // (t * p)
+    e = 4 if train.dtype == "float32" else 2
+    tokens = train.global_batch_size // d * model.seq_length
+    micro_batches = train.global_batch_size // (train.micro_batch_size * d)
+    stage, values = zero_stage(read_deepspeed_json(config)), read_deepspeed_json(config).get("zero_optimization", {})
+    return Traffic(
+        _tensor(config, tokens, e, stage, micro_batches) if t > 1 else 0.0,
+        _pipeline(config, tokens, e),
+        (d - 1) / d * rank_parameters(config) * _data_bytes(values, stage, e, micro_batches, rank_parameters(config)),
+    )
+
+
+def _tensor(config: Config, tokens: int, e: int, stage: int, micro_batches: int) -> float:
+    parallel, model, t = config.parallel, config.model, config.parallel.tensor
+    forward, backward = (ring(values, t) for values in tensor_values(config, parallel.sequence))
+    again = forward if recompute_of(config) == "layer" else 0.0
+    sent = model.num_layers // parallel.pipeline * (forward + backward + again) * e
+    # The embedding's sum and the head's gradient, and for each token's loss three fp32 numbers: with a pipeline on two
+    # different ranks, of which the one with the head has more.
+    ends = 2 * (t - 1) / t * model.hidden_size * e
+    sent += (ends if parallel.pipeline > 1 else 2 * ends) + 2 * (t - 1) / t * 3 * 4
+    if not parallel.sequence:
+        return tokens * sent
+    # Gradients of replicated parameters are partial sums: once a step, or with ZeRO 2 and 3 in each backward pass.
+    partial = 2 * (t - 1) / t * replicated_parameters(config) * e * (1 if stage <= 1 else micro_batches)
+    return tokens * sent + partial
+
+
+def _pipeline(config: Config, tokens: int, e: int) -> float:
+    parallel = config.parallel
+    if parallel.pipeline == 1:
+        return 0.0
+    # Each chunk's hidden states and gradients; of two stages each is at one end.
+    tensors = 2 * parallel.virtual_pipeline - (parallel.pipeline == 2)
+    return tensors * tokens * config.model.hidden_size * e / (parallel.tensor if parallel.sequence else 1)
+
+
+def _data_bytes(values: dict, stage: int, e: int, micro_batches: int, held: int) -> float:
+    """Bytes for each parameter that a ring of very many ranks sends. DeepSpeed reduces gradients in fp32.
+
+    ZeRO 1 and 2 all-reduce, though each rank needs a part only; ZeRO 3 reduce-scatters, and gathers weights once a step
+    while all of them may stay, else in each pass.
+    """
+    if stage == 0:
+        return 2 * 4
+    if stage <= 2:
+        return 2 * 4 * (1 if stage == 1 else micro_batches) + e
+    live = values.get("stage3_max_live_parameters", 10**9)
+    gathers = 1 if isinstance(live, int) and held <= live else 2 * micro_batches
+    return 4 * micro_batches + e * gathers
