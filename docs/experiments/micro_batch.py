@@ -1,8 +1,8 @@
 """The largest micro-batch that trains in a given memory: `python docs/experiments/micro_batch.py --gib 4`.
 
-Bisects, in steps of 5 %, over training steps of the 60m preset in processes of a memory cgroup (root is needed), and
-writes docs/experiments/results/micro_batch.json, which docs/memory.md shows. A process takes one step of one sample,
-so that the optimizer's state exists, then one of the micro-batch.
+Bisects, in steps of 5 %, over training steps of a preset in processes of a memory cgroup (root is needed), and writes
+docs/experiments/results/micro_batch.json after each variant, which docs/memory.md shows. A process takes one step of
+one sample, so that the optimizer's state exists, then one of the micro-batch.
 """
 
 import argparse
@@ -12,10 +12,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from elas.bench import arguments
+from elas.bench.step_models import OVERRIDES
 from elas.checkpoint.identity import versions
+from elas.command import end_process, exit_status
+from elas.config import presets
 from elas.errors import UserError
 
 RESULT = Path(__file__).resolve().parent / "results" / "micro_batch.json"
@@ -23,26 +28,33 @@ VARIANTS = ["full_swiglu_logits", "full_swiglu", "lowrank_relu2", "elas", "elas_
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     """Bisect for every variant, or (`--try`) take the steps of one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gib", type=float, default=4.0, help="memory of the process (default: %(default)s)")
     parser.add_argument("--preset", default="60m")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--seq", type=int, default=256)
     parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--json", type=Path, default=RESULT, help="default: %(default)s")
     parser.add_argument("--try", dest="attempt", type=int, metavar="N", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    arguments.choices("--preset", options.preset, presets())
+    ours = [name for name in OVERRIDES if not name.startswith("hf_llama")]
+    names = arguments.choices("--variants", options.variants, ours)
+    arguments.at_least("--seq", options.seq, 1)
     if options.attempt:
-        steps(options.variants, options)
+        steps(names[0], options)
         return 0
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that processes end and the cgroup goes
+        signal.signal(number, lambda *_: sys.exit(1))
     rows = []
-    for variant in options.variants.split(","):
+    facts = {key: getattr(options, key) for key in ("gib", "preset", "dtype", "seq")}
+    for variant in names:
         with cgroup(int(options.gib * 2**30)) as group:
             rows.append({"variant": variant, "samples": largest(variant, options, group)})
         print(json.dumps(rows[-1]), flush=True)
-    facts = {key: getattr(options, key) for key in ("gib", "preset", "dtype", "seq")}
-    RESULT.write_text(json.dumps({**facts, "rows": rows, "versions": versions()}, indent=1) + "\n")
+        options.json.write_text(json.dumps({**facts, "rows": rows, "versions": versions()}, indent=1) + "\n")
     return 0
 
 
@@ -51,8 +63,10 @@ def largest(variant: str, options: argparse.Namespace, group: Path) -> int:
     fits, too_many = 0, 0
     wanted = 8
     while not too_many or too_many - fits > max(1, 0.05 * fits):
+        begun = time.perf_counter()
         ok = trains(variant, wanted, options, group)
-        print(f"{variant} {wanted} samples: {'trains' if ok else 'out of memory'}", flush=True)
+        result = "trains" if ok else "out of memory"
+        print(f"{variant} {wanted} samples: {result} ({time.perf_counter() - begun:.0f} s)", flush=True)
         fits, too_many = (wanted, too_many) if ok else (fits, wanted)
         wanted = 2 * fits if not too_many else (fits + too_many) // 2
     return fits
@@ -60,23 +74,20 @@ def largest(variant: str, options: argparse.Namespace, group: Path) -> int:
 
 def trains(variant: str, samples: int, options: argparse.Namespace, group: Path) -> bool:
     """Whether a process of the cgroup takes the two steps; an error other than a lack of memory ends the study."""
-    command = [
-        sys.executable,
-        __file__,
-        "--preset",
-        options.preset,
-        "--dtype",
-        options.dtype,
-        "--seq",
-        str(options.seq),
-    ]
-    command += ["--variants", variant, "--try", str(samples)]
+    command = [sys.executable, __file__, "--preset", options.preset, "--dtype", options.dtype]
+    command += ["--seq", str(options.seq), "--variants", variant, "--try", str(samples)]
     joined = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *command]
-    done = subprocess.run(joined, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
-    if done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL) or "not enough memory" in done.stderr:
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    process = subprocess.Popen(joined, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        _, errors = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL) or "not enough memory" in errors:
         return False
-    if done.returncode:
-        raise SystemExit(f"error: {variant}, {samples} samples: status {done.returncode}\n{done.stderr[-2000:]}")
+    if process.returncode:
+        raise UserError(f"{variant}, {samples} samples: status {process.returncode}\n{errors[-2000:]}")
     return True
 
 
@@ -114,8 +125,10 @@ def cgroup(limit: int) -> Iterator[Path]:
     try:
         yield group
     finally:
-        group.rmdir()
+        with contextlib.suppress(OSError):  # a process that is just ending still counts
+            time.sleep(0.2)
+            group.rmdir()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(exit_status(main, sys.argv[1:]))

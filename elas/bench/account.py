@@ -2,7 +2,7 @@
 
 Every allocation of a step is attributed to where it was made: in a layer's forward pass, in the embedding or the
 final norm, in the rest of the model's forward pass (head and loss), in the update, or in the backward pass. Those that
-outlive a layer's forward pass are what the layer keeps for the backward pass; a layer's output counts for the layer
+outlive the model's forward pass are what the layer keeps for the backward pass; a layer's output counts for the layer
 that made it. Gradients are recognised by their addresses when the update begins.
 
 On CUDA the allocator has counters only: what layers keep and the peak, in blocks of 512 bytes.
@@ -75,7 +75,7 @@ class _Allocation:
     freed: float
     mark: str | None
     mark_end: float
-    """When the marked part ended."""
+    """When the marked part ended; of a layer, when the model's forward pass did."""
     address: int
 
 
@@ -148,7 +148,8 @@ def _allocations(roots: Sequence[Any]) -> tuple[list[_Allocation], float]:
         event, mark, end = pending.pop()
         # A layer's forward pass that is computed again in the backward pass is not in the model's.
         if event.name in (MODEL, UPDATE) or (event.name in (LAYER, END) and mark == MODEL):
-            mark, end = event.name, event.end_time_ns
+            # Of a layer the end of the model's pass: threads of gloo free what they sent a moment later.
+            mark, end = event.name, end if event.name == LAYER else event.end_time_ns
             update = min(update, event.start_time_ns if mark == UPDATE else math.inf)
         if event.tag == tags.Allocation:
             fields = event.extra_fields

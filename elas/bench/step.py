@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
         Exit status: 0, or 1 if the first step of a variant is wrong.
     """
     options = _parser().parse_args(argv)
-    arguments.choices("--preset", options.preset, presets())
+    arguments.choices("--preset", options.preset, _presets())
     dtypes = arguments.dtypes(options.dtypes)
     arguments.use_device(options.device)
     on_gpu = accelerator.has_cuda()
@@ -115,13 +115,18 @@ def main(argv: list[str]) -> int:
     return 1 if any(row["wrong"] for row in rows) else 0
 
 
+def _presets() -> list[str]:
+    """Those whose shape every variant can take: a variant of a preset has the preset's shape."""
+    return [name for name in presets() if "-" not in name]
+
+
 def _parser() -> Parser:
     parser = Parser(
         "elas bench step",
         "A whole training step of transformers' Llama and of our variants: full rank, low rank, 2:4.",
         "elas bench step --preset 350m --layers 8 --dtypes float32",
     )
-    parser.add_argument("--preset", default="350m", help="shape: " + ", ".join(presets()) + " (default: %(default)s)")
+    parser.add_argument("--preset", default="350m", help="shape: " + ", ".join(_presets()) + " (default: %(default)s)")
     parser.add_argument("--layers", type=int, metavar="N", help="transformer layers (default: the preset's)")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="default: %(default)s")
     others = f"default: {', '.join(NAMES)}, on a GPU also {ON_GPU[0]} (the same Llama through torch.compile); besides: "
@@ -205,6 +210,8 @@ def _build(name: str, config, layout, batch, device: torch.device) -> tuple[obje
 
 
 def _bytes(model, batch, device: torch.device, resident: int, config: Config) -> dict[str, Any]:
+    from elas.model.transformer_config import DTYPES
+
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     account = measure_step(lambda: model.step(batch), model, device)
     found = {
@@ -215,8 +222,10 @@ def _bytes(model, batch, device: torch.device, resident: int, config: Config) ->
     }
     found |= {"peak_bytes": resident + account.peak, "peak_parts": account.parts, "weight_bytes": weights}
     expected = memory.estimate(config, 1)
-    names = {"weights": "weights", "optimizer": "optimizer", "gradients": "gradients", "layers": "activations"}
-    predicted = {name: getattr(expected, field) for name, field in (names | {"head": "logits"}).items()}
+    tokens, e = config.train.micro_batch_size * config.model.seq_length, DTYPES[config.train.dtype].itemsize
+    kept = int(tokens * config.model.num_layers * memory.token_bytes(config, e))
+    predicted = {name: getattr(expected, name) for name in ("weights", "optimizer", "gradients")}
+    predicted |= {"layers": kept, "head": expected.head}
     measured = {"weights": weights, "optimizer": resident - weights, "gradients": account.gradients}
     measured |= {"layers": account.layers, "head": account.head}
     return found | {"predicted": predicted, "measured": measured}

@@ -184,13 +184,19 @@ def refuse_if_too_large(configs: dict[str, Config]) -> None:
         kept = config.model.num_layers * token_bytes(config, size, recompute="none", ffn_memory="eager")
         logits = 4 + 4 * name.startswith("hf_llama") + 2 * (size == 2)  # bytes; as measured
         step = max(step, int(tokens * (kept + logits * config.model.vocab_size)) + size * parameters)
-    free, layers = free_memory(), next(iter(configs.values())).model.num_layers
-    if free is not None and held + step > 0.95 * free:
-        raise UserError(
-            f"--layers {layers}: {len(configs)} models with their optimizers require about "
-            f"{(held + step) / 2**30:.1f} GiB at once, {free / 2**30:.1f} are free; "
-            "give fewer --layers, or some of the --variants"
-        )
+    free, config = free_memory(), next(iter(configs.values()))
+    if free is None or held + step <= 0.95 * free:
+        return
+    model, samples = config.model, config.train.micro_batch_size
+    sizes = {"--batch": samples, "--seq": model.seq_length}
+    if held > step:
+        sizes = {"--layers": model.num_layers, "--variants": len(configs)}
+    flag, value = max(((name, size) for name, size in sizes.items()), key=lambda one: one[1])
+    others = [name for name in dict.fromkeys([*sizes, "--variants"]) if name != flag]
+    raise UserError(
+        f"{flag} {value}: weights and optimizers of {', '.join(configs)} require about {held / 2**30:.1f} GiB, a step "
+        f"{step / 2**30:.1f}, and {free / 2**30:.1f} are free; give less, or less of {' or '.join(others)}"
+    )
 
 
 def free_memory() -> int | None:

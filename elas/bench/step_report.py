@@ -7,8 +7,8 @@ from elas.console import table
 def show_facts(facts: dict) -> None:
     """Print the rows, where the peaks of memory go, what is wrong, and the ratios."""
     print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}")
-    print(f"{facts['preset']}, {facts['batch']} × {facts['seq']} tokens a step, ZeRO {facts['zero']}, medians of "
-          f"{facts['repeats']}")  # fmt: skip
+    how = f"medians of {facts['repeats']}" if facts["repeats"] else "memory only"
+    print(f"{facts['preset']}, {facts['batch']} × {facts['seq']} tokens a step, ZeRO {facts['zero']}, {how}")
     on_gpu = any(row.get("peak_share") is not None for row in facts["rows"])
     headers = ["variant", "dtype", "M params", "tokens/s", "step ms"] + ["% peak"] * on_gpu
     headers += ["layers save MiB", "peak MiB", "loss", "norm"]
@@ -37,7 +37,9 @@ def show_facts(facts: dict) -> None:
             print(f"note: {row['dtype']} {row['variant']}: WRONG, loss {row['loss']:.5f} and gradient norm "
                   f"{row['grad_norm']:.4f} of the first step should be {row['expected_loss']:.5f} and "
                   f"{row['expected_grad_norm']:.4f}")  # fmt: skip
-    print(show.ratio_table(facts["ratios"], ("dtype",)))
+    if facts["ratios"]:
+        print(show.ratio_table(facts["ratios"], ("dtype",)))
+        print("above: the peak above weights, optimizer and gradients; saved: by the layers; head: with the loss")
 
 
 def _print_parts(rows: list[dict]) -> None:
@@ -62,5 +64,5 @@ def _print_parts(rows: list[dict]) -> None:
         cells.append([row["variant"], row["dtype"]]
                      + [f"{show.mebibytes(a)} / {show.mebibytes(b)}" for a, b in pairs])  # fmt: skip
     if ours:
-        headers = [f"{name}, and its copies" if name == "gradients" else name for name in ours[0]["predicted"]]
+        headers = ["gradients and their copies" if name == "gradients" else name for name in ours[0]["predicted"]]
         print(table(["largest / by formula, MiB", "dtype", *headers], cells, left=2), end="\n\n")

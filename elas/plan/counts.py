@@ -49,3 +49,14 @@ def replicated_parameters(config: Config) -> int:
         return layers * 2 * h + h
     inputs = 2 if config.model.activation == "swiglu" else 1
     return layers * ((5 + inputs) * config.low_rank.rank * h + 2 * h) + h
+
+
+def largest_weight(config: Config) -> int:
+    """Parameters of a rank's largest weight."""
+    model, h, f = config.model, config.model.hidden_size, ffn_width(config)
+    gated = 2 if model.activation == "swiglu" else 1
+    if config.low_rank.kind == "none":
+        widest = max(h + 2 * key_value_width(config), gated * f) * h
+    else:
+        widest = max(config.low_rank.rank * max(h, f), 3 * config.low_rank.rank * h)
+    return max(model.vocab_size * h, widest) // config.parallel.tensor

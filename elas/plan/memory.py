@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from elas.config import Config, ffn_width, recompute_of
 from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_stage
 from elas.model.loss_chunks import SLICE, chunk_tokens
-from elas.plan.counts import rank_parameters
+from elas.plan.counts import largest_weight, rank_parameters
 
 RUNTIME = 520 * 10**6
 """Python, torch, Megatron-core and DeepSpeed in a process without a GPU, as measured (docs/results.md)."""
@@ -28,8 +28,8 @@ class Memory:
     """fp32 master weights and two moments; 0 if they are offloaded to the host."""
     activations: int
     """Saved by the layers for backward, for every micro-batch in flight."""
-    logits: int
-    """The output layer's logits, their softmax and gradient."""
+    head: int
+    """A chunk of logits, and the gradients that the loss computes from it."""
     runtime: int
     """The process itself; with a GPU this is host memory, and the device holds a context instead."""
 
@@ -54,18 +54,18 @@ def estimate(config: Config, world_size: int) -> Memory:
     masters = 4 if stage > 0 or e == 2 else 0
     return Memory(
         weights=e * (part if stage == 3 else held),
-        gradients=_gradients(values, stage, held, part, e, micro_batches),
+        gradients=_gradients(values, stage, held, part, e, micro_batches, largest_weight(config)),
         optimizer=0 if offloads_optimizer(values) else (masters + 8) * (part if stage else held),
-        activations=int(_in_flight(config, micro_batches) * _layer_bytes(config, e)),
-        logits=_logits(config, e),
+        activations=_activations(config, micro_batches, e),
+        head=_head(config, e),
         runtime=RUNTIME,
     )
 
 
-def _gradients(values: dict, stage: int, held: int, part: int, e: int, micro_batches: int) -> int:
+def _gradients(values: dict, stage: int, held: int, part: int, e: int, micro_batches: int, largest: int) -> int:
     """Bytes of the weights' gradients, their fp32 sums or copies, and ZeRO's bucket."""
-    if stage == 0:  # in bf16 plus the optimizer's fp32 copy
-        return e * held + (4 * held if e == 2 else 0)
+    if stage == 0:  # in bf16 plus the optimizer's fp32 copy, in fp32 the squares of the largest one for the norm
+        return e * held + (4 * held if e == 2 else 4 * largest)
     bucket = values.get("zero_optimization", {}).get("reduce_bucket_size", 5 * 10**8)
     bucket = 4 * min(bucket if isinstance(bucket, int) else held, held)
     if stage == 1:
@@ -82,11 +82,14 @@ def _in_flight(config: Config, micro_batches: int) -> float:
     return min(micro_batches, pp) if vpp == 1 else min(micro_batches, pp + (pp - 1) / vpp)
 
 
-def _layer_bytes(config: Config, e: int) -> int:
-    """Bytes saved for backward by one stage's layers for one micro-batch."""
+def _activations(config: Config, micro_batches: int, e: int) -> int:
+    """Bytes saved for backward by one stage's layers, for the micro-batches in flight."""
     tokens = config.train.micro_batch_size * config.model.seq_length
     layers = config.model.num_layers // config.parallel.pipeline
-    return int(layers * tokens * token_bytes(config, e))
+    saved = _in_flight(config, micro_batches) * layers * token_bytes(config, e)
+    if recompute_of(config) == "layer":  # and all that one layer saves, while its backward pass runs
+        saved += token_bytes(config, e, recompute="none")
+    return int(tokens * saved)
 
 
 def token_bytes(config: Config, e: int, *, recompute: str | None = None, ffn_memory: str | None = None) -> float:
@@ -149,7 +152,7 @@ def _bottlenecks(config: Config, shard: int) -> float:
     return found
 
 
-def _logits(config: Config, e: int) -> int:
+def _head(config: Config, e: int) -> int:
     """Head and loss: a chunk's logits, in fp32 and in the weights' dtype, and gradients found in the forward pass."""
     model, tokens = config.model, config.train.micro_batch_size * config.model.seq_length
     vocabulary = model.vocab_size // config.parallel.tensor

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from elas.config import Config
+from elas.config import Config, recompute_of
 from elas.config.deepspeed import read_deepspeed_json, zero_stage
 from elas.config.phases import can_be_sparse, unreached
 from elas.data.corpus import unused_vocabulary
@@ -96,6 +96,7 @@ def run_rows(config: Config, facts: dict) -> list[tuple[str, str]]:
     resumed = f", resuming after step {facts['start']:,} if its files are intact" if facts["start"] else ""
     rows = [
         ("model", f"{describe(config)}, {config.train.dtype}"),
+        ("recompute", recompute_of(config)),
         ("parameters", f"{facts['parameters']:,}"),
         ("ranks", f"{facts['world_size']}: {ranks}"),
         ("steps", f"{facts['steps']:,}" + resumed),

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from elas import accelerator
-from elas.config import Config
+from elas.config import Config, recompute_of
 from elas.config.describe import describe, describe_layout
 from elas.console import clock
 from elas.engine.engine import Engine
@@ -34,7 +34,13 @@ def model_line(config: Config, layout: Layout, engine: Engine) -> tuple[str, dic
         virtual=layout.vpp,
     )
     line = f"{describe(config)}, {config.train.dtype}, {parameters / 1e6:.1f} M parameters; {ranks}"
-    return line, {"parameters": parameters, "world_size": layout.world, "layout": ranks}
+    line += f"; recompute {recompute_of(config)}"
+    return line, {
+        "parameters": parameters,
+        "recompute": recompute_of(config),
+        "world_size": layout.world,
+        "layout": ranks,
+    }
 
 
 def kernel_line(config: Config) -> tuple[str, dict]:

@@ -21,7 +21,7 @@ def test_a_start_says_what_it_trains_with_what_and_on_what(tmp_path):
     lines = lines[lines.index("loading Megatron-core and DeepSpeed") :]
     model = next(number for number, line in enumerate(lines) if "M parameters" in line)
     facts = json.loads((run_dir / "run.json").read_text())
-    assert lines[model].endswith("float32, 0.1 M parameters; TP 1 × PP 1 × DP 1, ZeRO 0")
+    assert lines[model].endswith("float32, 0.1 M parameters; TP 1 × PP 1 × DP 1, ZeRO 0; recompute bottleneck")
     assert facts["parameters"] == parameter_count(config) and facts["first_step"] == 1
     options = Relu24Options.of(config.sparsity, sparse=True)
     assert facts["kernel"] == f"fused {select(options, torch.device('cpu'), torch.float32).name}"
