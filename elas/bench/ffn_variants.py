@@ -140,7 +140,8 @@ def build(variant: Variant, preset: str, dtype: str) -> Any:
     values = {"low_rank.kind": "lowrank", "train.dtype": dtype, **variant.overrides}
     values |= {"model.activation": "swiglu" if variant.gated else "relu2"}
     values |= {"model.ffn_hidden_size": gated_width(shape) if variant.gated else shape.model.ffn_hidden_size}
-    config = load_config(preset, values)
+    # A layer alone, timed and weighed without what the backward pass would compute again.
+    config = load_config(preset, {**values, "train.recompute": "none"})
     validate(config, 1)
     provider = ElasSpecProvider(config.low_rank.kind != "none")
     submodules: Any = layer_spec(provider).submodules

@@ -74,7 +74,7 @@ class Goodput:
 
     def __init__(self, kept: dict[str, float] | None):
         self._began = _process_start()
-        self._seconds = dict.fromkeys(self.KINDS, 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(self.KINDS, 0.0)
         self._first = self._began
         if kept:
             self._follow(kept)
