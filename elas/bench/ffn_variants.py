@@ -22,6 +22,7 @@ from elas.config import load_config
 from elas.errors import ConfigError
 from elas.kernels.relu2_24 import Implementation, Relu24Options, register, registry
 from elas.model.ffn import ElasFFN
+from elas.plan.counts import gated_width
 
 TOPK = "topk"
 DENSE: dict[str, object] = {"sparsity.kind": "none", "sparsity.ffn_memory": "eager"}
@@ -147,16 +148,6 @@ def build(variant: Variant, preset: str, dtype: str) -> Any:
     submodules: Any = layer_spec(provider).submodules
     layer: Any = build_module(submodules.mlp, config=transformer_config(config))
     return layer if variant.by is None else Peer(variant, layer)
-
-
-def gated_width(config) -> int:
-    """d_ff of a SwiGLU that costs as much as the configuration's squared ReLU: two thirds, in multiples of 8.
-
-    Of odd widths, tensor cores multiply at a third of their speed, which would flatter the others.
-    """
-    from elas.config import ffn_width
-
-    return max(8, int(ffn_width(config) / 1.5) // 8 * 8)
 
 
 @torch.no_grad()

@@ -39,12 +39,13 @@ class Memory:
         return sum(asdict(self).values())
 
 
-def estimate(config: Config, world_size: int) -> Memory:
+def estimate(config: Config, world_size: int, device: str = "cpu") -> Memory:
     """Estimate the memory of the rank that needs most.
 
     Args:
         config: validated for `world_size` ranks, with its ZeRO stage chosen (`choose_zero_stage`).
         world_size: number of ranks.
+        device: cpu or cuda, whose chunks of the loss differ.
     """
     parallel, values = config.parallel, read_deepspeed_json(config)
     stage, dp = zero_stage(values), world_size // (parallel.tensor * parallel.pipeline)
@@ -57,7 +58,7 @@ def estimate(config: Config, world_size: int) -> Memory:
         gradients=_gradients(values, stage, held, part, e, micro_batches, largest_weight(config)),
         optimizer=0 if offloads_optimizer(values) else (masters + 8) * (part if stage else held),
         activations=_activations(config, micro_batches, e),
-        head=_head(config, e),
+        head=_head(config, e, device),
         runtime=RUNTIME,
     )
 
@@ -152,11 +153,11 @@ def _bottlenecks(config: Config, shard: int) -> float:
     return found
 
 
-def _head(config: Config, e: int) -> int:
+def _head(config: Config, e: int, device: str) -> int:
     """Head and loss: a chunk's logits, in fp32 and in the weights' dtype, and gradients found in the forward pass."""
     model, tokens = config.model, config.train.micro_batch_size * config.model.seq_length
     vocabulary = model.vocab_size // config.parallel.tensor
-    chunk = min(tokens, chunk_tokens(vocabulary)) * vocabulary * (4 if e == 4 else 4 + e)
+    chunk = min(tokens, chunk_tokens(vocabulary, device)) * vocabulary * (4 if e == 4 else 4 + e)
     # The weight's gradient: in fp32 what stays; in bf16 summed in fp32, from slices.
     weight = 0 if e == 4 else (4 * vocabulary + (4 + e) * min(SLICE, vocabulary)) * model.hidden_size
     return chunk + weight + tokens * model.hidden_size * e

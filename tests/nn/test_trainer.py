@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parent / "trained.py"
 
 @pytest.mark.timeout(400)
 def test_trainer_with_all_its_switches_equals_fp32(tmp_path):
-    """Losses of 8 steps, around 4, within 4e-3 (observed 1e-3, on a CPU with bf16 products 2.1e-3): bf16 rounds at 4e-3.
+    """Losses of 8 steps, around 4, within 4e-3, at which bf16 rounds (observed 1e-3, on another CPU 2.1e-3).
 
     In a process of its own, since the Trainer leaves its settings in the environment.
     """

@@ -1,0 +1,254 @@
+"""`elas plan`: which layout of a configuration fits into a number of GPUs, and how fast it would be, on paper."""
+
+import dataclasses
+import math
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from elas.command import Parser
+from elas.config import Config, load_config, presets, split_overrides
+from elas.config.arguments import SettingsParser
+from elas.config.describe import describe, describe_layout
+from elas.console import table
+from elas.errors import UserError
+from elas.files import write_json
+from elas.plan.counts import gated_width, parameter_count
+from elas.plan.flops import hardware_flops, model_flops
+from elas.plan.hardware import MACHINES, Machine
+from elas.plan.search import CONTEXT, USABLE, Plan, best, plans
+from elas.plan.step_time import EFFICIENCY
+
+EXAMPLE = "elas plan --config 7b --hardware h100 --gpus 256"
+MOST_GPUS = 2**20
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGBTkmgbt]?)")
+_SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+_TIME = {"h": 1 / 24, "d": 1.0, "w": 7.0}
+
+
+def main(argv: list[str]) -> int:
+    """Run `elas plan ARGV…`; returns the exit status, raises `UserError` for mistakes."""
+    overrides, rest = split_overrides(argv)
+    options = _parser().parse_args(rest)
+    options.gpus = _count("--gpus", options.gpus) if options.gpus else None
+    options.top = _count("--top", options.top)
+    config = load_config(options.config, overrides)
+    machine = MACHINES[options.hardware]
+    tokens = _tokens(options.tokens) if options.tokens else None
+    if options.deadline:
+        if tokens is None:
+            raise UserError("--deadline requires --tokens: of how many tokens until then?")
+        gpus = _enough(config, machine, tokens, _days(options.deadline), options.gpus)
+    else:
+        gpus = options.gpus or machine.gpus
+    found = plans(config, gpus, machine)
+    chosen = best(config, gpus, machine)
+    rivals = {name: best(one, gpus, machine) for name, one in _rivals(config).items()}
+    facts = _facts(config, gpus, options.hardware, found, chosen, rivals, tokens)
+    write_json(options.json, facts)
+    if options.yaml and chosen:
+        options.yaml.write_text(_yaml(options.config, overrides, chosen))
+    _print(config, gpus, options, found, chosen, rivals, tokens)
+    if options.picture and found:
+        _draw(found, chosen, machine, options.picture)
+    return 0 if chosen else 1
+
+
+def _parser() -> Parser:
+    parser = SettingsParser("elas plan", "Layouts, memory and time of a run on GPUs that nobody has to have.", EXAMPLE)
+    parser.add_argument("--config", "--preset", required=True, help="YAML file, or a preset: " + ", ".join(presets()))
+    parser.add_argument("--hardware", choices=list(MACHINES), default="h100", help="nodes of eight (default: h100)")
+    parser.add_argument("--gpus", metavar="N", help="number of GPUs (default: a node; with --deadline, most)")
+    parser.add_argument("--tokens", metavar="T", help="of the run, such as 300B or 1.5T: adds days")
+    parser.add_argument("--deadline", metavar="D", help="such as 30d or 12h: how many GPUs finish --tokens until then")
+    parser.add_argument("--top", default="8", metavar="N", help="layouts to show (default: %(default)s)")
+    parser.add_argument("--yaml", type=Path, metavar="FILE", help="write the recommended configuration")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="write a PNG: memory against step time")
+    return parser
+
+
+def _count(flag: str, text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_GPUS:
+        raise UserError(f"{flag} {text!r}: must be a whole number from 1 to {MOST_GPUS:,}")
+    return int(text)
+
+
+def _tokens(text: str) -> float:
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None or float(match[1]) == 0:
+        raise UserError(f"--tokens {text!r}: is no number of tokens; give for example 300B or 1.5T")
+    return float(match[1]) * _SCALE[match[2].lower()]
+
+
+def _days(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([hdw])", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise UserError(f"--deadline {text!r}: is no time; give for example 12h, 30d or 4w")
+    return float(match[1]) * _TIME[match[2]]
+
+
+def _enough(config: Config, machine: Machine, tokens: float, days: float, most: int | None) -> int:
+    """The smallest power of two of GPUs that trains so many tokens in so many days.
+
+    Raises:
+        UserError: there is none up to `most`.
+    """
+    gpus, fastest = 1, math.inf
+    while gpus <= (most or config.train.global_batch_size * 64):
+        plan = best(config, gpus, machine)
+        if plan is not None:
+            needed = tokens / plan.tokens_per_s / 86400
+            fastest = min(fastest, needed)
+            if needed <= days:
+                return gpus
+        gpus *= 2
+    limit = f"with up to {gpus // 2:,} GPUs the fastest layout needs {fastest:,.1f} days"
+    fix = "a larger train.global_batch_size keeps more GPUs busy"
+    raise UserError(f"--deadline {days:g}d: {limit if fastest < math.inf else 'no layout fits'}; {fix}")
+
+
+def _rivals(config: Config) -> dict[str, Config]:
+    """The same shape at full rank, and at low rank without 2:4."""
+    model, sparsity = config.model, config.sparsity
+    gated: dict[str, Any] = {"activation": "swiglu"}
+    if config.model.activation != "swiglu":
+        gated["ffn_hidden_size"] = gated_width(config)
+    none: dict[str, Any] = {"kind": "none"}
+    adamw: dict[str, Any] = {"kind": "adamw"} if config.optimizer.kind == "loro" else {}
+    full = dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, **gated),
+        low_rank=dataclasses.replace(config.low_rank, **none),
+        sparsity=dataclasses.replace(sparsity, **none),
+        optimizer=dataclasses.replace(config.optimizer, **adamw),
+        train=dataclasses.replace(config.train, recompute=None),
+    )
+    kept: dict[str, Any] = {"ffn_memory": "eager"}
+    dense = dataclasses.replace(config, sparsity=dataclasses.replace(sparsity, **none, **kept))
+    found = {}
+    if config.low_rank.kind != "none":
+        found["full rank"] = full
+    if config.sparsity.kind != "none" and config.low_rank.kind != "none":
+        found["low rank"] = dense
+    return found
+
+
+def _row(plan: Plan, machine: Machine, tokens: float | None) -> dict[str, Any]:
+    row = {**plan.settings, "data": plan.gpus // (plan.config.parallel.tensor * plan.config.parallel.pipeline)}
+    row |= {"fits": plan.fits, "memory_bytes": plan.bytes, "memory": asdict(plan.memory)}
+    row |= {"traffic": asdict(plan.traffic), "step_s": plan.time.total, "time": asdict(plan.time)}
+    row |= {"tokens_per_s": plan.tokens_per_s, "mfu": plan.mfu(machine)}
+    return row | ({"days": tokens / plan.tokens_per_s / 86400} if tokens else {})
+
+
+def _facts(config, gpus, hardware, found, chosen, rivals, tokens) -> dict[str, Any]:
+    machine = MACHINES[hardware]
+    return {
+        "model": describe(config),
+        "parameters": parameter_count(config),
+        "flops_per_token": model_flops(config).training,
+        "hardware_flops_per_token": hardware_flops(config),
+        "gpus": gpus,
+        "hardware": hardware,
+        "tokens": tokens,
+        "layouts": len(found),
+        "fitting": sum(plan.fits for plan in found),
+        "efficiency": EFFICIENCY,
+        "best": _row(chosen, machine, tokens) if chosen else None,
+        "rivals": {name: _row(plan, machine, tokens) if plan else None for name, plan in rivals.items()},
+        "plans": [_row(plan, machine, tokens) for plan in found[:100]],
+    }
+
+
+def _yaml(source: str, overrides: dict[str, Any], plan: Plan) -> str:
+    """A configuration file that extends the given one."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in {**overrides, **plan.settings}.items():
+        section, name = key.split(".")
+        sections.setdefault(section, {})[name] = value
+    base = source if source in presets() else str(Path(source).absolute())
+    lines = [f"# elas plan: {plan.gpus} GPUs", f"base: {base}"]
+    for section, values in sections.items():
+        lines.append(f"{section}:")
+        lines += [f"  {name}: {_scalar(value)}" for name, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _scalar(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _print(config, gpus, options, found, chosen, rivals, tokens) -> None:
+    machine = MACHINES[options.hardware]
+    print(f"{describe(config)}, {parameter_count(config) / 1e6:,.1f} M parameters, {config.train.dtype}; "
+          f"{gpus:,} × {options.hardware}, {machine.memory / 1e9:.0f} GB each")  # fmt: skip
+    if not found:
+        print("no layout divides the model, the batch (train.global_batch_size) and the GPUs")
+        return
+    print(f"{len(found):,} layouts divide, {sum(plan.fits for plan in found):,} fit in {USABLE:.0%} of a GPU less "
+          f"{CONTEXT / 1e9:g} GB for CUDA and NCCL\n")  # fmt: skip
+    days = ["days"] if tokens else []
+    headers = ["layout", "micro-batch", "recompute", "GB", "step s", "tokens/s", "MFU", *days]
+    shown = found[: options.top] if chosen else found[: min(3, options.top)]
+    print(table(headers, [_cells(plan, machine, tokens) for plan in shown], left=3))
+    if chosen is None:
+        print("\nnothing fits; the smallest layouts are shown")
+        return
+    parts = [f"{name} {value / chosen.time.total:.0%}" for name, value in asdict(chosen.time).items() if value > 0]
+    print(f"\nthe first: time {', '.join(parts)}")
+    memory = asdict(chosen.memory) | {"runtime": int(CONTEXT)}
+    print(f"memory {', '.join(f'{name} {size / 1e9:.2f} GB' for name, size in memory.items())}")
+    if rivals:
+        print("\neach at its best layout:")
+        rows = [["as configured", *_cells(chosen, machine, tokens)]]
+        rows += [[name, *_cells(plan, machine, tokens)] if plan else [name, "nothing fits", *[""] * (len(headers) - 1)]
+                 for name, plan in rivals.items()]  # fmt: skip
+        print(table(["", *headers], rows, left=4))
+    shares = ", ".join(f"{kind} {share:.0%}" for kind, share in EFFICIENCY.items())
+    print(f"\nassumed shares of the peak: {shares}; nothing overlaps")
+    if options.yaml:
+        nodes = -(-gpus // machine.gpus)
+        print(f"\nwritten: {options.yaml}; elas launch slurm --nodes {nodes} --gpus-per-node {min(gpus, machine.gpus)} "
+              f"--config {options.yaml} …")  # fmt: skip
+
+
+def _cells(plan: Plan, machine: Machine, tokens: float | None) -> list[str]:
+    parallel, settings = plan.config.parallel, plan.settings
+    layout = describe_layout(
+        tensor=parallel.tensor, pipeline=parallel.pipeline, data=plan.gpus // (parallel.tensor * parallel.pipeline),
+        zero=parallel.zero or 0, sequence=parallel.sequence, virtual=parallel.virtual_pipeline,
+    )  # fmt: skip
+    cells = [
+        layout,
+        f"{settings['train.micro_batch_size']}",
+        str(settings["train.recompute"]),
+        f"{plan.bytes / 1e9:.1f}",
+    ]
+    cells += [f"{plan.time.total:.3f}", f"{plan.tokens_per_s:,.0f}", f"{plan.mfu(machine):.1%}"]
+    return [*cells, f"{tokens / plan.tokens_per_s / 86400:,.1f}"] if tokens else cells
+
+
+def _draw(found: list[Plan], chosen: Plan | None, machine: Machine, path: Path) -> None:
+    """Memory against step time, of every layout."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for fits, color, label in ((True, "#35618f", "fits"), (False, "#c8553d", "does not fit")):
+        some = [plan for plan in found if plan.fits == fits]
+        axes.scatter(
+            [p.time.total for p in some], [p.bytes / 1e9 for p in some], s=9, color=color, alpha=0.5, label=label
+        )
+    if chosen:
+        axes.scatter([chosen.time.total], [chosen.bytes / 1e9], s=90, marker="*", color="#e0a030", label="recommended")
+    axes.axhline(machine.memory / 1e9, color="#888888", lw=0.8, ls=":")
+    axes.set(xscale="log", yscale="log", xlabel="seconds a step", ylabel="GB of a GPU")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130, format="png")
+    plt.close(figure)

@@ -1,0 +1,123 @@
+"""`elas plan`: what it recommends is a configuration that `validate` accepts, and it answers at once."""
+
+import json
+import random
+import time
+
+import pytest
+
+from elas import cli
+from elas.command import exit_status
+from elas.config import load_config, presets
+from elas.config.rules import validate
+from elas.errors import ConfigError
+from elas.plan.hardware import MACHINES
+from elas.plan.search import best, plans
+
+
+def plan(capsys, *arguments: str) -> tuple[int, str, str]:
+    status = exit_status(cli.run, ["plan", *arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_recommendations_are_valid():
+    """Of 200 random presets, numbers of GPUs and machines."""
+    draw = random.Random(5)
+    recommended = 0
+    for _ in range(200):
+        config = load_config(draw.choice(presets()))
+        gpus, machine = draw.choice([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 96, 128, 256, 512]), draw.choice([*MACHINES])
+        found = best(config, gpus, MACHINES[machine])
+        if found is not None:
+            validate(found.config, gpus)
+            recommended += 1
+    assert recommended > 120
+
+
+def test_the_best_fits_and_is_the_fastest():
+    found = plans(load_config("7b"), 64, MACHINES["a100"])
+    fitting = [one for one in found if one.fits]
+    assert fitting and found[0] is min(fitting, key=lambda one: one.time.total)
+    assert all(one.bytes < MACHINES["a100"].memory for one in fitting)
+
+
+def test_more_of_what_costs_costs_more():
+    """At the same layout without tensor parallelism full rank needs more memory and traffic; fewer GPUs more time."""
+    by_layout = {tuple(one.settings.values()): one for one in plans(load_config("1b"), 32, MACHINES["h100"])}
+    compared = 0
+    for one in plans(load_config("1b-full"), 32, MACHINES["h100"]):
+        other = by_layout.get(tuple(one.settings.values()))
+        if other is not None and one.config.parallel.tensor == 1:
+            assert one.memory.total > other.memory.total and one.traffic.total >= other.traffic.total
+            compared += 1
+    assert compared > 50
+    few, many = (best(load_config("7b"), n, MACHINES["h100"]) for n in (8, 64))
+    assert few.time.total > many.time.total
+
+
+def test_seven_billion_on_256_gpus_in_seconds(capsys, tmp_path):
+    begun = time.perf_counter()
+    status, out, _ = plan(
+        capsys, "--preset", "7b", "--hardware", "h100", "--gpus", "256", "--json", f"{tmp_path}/f.json"
+    )
+    assert status == 0 and time.perf_counter() - begun < 30  # about half a second
+    assert "full rank" in out and "low rank" in out and "assumed shares" in out
+    facts = json.loads((tmp_path / "f.json").read_text())
+    assert facts["best"]["fits"] and facts["layouts"] > 1000
+    assert facts["rivals"]["full rank"]["fits"] and facts["rivals"]["low rank"]["fits"]
+    assert facts["best"]["step_s"] == pytest.approx(sum(facts["best"]["time"].values()))
+
+
+def test_the_file_it_writes_is_a_configuration(capsys, tmp_path):
+    path = tmp_path / "plan.yaml"
+    status, out, _ = plan(
+        capsys, "--config", "1b", "--gpus", "64", "--train.dtype", "bfloat16", "--yaml", str(path), "--picture",
+        f"{tmp_path}/p.png",
+    )  # fmt: skip
+    assert status == 0 and f"--config {path}" in out
+    validate(load_config(str(path)), 64)
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_how_many_gpus_meet_a_deadline(capsys, tmp_path):
+    found = {}
+    for days in ("40d", "10d"):
+        path = tmp_path / f"{days}.json"
+        status, _, _ = plan(
+            capsys, "--config", "1b", "--tokens", "100B", "--deadline", days, "--json", str(path),
+            "--train.global_batch_size", "4096",
+        )  # fmt: skip
+        assert status == 0
+        found[days] = json.loads(path.read_text())
+        assert found[days]["best"]["days"] <= float(days[:-1])
+    assert found["10d"]["gpus"] > found["40d"]["gpus"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "1b", "--gpus", "0"], "'0': must be a whole number"),
+        (["--config", "1b", "--gpus", "many"], "'many': must be a whole number"),
+        (["--config", "1b", "--deadline", "3d"], "--deadline requires --tokens"),
+        (["--config", "1b", "--tokens", "lots"], "--tokens 'lots': is no number of tokens"),
+        (["--config", "1b", "--tokens", "1T", "--deadline", "soon"], "--deadline 'soon': is no time"),
+        (["--config", "1b", "--tokens", "900T", "--deadline", "1h"], "the fastest layout needs"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config", "1b", "--model.hiden_size", "3"], "did you mean model.hidden_size"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, arguments, message):
+    status, _, errors = plan(capsys, *arguments)
+    assert status == 2 and message in errors and errors.count("\n") == 1
+
+
+def test_what_fits_nowhere_says_so(capsys):
+    status, out, _ = plan(capsys, "--config", "7b", "--gpus", "1", "--model.num_layers", "640")
+    assert status == 1 and "nothing fits" in out
+
+
+def test_full_rank_is_refused_no_bottleneck():
+    with pytest.raises(ConfigError):
+        validate(load_config("1b-full", {"train.recompute": "bottleneck"}), 1)
+    assert best(load_config("1b-full"), 64, MACHINES["h100"]).settings["train.recompute"] in ("none", "layer")
