@@ -231,8 +231,6 @@ BLOCKS = {
     "gpu_step": gpu_step,
     "memory_account": memory.step_account,
     "memory_step_small": memory.step_small,
-    "memory_step_large": memory.step_large,
-    "micro_batch": memory.micro_batch,
     "loss": memory.loss,
     "dry_run": memory.dry_run,
 }
