@@ -133,11 +133,15 @@ def loss() -> str:
 
 def dry_run() -> str:
     """Estimates of `elas train --dry-run` and the memory of runs."""
-    lines = ["| model | micro-batch | measured, MB | estimated, MB | off by |", "|---" * 5 + "|"]
+    lines = ["| model | micro-batch | estimated, MB | measured | off by | returning freed memory | off by |"]
+    lines.append("|---" * 7 + "|")
     for row in read("dry_run")["rows"]:
-        measured, estimated = row["measured"] / 1e6, row["estimated"] / 1e6
-        sizes = f"{row['batch']} × 256 | {measured:,.0f} | {estimated:,.0f} | {estimated / measured - 1:+.1%}"
-        lines.append(f"| {row['case']} | {sizes} |")
+        estimated = row["estimated"] / 1e6
+        cells = [f"{row['case']} | {row['batch']} × 256 | {estimated:,.0f}"]
+        for name in ("measured", "returning"):
+            measured = row[name] / 1e6
+            cells.append(f"{measured:,.0f} | {estimated / measured - 1:+.1%}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
