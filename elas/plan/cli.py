@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elas.command import Parser
-from elas.config import Config, load_config, presets, split_overrides
+from elas.config import Config, load_config, presets, recompute_of, split_overrides
 from elas.config.arguments import SettingsParser
 from elas.config.describe import describe, describe_layout
 from elas.console import table
@@ -22,6 +22,8 @@ from elas.plan.step_time import EFFICIENCY
 
 EXAMPLE = "elas plan --config 7b --hardware h100 --gpus 256"
 MOST_GPUS = 2**20
+MOST_ROWS = 200
+"""Of layouts in the JSON, the best first."""
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGBTkmgbt]?)")
 _SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 _TIME = {"h": 1 / 24, "d": 1.0, "w": 7.0}
@@ -135,10 +137,26 @@ def _rivals(config: Config) -> dict[str, Config]:
 
 
 def _row(plan: Plan, machine: Machine, tokens: float | None) -> dict[str, Any]:
-    row = {**plan.settings, "data": plan.gpus // (plan.config.parallel.tensor * plan.config.parallel.pipeline)}
-    row |= {"fits": plan.fits, "memory_bytes": plan.bytes, "memory": asdict(plan.memory)}
-    row |= {"traffic": asdict(plan.traffic), "step_s": plan.time.total, "time": asdict(plan.time)}
-    row |= {"tokens_per_s": plan.tokens_per_s, "mfu": plan.mfu(machine)}
+    parallel, train = plan.config.parallel, plan.config.train
+    row: dict[str, Any] = {
+        "tp": parallel.tensor,
+        "pp": parallel.pipeline,
+        "vpp": parallel.virtual_pipeline,
+        "dp": plan.gpus // (parallel.tensor * parallel.pipeline),
+        "sequence": parallel.sequence,
+        "zero": parallel.zero,
+        "micro_batch_size": train.micro_batch_size,
+        "recompute": recompute_of(plan.config),
+        "fits": plan.fits,
+        "memory_gb": plan.bytes / 1e9,
+        "memory": asdict(plan.memory),
+        "comm_gb_per_step": plan.traffic.total / 1e9,
+        "traffic": asdict(plan.traffic),
+        "step_s": plan.time.total,
+        "time": asdict(plan.time),
+        "tokens_per_s": plan.tokens_per_s,
+        "mfu": plan.mfu(machine),
+    }
     return row | ({"days": tokens / plan.tokens_per_s / 86400} if tokens else {})
 
 
@@ -155,9 +173,9 @@ def _facts(config, gpus, hardware, found, chosen, rivals, tokens) -> dict[str, A
         "layouts": len(found),
         "fitting": sum(plan.fits for plan in found),
         "efficiency": EFFICIENCY,
-        "best": _row(chosen, machine, tokens) if chosen else None,
+        "recommended": {**_row(chosen, machine, tokens), "settings": chosen.settings} if chosen else None,
         "rivals": {name: _row(plan, machine, tokens) if plan else None for name, plan in rivals.items()},
-        "plans": [_row(plan, machine, tokens) for plan in found[:100]],
+        "rows": [_row(plan, machine, tokens) for plan in found[:MOST_ROWS]],
     }
 
 

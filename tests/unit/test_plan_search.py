@@ -64,9 +64,13 @@ def test_seven_billion_on_256_gpus_in_seconds(capsys, tmp_path):
     assert status == 0 and time.perf_counter() - begun < 30  # about half a second
     assert "full rank" in out and "low rank" in out and "assumed shares" in out
     facts = json.loads((tmp_path / "f.json").read_text())
-    assert facts["best"]["fits"] and facts["layouts"] > 1000
+    assert facts["recommended"]["fits"] and facts["layouts"] > 1000
     assert facts["rivals"]["full rank"]["fits"] and facts["rivals"]["low rank"]["fits"]
-    assert facts["best"]["step_s"] == pytest.approx(sum(facts["best"]["time"].values()))
+    assert (
+        facts["rows"][0]["fits"]
+        and {"tp", "pp", "dp", "zero", "memory_gb", "comm_gb_per_step"} <= facts["rows"][0].keys()
+    )
+    assert facts["recommended"]["step_s"] == pytest.approx(sum(facts["recommended"]["time"].values()))
 
 
 def test_the_file_it_writes_is_a_configuration(capsys, tmp_path):
@@ -90,7 +94,7 @@ def test_how_many_gpus_meet_a_deadline(capsys, tmp_path):
         )  # fmt: skip
         assert status == 0
         found[days] = json.loads(path.read_text())
-        assert found[days]["best"]["days"] <= float(days[:-1])
+        assert found[days]["recommended"]["days"] <= float(days[:-1])
     assert found["10d"]["gpus"] > found["40d"]["gpus"]
 
 
