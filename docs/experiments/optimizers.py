@@ -166,6 +166,8 @@ def train(workdir: Path, run: Run) -> dict | None:
         return None
     metrics, validation = (_lines(folder / f"{name}.jsonl") for name in ("metrics", "validation"))
     last = metrics[-1]
+    if last["step"] < run.steps:  # asked to stop; the next start resumes it
+        return None
     steps = [row["step_s"] for row in metrics[1:]]
     row = {
         **key,
