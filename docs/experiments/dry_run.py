@@ -1,7 +1,7 @@
 """The memory that `elas train --dry-run` estimates, beside that of runs: `python docs/experiments/dry_run.py`.
 
 Two training steps of one rank on a CPU, one thread; the largest resident set of the process, as it is and with glibc
-told to return what is freed. Writes docs/experiments/results/dry_run.json, which docs/memory.md shows.
+set to return what is freed. Writes docs/experiments/results/dry_run.json, which docs/memory.md shows.
 """
 
 import json

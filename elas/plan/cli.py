@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = SettingsParser("elas plan", "Layouts, memory and time of a run on GPUs that nobody has to have.", EXAMPLE)
+    parser = SettingsParser("elas plan", "Layouts, memory and time of a run on a number of GPUs, on paper.", EXAMPLE)
     parser.add_argument("--config", "--preset", required=True, help="YAML file, or a preset: " + ", ".join(presets()))
     parser.add_argument("--hardware", choices=list(MACHINES), default="h100", help="nodes of eight (default: h100)")
     parser.add_argument("--gpus", metavar="N", help="number of GPUs (default: a node; with --deadline, most)")
@@ -228,8 +228,9 @@ def _print(config, gpus, options, found, chosen, rivals, tokens) -> None:
     shares = ", ".join(f"{kind} {share:.0%}" for kind, share in EFFICIENCY.items())
     print(f"\nassumed shares of the peak: {shares}; nothing overlaps")
     if options.yaml:
-        nodes = -(-gpus // machine.gpus)
-        print(f"\nwritten: {options.yaml}; elas launch slurm --nodes {nodes} --gpus-per-node {min(gpus, machine.gpus)} "
+        each = max(n for n in range(1, machine.gpus + 1) if gpus % n == 0)  # nodes alike, with exactly these GPUs
+        nodes = gpus // each
+        print(f"\nwritten: {options.yaml}; elas launch slurm --nodes {nodes} --gpus-per-node {each} "
               f"--config {options.yaml} …")  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Estimated time of a training step, by roofline, on GPUs that nobody has to have.
+"""Estimated time of a training step, by roofline; no GPU is needed.
 
 Products run at a share of the peak that depends on their kind, other work at a share of the memory's bandwidth, and
 collectives at the link's rate; nothing overlaps. The shares of `EFFICIENCY` are assumptions, printed with each plan.

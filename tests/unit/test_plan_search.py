@@ -84,6 +84,15 @@ def test_the_file_it_writes_is_a_configuration(capsys, tmp_path):
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.parametrize(
+    ("gpus", "words"), [("64", "--nodes 8 --gpus-per-node 8"), ("12", "--nodes 2 --gpus-per-node 6")]
+)
+def test_the_launch_line_starts_exactly_these_gpus(capsys, tmp_path, gpus, words):
+    batch = ["--train.global_batch_size", "768"]
+    status, out, _ = plan(capsys, "--config", "350m", "--gpus", gpus, *batch, "--yaml", f"{tmp_path}/plan.yaml")
+    assert status == 0 and words in out
+
+
 def test_how_many_gpus_meet_a_deadline(capsys, tmp_path):
     found = {}
     for days in ("40d", "10d"):
