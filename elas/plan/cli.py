@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +36,9 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(rest)
     options.gpus = _count("--gpus", options.gpus) if options.gpus else None
     options.top = _count("--top", options.top)
+    for flag, path in (("--yaml", options.yaml), ("--picture", options.picture)):
+        if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+            raise UserError(f"{flag} {path}: is a folder or cannot be written; give a file's path")
     config = load_config(options.config, overrides)
     machine = MACHINES[options.hardware]
     tokens = _tokens(options.tokens) if options.tokens else None

@@ -117,6 +117,8 @@ def test_how_many_gpus_meet_a_deadline(capsys, tmp_path):
         (["--config", "1b", "--tokens", "1T", "--deadline", "soon"], "--deadline 'soon': is no time"),
         (["--config", "1b", "--tokens", "900T", "--deadline", "1h"], "the fastest layout needs"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config", "1b", "--yaml", "/nonexistent/x.yaml"], "--yaml /nonexistent/x.yaml: "),
+        (["--config", "1b", "--picture", "/nonexistent/x.png"], "--picture /nonexistent/x.png: "),
         (["--config", "1b", "--model.hiden_size", "3"], "did you mean model.hidden_size"),
     ],
 )
