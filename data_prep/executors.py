@@ -141,13 +141,12 @@ class LocalExecutor(LocalPipelineExecutor):
             raise Failure(f"{why}; run the same command again, with fewer --workers if memory is short") from error
         finally:
             _Job.executor = None
-            processes = list((pool._processes or {}).values())  # kill_workers() is public only from Python 3.14 on
-            failed = sys.exc_info()[0] is not None
-            pool.shutdown(wait=not failed, cancel_futures=True)
-            if failed:  # the workers may be in the middle of tasks
-                for process in processes:
+            if sys.exc_info()[0] is not None:  # the workers may be in the middle of tasks
+                for process in list((pool._processes or {}).values()):  # kill_workers() is public from Python 3.14 on
                     process.kill()
-                    process.join()
+            # Its thread must have ended before the interpreter does, which may otherwise write to a pipe that the
+            # thread is just closing.
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Job:
