@@ -146,11 +146,12 @@ def _report(config: Config, ranks: int, workdir: Path) -> dict:
     from elas.config.describe import describe
     from elas.data.token_files import read_token_files
     from elas.files import read_jsonl
-    from elas.report import plot_curves
+    from elas.report.page import write_page
+    from elas.report.run_files import read_runs
 
     run_dir = Path(config.train.run_dir)
     metrics, validation = read_jsonl(run_dir / "metrics.jsonl"), read_jsonl(run_dir / "validation.jsonl")
-    picture = plot_curves(run_dir, workdir / "loss.png")
+    page = write_page(read_runs([run_dir]), workdir / "report.html")
     last, checkpoint = metrics[-1], find_checkpoint(config)
     assert checkpoint is not None  # the last step always saves
     facts = {
@@ -163,7 +164,7 @@ def _report(config: Config, ranks: int, workdir: Path) -> dict:
         "world_size": ranks,
         "checkpoint": str(checkpoint.path),
         "run_dir": str(run_dir),
-        "curve": str(picture),
+        "html": str(page),
         "model": describe(config),
         "seed": config.train.seed,
         "settings": settings_of(config),
@@ -181,7 +182,7 @@ def _report(config: Config, ranks: int, workdir: Path) -> dict:
     rows += [
         ("tokens a second", f"{facts['tokens_per_s']:,.0f} on {ranks} ranks"),
         ("checkpoint", facts["checkpoint"]),
-        ("curves", facts["curve"]),
+        ("report", facts["html"]),
     ]
     print(facts_table(rows))
     return facts

@@ -1,7 +1,8 @@
 """The largest micro-batch that trains in a given memory: `python docs/experiments/micro_batch.py --gib 4`.
 
 Bisects, in steps of 5 %, over training steps of a preset in processes of a memory cgroup (root is needed), and writes
-docs/experiments/results/micro_batch.json after each variant, which docs/memory.md shows. A process takes one step of
+docs/experiments/results/micro_batch.json after each variant, which docs/memory.md shows; variants that it has already
+are not measured again. A process takes one step of
 one sample, so that the optimizer's state exists, then one of the micro-batch.
 """
 
@@ -50,14 +51,23 @@ def main(argv: list[str]) -> int:
         return 0
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that processes end and the cgroup goes
         signal.signal(number, lambda *_: sys.exit(1))
-    rows = []
-    facts = {key: getattr(options, key) for key in ("gib", "preset", "dtype", "seq")}
+    facts = {key: getattr(options, key) for key in ("gib", "preset", "dtype", "seq")} | {"versions": versions()}
+    rows = _rows_so_far(options.json, facts)
     for variant in names:
+        if any(row["variant"] == variant for row in rows):
+            print(f"{variant}: measured before, in {options.json}", flush=True)
+            continue
         with cgroup(int(options.gib * 2**30)) as group:
             rows.append({"variant": variant, "samples": largest(variant, options, group)})
         print(json.dumps(rows[-1]), flush=True)
-        options.json.write_text(json.dumps({**facts, "rows": rows, "versions": versions()}, indent=1) + "\n")
+        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
     return 0
+
+
+def _rows_so_far(path: Path, facts: dict) -> list[dict]:
+    """Rows of an earlier run of the same study; none if it was another."""
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return found["rows"] if all(found.get(key) == value for key, value in facts.items()) else []
 
 
 def largest(variant: str, options: argparse.Namespace, group: Path) -> int:

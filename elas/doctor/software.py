@@ -53,7 +53,9 @@ REQUIRED = (
     Package("pyyaml", "yaml", "settings"),
     Package("ninja", "ninja", "compiling the CPU kernel"),
     Package("tensorboard", "tensorboard", "log.tensorboard"),
-    Package("matplotlib", "matplotlib", "curves: quickstart, report"),
+    Package("matplotlib", "matplotlib", "pictures: plan"),
+    Package("bokeh", "bokeh", "report", ">=3.9"),
+    Package("jinja2", "jinja2", "report"),
     Package("rich", "rich", "prep"),
     Package("filelock", "filelock", "compiling the CPU kernel"),
 )

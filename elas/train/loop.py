@@ -26,6 +26,7 @@ from elas.run_dir import checkpoints_dir, clear_markers, write_marker
 from elas.train import events, history, start
 from elas.train.anomalies import BadSteps, Spikes
 from elas.train.bits import BitsPerByte
+from elas.train.incidents import Incidents
 from elas.train.lines import step_line, validation_line, validation_row, warn
 from elas.train.metrics import Interval, Metrics
 from elas.train.progress import FIRST_S, LATER_S, Progress
@@ -61,7 +62,7 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None, initial: Init
         Watchdog(config.train, stop) as watchdog,
         progress,
     ):
-        return _Run(config, layout, resume, initial, watchdog, stop, progress, ledger).train()
+        return _Run(config, layout, resume, initial, watchdog, stop, progress, ledger).train_to_the_end()
 
 
 class _Run:
@@ -112,6 +113,7 @@ class _Run:
         self.origin = initial.facts() if initial else resume.manifest.get("init_from") if resume else None
         if layout.rank == 0:
             clear_markers(config.train.run_dir)
+        self.incidents = Incidents(config.train.run_dir, writes=layout.rank == 0)
         self.metrics = Metrics(config.train.run_dir, config.log, last_step=self.step, writes=layout.rank == 0)
         self.saver = Saver(config.checkpoint, checkpoints_dir(config), self.engine, manifest_facts(config), resume)
         self.saved = (self.step, self.consumed)  # state in the newest checkpoint; step 0 needs none
@@ -137,7 +139,17 @@ class _Run:
         self.datasets = build_datasets(self.config, beyond)
         self.batches = micro_batches(self.datasets.train, self.config, self.layout, consumed=self.consumed)
 
-    def train(self) -> RunResult:
+    def train_to_the_end(self) -> RunResult:
+        """Train, and note how it ended."""
+        try:
+            result = self._train()
+        except Exception as error:
+            self.incidents.note("failed", self.step, why=(str(error).splitlines() or [type(error).__name__])[0])
+            raise
+        self.incidents.note("stopped" if result.stopped else "finished", self.step, why=result.stopped)
+        return result
+
+    def _train(self) -> RunResult:
         """Train to the last step, or until the run is asked to stop."""
         config = self.config
         self.goodput.started()
@@ -220,6 +232,7 @@ class _Run:
             FloatingPointError: there were too many consecutive ones, or the weights were updated.
         """
         count = self.bad.consecutive
+        self.incidents.note("skipped", self.step, loss=self.loss, grad_norm=norm, consecutive=count)
         self.progress.say(f"step {self.step:>6} skipped: loss {self.loss}, gradient norm {norm} ({count} consecutive)")
         # With a finite norm the optimizer has updated the weights, although the loss was not finite.
         if count == self.config.train.max_bad_steps or math.isfinite(norm):
@@ -250,6 +263,7 @@ class _Run:
         self.progress.say(
             f"step {self.step:>6}: {what}; rollback to step {checkpoint.step}, continuing with the samples after these"
         )
+        self.incidents.note("rollback", self.step, to=checkpoint.step, loss=self.loss, median=median)
         restore(self.engine, checkpoint)
         self.spikes.rolled_back()
         self.interval.losses.clear()
@@ -355,6 +369,9 @@ class _Run:
         for line in lines:
             self.progress.say(line)
         self.metrics.facts(self.config.to_dict(), {"first_step": self.step + 1, **facts})
+        start_facts = {key: facts[key] for key in ("layout", "world_size", "kernel")}
+        start_facts |= {"from_checkpoint": str(resume.path) if resume else None}
+        self.incidents.note("start", self.step, **start_facts)
 
     def _log(self, values: dict) -> None:
         config, engine, step = self.config, self.engine, values["step"]

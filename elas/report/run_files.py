@@ -1,0 +1,120 @@
+"""Reads the files of a run."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elas.console import clock
+from elas.errors import UserError
+from elas.files import read_jsonl
+from elas.report.incidents import Incident, incidents_of
+from elas.run_dir import DONE, REQUEUE
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What the files of a run say."""
+
+    folder: Path
+    name: str
+    """Unique on the page."""
+    config: dict[str, dict[str, Any]]
+    """By section; empty if config.json is missing."""
+    facts: Row
+    """run.json: facts about the last start."""
+    metrics: list[Row]
+    validation: list[Row]
+    incidents: list[Incident]
+    evaluations: list[tuple[str, Row]]
+    """Results of `elas eval` in RUN_DIR/eval, with the names of their files."""
+    state: str
+    """How it ended or stands, in words."""
+    began: float
+    """First start, in seconds since 1970."""
+
+
+def read_runs(folders: list[Path]) -> list[RunFiles]:
+    """Read runs; their names are the shortest ends of their paths that differ.
+
+    Raises:
+        UserError: a folder does not exist, is no run, or has no metrics; or is given twice.
+    """
+    real = [folder.resolve() for folder in folders]
+    for folder, other in zip(folders, real):
+        if real.count(other) > 1:
+            raise UserError(f"{folder}: is given twice")
+    return [_read(folder, name) for folder, name in zip(folders, _names(real))]
+
+
+def _names(folders: list[Path]) -> list[str]:
+    deepest = max(len(folder.parts) for folder in folders)
+    for parts in range(1, deepest + 1):
+        names = ["/".join(folder.parts[-parts:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _read(folder: Path, name: str) -> RunFiles:
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"{folder}: {what}; give a run's folder (train.run_dir)")
+    if not (folder / "metrics.jsonl").exists():
+        inside = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
+        hint = f"; did you mean {inside[0]}?" if inside else "; it has no metrics.jsonl"
+        raise UserError(f"{folder}: is not a run's folder{hint}")
+    try:
+        metrics = read_jsonl(folder / "metrics.jsonl")
+        validation = read_jsonl(folder / "validation.jsonl")
+        events = _with_time(read_jsonl(folder / "events.jsonl"))
+        history = read_jsonl(folder / "config_history.jsonl")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder}: cannot be read ({error})") from error
+    metrics = [row for row in metrics if _number(row.get("loss")) and _number(row.get("tokens"))]
+    if not metrics:
+        raise UserError(f"{folder}: has no step in metrics.jsonl yet; wait for its first")
+    incidents = incidents_of(events, history)
+    times = [row["time"] for row in [*events, *metrics] if _number(row.get("time"))]
+    return RunFiles(
+        folder=folder,
+        name=name,
+        config=_read_json(folder / "config.json"),
+        facts=_read_json(folder / "run.json"),
+        metrics=metrics,
+        validation=[row for row in validation if _number(row.get("loss"))],
+        incidents=incidents,
+        evaluations=[(path.stem, _read_json(path)) for path in sorted((folder / "eval").glob("*.json"))],
+        state=_state(folder, incidents, max(times, default=0.0)),
+        began=min(times, default=0.0),
+    )
+
+
+def _state(folder: Path, incidents: list[Incident], last: float) -> str:
+    if (folder / DONE).exists():
+        return "finished"
+    if (folder / REQUEUE).exists():
+        why = _read_json(folder / REQUEUE).get("stopped")
+        return f"stopped ({why}); the next start continues" if why else "stopped; the next start continues"
+    if incidents and incidents[-1].kind == "failed":
+        return "failed"
+    return f"no end recorded; the last line is {clock(max(0.0, time.time() - last))} old"
+
+
+def _read_json(path: Path) -> Row:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _with_time(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if _number(row.get("time"))]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value - value == 0
