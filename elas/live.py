@@ -158,7 +158,8 @@ def _bar(view: View, columns: int) -> RenderableType:
     row.add_column(ratio=1)
     row.add_column(no_wrap=True, justify="right")
     done = min(view.step, view.steps)
-    row.add_row(Text(position(view)), ProgressBar(total=view.steps, completed=done), f"{done / view.steps:.0%}")
+    bar = ProgressBar(total=view.steps, completed=done, complete_style="cyan", finished_style="green")
+    row.add_row(Text(position(view)), bar, f"{done / view.steps:.0%}")
     return row
 
 

@@ -28,9 +28,7 @@ class Progress(Ticker):
         standing: called to find out what of the run is saved; from any thread.
     """
 
-    def __init__(
-        self, console: Console, steps: int, shows: bool, standing: Callable[[], Standing] = Standing.at_start
-    ):
+    def __init__(self, console: Console, steps: int, shows: bool, standing: Callable[[], Standing] = Standing.at_start):
         super().__init__(shows=shows, every_s=1.0)
         self.console, self.steps = console, steps
         self.interval = FIRST_S
