@@ -24,8 +24,9 @@ from elas.watch.pace import gaps_s, last_growth, usual_s
 from elas.watch.tail import Tail
 
 _OWN = (LOCK, "config.json", "run.json", "metrics.jsonl", DONE, REQUEUE)
-_LATE, _LEAST_S = 3.0, 10.0
-"""Silence of this many usual intervals, and at least these seconds, is no longer usual."""
+_BUSY, _LATE, _LEAST_S = 3.0, 5.0, 30.0
+"""After `_BUSY` usual intervals without a line, a validation or a save that is due is taken for the reason. Silence of
+`_LATE` intervals, at least `_LEAST_S` seconds, is unusual; where one is due, intervals as long as the longest seen."""
 _STARTS_S = 600.0
 """Silence after a start that is reported as such: the first step may compile and wait for data."""
 _AGAIN_S = 30.0
@@ -175,12 +176,13 @@ class Run:
         assert age is not None  # there is a row
         if usual is None:
             return "training", f"last line {clock(age)} ago{held}"
-        if age <= max(_LATE * usual, _LEAST_S):
-            return "training", f"training: last line {clock(age)} ago, usually one every {_interval(usual)}"
         kind, what = self._due()
         known = sum(last_growth(rows, name) for name in ("validation_s", "save_s"))
-        if what and age <= max(_LATE * max(usual + known, *gaps_s(rows)), _LEAST_S):
+        longest = max(usual + known, *gaps_s(rows)) if what else usual
+        if what and _BUSY * usual < age <= max(_LATE * longest, _LEAST_S):
             return kind, f"silent for {clock(age)}: {what}{held}"
+        if age <= max(_LATE * usual, _LEAST_S):
+            return "training", f"training: last line {clock(age)} ago, usually one every {_interval(usual)}{held}"
         more = f"; {what}" if what else ""
         return "silent", (
             f"silent for {clock(age)}, usually a line every {_interval(usual)}{more}; "
