@@ -133,7 +133,7 @@ class Console:
     def clear_below(self) -> None:
         """Remove what a killed process of this terminal left below the cursor."""
         if self.has_blocks:
-            self._write("\x1b[J")
+            self._write(f"{_WRAP}\x1b[J")
 
     def _note_shown(self) -> None:
         if self._live or self._block is not None:

@@ -54,7 +54,7 @@ REQUIRED = (
     Package("ninja", "ninja", "compiling the CPU kernel"),
     Package("tensorboard", "tensorboard", "log.tensorboard"),
     Package("matplotlib", "matplotlib", "curves: quickstart, report"),
-    Package("rich", "rich", "prep"),
+    Package("rich", "rich", "training, watch, prep"),
     Package("filelock", "filelock", "compiling the CPU kernel"),
 )
 """The dependencies of pyproject.toml."""

@@ -133,6 +133,18 @@ def test_few_rows_keep_the_position_and_what_matters_most():
         assert terminal.lines() == [f"line {number}" for number in range(10)]
 
 
+def test_a_block_higher_than_the_terminal_is_cut():
+    with Terminal(40, rows=8) as terminal:
+        console = Console()
+        console.say("first")
+        console.block(lambda screen: [f"row {number}" for number in range(20)])
+        for _ in range(3):
+            console.redraw()
+        assert terminal.lines() == ["first", "", *(f"row {number}" for number in range(6))]
+        console.block(None)
+        assert terminal.lines() == ["first"]
+
+
 def test_lines_of_many_threads_all_stay_above_the_block():
     with Terminal(80) as terminal:
         console, error = Console(), Console("err")
