@@ -168,6 +168,14 @@ class Console:
             setattr(sys, self._name, open(os.devnull, "w"))  # noqa: SIM115  until the process ends
 
 
+def _forked() -> None:
+    """In a forked child: the thread that may hold the lock, or draw the block, is not there."""
+    Console._lock, Console._shown = threading.RLock(), None
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 class Ticker:
     """Calls `tick` from a thread of its own while entered, so that long operations in the main thread are not silent.
 
