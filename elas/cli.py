@@ -11,6 +11,7 @@ from elas.command import end_process, exit_status, run_command
 COMMANDS = {
     "quickstart": ("elas.quickstart", "corpus → tokenizer → tokens → 2-rank training → evaluation → report"),
     "train": ("elas.launch.pretrain", "one training run; several ranks when started by a launcher"),
+    "watch": ("elas.watch.cli", "how runs stand, from their files alone: on this host or another"),
     "config": ("elas.config.cli", "what a setting means: `config`, `config SECTION`, `config KEY`"),
     "plan": ("elas.plan.cli", "layouts, memory and time of a run on a number of GPUs, on paper"),
     "report": ("elas.report.cli", "one HTML page about a run, or several beside each other"),

@@ -1,7 +1,9 @@
-"""Console output: permanent lines, a line that is rewritten in place, heartbeats, durations and tables.
+"""Console output: permanent lines, a line or a block of lines rewritten in place, heartbeats, durations and tables.
 
 A rewritten line is truncated to the terminal's current width: a longer one would wrap, and only its last row would be
-overwritten.
+overwritten. A block is drawn below an empty line, on which the cursor stays: what other processes print lands there and
+is kept, and erasing from the cursor to the end of the screen removes the block, also after the terminal has wrapped its
+lines anew. The cursor is never hidden, so a killed process leaves none hidden.
 """
 
 import os
@@ -9,10 +11,12 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterable
-from typing import Self, TextIO
+from collections.abc import Callable, Iterable
+from typing import ClassVar, NamedTuple, Self, TextIO
 
 _WIPE = "\r\x1b[2K"
+_WIPE_BELOW = "\r\x1b[J"
+_NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"
 
 
 def clock(seconds: float) -> str:
@@ -25,6 +29,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+class Screen(NamedTuple):
+    """The current terminal."""
+
+    columns: int
+    rows: int
+    encoding: str
+
+
 class Console:
     """Writes lines to a stream, from any thread; if the stream fails (closed terminal), later output is dropped.
 
@@ -32,10 +44,13 @@ class Console:
         stream: `out` or `err`, for `sys.stdout` or `sys.stderr`, looked up at each write.
     """
 
+    _lock: ClassVar = threading.RLock()  # of all consoles: both streams are usually one terminal
+    _shown: ClassVar["Console | None"] = None  # the one whose line or block is on the terminal
+
     def __init__(self, stream: str = "out"):
         self._name = f"std{stream}"
-        self._lock = threading.RLock()
         self._live = ""
+        self._block: Callable[[Screen], list[str]] | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -46,22 +61,44 @@ class Console:
             return False
 
     @property
+    def has_blocks(self) -> bool:
+        """Whether `block` shows anything: a terminal that can move its cursor up."""
+        return self.is_terminal and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+    @property
+    def screen(self) -> Screen:
+        """Size and encoding of the terminal; 80 × 24 if unknown."""
+        try:
+            columns, rows = os.get_terminal_size(self._stream.fileno())
+        except (OSError, ValueError, AttributeError):
+            columns, rows = 0, 0
+        return Screen(columns or 80, rows or 24, getattr(self._stream, "encoding", None) or "utf-8")
+
+    @property
     def width(self) -> int:
         """Current columns of the terminal; 80 if unknown."""
-        try:
-            return os.get_terminal_size(self._stream.fileno()).columns or 80
-        except (OSError, ValueError, AttributeError):
-            return 80
+        return self.screen.columns
 
     def say(self, text: str) -> None:
-        """Print a permanent line above the rewritten one; on a terminal it is wrapped between words."""
+        """Print a permanent line above the rewritten one or the block; on a terminal it is wrapped between words."""
         with self._lock:
             if self.is_terminal and len(text) > self.width:
                 text = textwrap.fill(text, self.width - 1, subsequent_indent="  ", break_on_hyphens=False)
-            if self._live:
-                self._write(f"{_WIPE}{text}\n{self._live}")
-            else:
-                self._write(f"{text}\n")
+            shown = Console._shown if self.is_terminal else None
+            if shown is not None:
+                shown._erase()
+            self._write(f"{text}\n")
+            if shown is not None:
+                shown._draw()
+
+    def last(self, text: str) -> None:
+        """Print the last line of a process that ends without leaving its contexts; a block is removed for good."""
+        with self._lock:
+            shown, Console._shown = Console._shown, None
+            if shown is not None:
+                shown._erase()
+                shown._live, shown._block = "", None
+            self.say(text)
 
     def live(self, text: str) -> None:
         """Rewrite the last line, or remove it if `text` is empty; does nothing without a terminal."""
@@ -72,6 +109,52 @@ class Console:
             if text or self._live:
                 self._write(f"{_WIPE}{text}")
             self._live = text
+            self._note_shown()
+
+    def block(self, lines: Callable[[Screen], list[str]] | None) -> None:
+        """Show a block of lines below all others until it is removed with None; only if `has_blocks`.
+
+        Args:
+            lines: called at each drawing, from any thread; returns lines that are narrower than the screen.
+        """
+        with self._lock:
+            if self._block is not None:
+                self._erase()
+            self._block = lines if self.has_blocks else None
+            self._note_shown()
+            self.redraw()
+
+    def redraw(self) -> None:
+        """Draw the block with its current values, if it is shown."""
+        with self._lock:
+            if self._block is not None and self.is_terminal:
+                self._draw()
+
+    def clear_below(self) -> None:
+        """Remove what a killed process of this terminal left below the cursor."""
+        if self.has_blocks:
+            self._write(f"{_WRAP}\x1b[J")
+
+    def _note_shown(self) -> None:
+        if self._live or self._block is not None:
+            Console._shown = self
+        elif Console._shown is self:
+            Console._shown = None
+
+    def _erase(self) -> None:
+        self._write(_WIPE if self._block is None else _WIPE_BELOW)
+
+    def _draw(self) -> None:
+        """Write the rewritten line, or the block with the cursor back above it, in one piece."""
+        if self._block is None:
+            self._write(self._live)
+            return
+        screen = self.screen
+        lines = self._block(screen)[: max(0, screen.rows - 2)]
+        drawn = "".join(f"\n{line}\x1b[K" for line in lines)
+        up = f"\x1b[{len(lines)}A" if lines else ""
+        # Without wrapping, since the terminal may have become narrower since its size was read.
+        self._write(f"\r\x1b[K{_NO_WRAP}{drawn}\x1b[J{_WRAP}{up}\r")
 
     @property
     def _stream(self) -> TextIO:
@@ -83,6 +166,14 @@ class Console:
             self._stream.flush()
         except OSError:
             setattr(sys, self._name, open(os.devnull, "w"))  # noqa: SIM115  until the process ends
+
+
+def _forked() -> None:
+    """In a forked child: the thread that may hold the lock, or draw the block, is not there."""
+    Console._lock, Console._shown = threading.RLock(), None
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 class Ticker:

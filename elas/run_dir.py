@@ -3,6 +3,8 @@
 `launch/slurm/pretrain.sbatch` also uses the names `DONE` and `REQUEUE`. Does not import torch.
 """
 
+import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from elas.errors import ConfigError
 from elas.files import write_json
 
 DONE, REQUEUE = "DONE", "REQUEUE"
+LOCK = ".lock"
 
 
 def checkpoints_dir(config: Config) -> Path:
@@ -29,7 +32,7 @@ def claim(config: Config) -> BaseFileLock:
     folder, key = Path(config.train.run_dir), "train.run_dir"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+        lock = FileLock(folder / LOCK)
         lock.acquire(timeout=0)
     except Timeout:
         fix = "wait for it to end, end it, or give another folder"
@@ -38,6 +41,21 @@ def claim(config: Config) -> BaseFileLock:
         why = f"cannot be written to ({error.strerror})"
         raise ConfigError(key, config.train.run_dir, why, "give another folder") from None
     return lock
+
+
+def lock_holder(folder: Path) -> int | None:
+    """The process on this host that holds a run's lock; None if none is seen, as for a run on another host.
+
+    It only looks: taking the lock for a moment could refuse a run that starts just then.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        facts = os.stat(folder / LOCK)
+        name = f"{os.major(facts.st_dev):02x}:{os.minor(facts.st_dev):02x}:{facts.st_ino}"
+        for line in Path("/proc/locks").read_text().splitlines():  # 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE …
+            fields = line.split()
+            if name in fields and fields[1] == "FLOCK" and int(fields[4]) > 0:
+                return int(fields[4])
+    return None
 
 
 def clear_markers(run_dir: str) -> None:

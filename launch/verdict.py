@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from elas.checkpoint.folder import Checkpoint, checkpoints_in, read_checkpoint
+from elas.console import Console
 from elas.files import write_json
 from elas.launch.guard.processes import signal_name
 from elas.launch.guard.supervise import Outcome
@@ -52,6 +53,7 @@ def conclude(
     if run_speaks and (ending.state == "stopped" or (ending.state == "done" and outcome.status == 0)):
         return status
     lines = "\n".join(_lines(job, ending, outcome, parts))
+    Console("err" if status else "out").clear_below()  # the block of a rank 0 that was killed
     with contextlib.suppress(OSError):  # the terminal may be closed; the exit status still reports the outcome
         print(lines, file=sys.stdout if status == 0 else sys.stderr, flush=True)
     return status

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import shutil
+import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,6 +134,14 @@ def damaged_files(checkpoint: Checkpoint, names: Iterable[str] | None = None) ->
 def checkpoints_in(folder: Path) -> Iterator[Path]:
     """Folders of checkpoints, newest first by name, intact or not; symbolic links are ignored."""
     yield from (path for _, path in _numbered(folder))
+
+
+def age_s(checkpoint: Path) -> float | None:
+    """Seconds since a checkpoint was complete, by its manifest's time; None if it has none."""
+    try:
+        return max(0.0, time.time() - (checkpoint / MANIFEST).stat().st_mtime)
+    except OSError:
+        return None
 
 
 def newer_than(folder: Path, step: int) -> set[str]:

@@ -56,7 +56,7 @@ REQUIRED = (
     Package("matplotlib", "matplotlib", "pictures: plan"),
     Package("bokeh", "bokeh", "report", ">=3.9"),
     Package("jinja2", "jinja2", "report"),
-    Package("rich", "rich", "prep"),
+    Package("rich", "rich", "training, watch, prep"),
     Package("filelock", "filelock", "compiling the CPU kernel"),
 )
 """The dependencies of pyproject.toml."""

@@ -27,7 +27,7 @@ from elas.train import events, history, start
 from elas.train.anomalies import BadSteps, Spikes
 from elas.train.bits import BitsPerByte
 from elas.train.incidents import Incidents
-from elas.train.lines import step_line, validation_line, validation_row, warn
+from elas.train.lines import validation_row, warn
 from elas.train.metrics import Interval, Metrics
 from elas.train.progress import FIRST_S, LATER_S, Progress
 from elas.train.result import RunResult
@@ -55,8 +55,8 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None, initial: Init
         ConfigError: the requested checkpoint is damaged, or all checkpoints of the run are.
         Failure: a checkpoint could not be written.
     """
-    progress = Progress(Console(), config.train.steps, shows=layout.rank == 0)
     ledger = Ledger(resume)
+    progress = Progress(Console(), config.train.steps, layout.rank == 0, ledger.standing)
     with (
         StopRequest(config.train.stop_after_minutes, progress.say, ledger.standing) as stop,
         Watchdog(config.train, stop) as watchdog,
@@ -100,6 +100,7 @@ class _Run:
         self.first = self.step + 1
         self.consumed = resume.manifest["consumed_samples"] if resume else 0
         self.tokens = resume.manifest["tokens"] if resume else 0
+        progress.stepped(self.step, self.tokens)
         self._open_data()
         progress.begin("building the model and its optimizer")
         self.between = MicroBatches(stop, lambda operation: watchdog.mark(self.step, operation), progress)
@@ -207,6 +208,7 @@ class _Run:
         self.goodput.add("data", engine.data_s)
         self.consumed += config.train.global_batch_size
         self.tokens += engine.labels
+        self.progress.stepped(self.step, self.tokens, self.loss)
         if self.bad.note(self.loss, norm):
             self._skipped(norm)
             return True
@@ -268,6 +270,7 @@ class _Run:
         self.spikes.rolled_back()
         self.interval.losses.clear()
         self.step, self.tokens = checkpoint.step, checkpoint.manifest["tokens"]
+        self.progress.stepped(self.step, self.tokens)
         self.goodput.back_to(checkpoint.manifest.get("goodput"))
         self._open_data()
         self.metrics.drop_after(self.step)
@@ -348,7 +351,7 @@ class _Run:
         if self.layout.rank == 0:
             row |= self.bits.of(total)
         self.metrics.log("validation", row)
-        self.progress.say(validation_line(row))
+        self.progress.validated(row)
         self.interval.restart(self.step, self.tokens)
         return ""
 
@@ -389,6 +392,4 @@ class _Run:
         if counts.any():
             row["layers"] = observe.by_layer(counts)
         self.metrics.log("metrics", row)
-        console = self.progress.console
-        width = console.width if console.is_terminal else None
-        self.progress.say(step_line(row, config.train.steps, width, more_s=self.due.seconds(step, over=False)))
+        self.progress.logged(row, self.due.seconds(step, over=False))

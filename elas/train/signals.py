@@ -106,7 +106,7 @@ class StopRequest:
             name = signal.Signals(number).name
             if int(os.environ.get("RANK", "0")) == 0:
                 lost = self._standing().lost()
-                Console("err").say(f"\nerror: ended at once by the second {name}; {lost}")
+                Console("err").last(f"\nerror: ended at once by the second {name}; {lost}")
             os._exit(128 + number)
         if number == signal.SIGTERM and self.failed.first():
             return  # the launcher ends the ranks because one failed; nothing can be saved, the watchdog reports why

@@ -220,7 +220,7 @@ class Watchdog:
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:
             stacks = f"its stacks could not be written to {path} ({error.strerror})"
-        Console("err").say(f"error: {verdict}; rank {self.rank} ends too, {stacks}")
+        Console("err").last(f"error: {verdict}; rank {self.rank} ends too, {stacks}")
         self._publish(verdict)
         self._end(1)
 

@@ -4,7 +4,9 @@ import contextlib
 import os
 import pty
 import re
+import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -153,3 +155,25 @@ def test_other_ranks_show_nothing(capsys):
     with Progress(Console(), 10, shows=False) as progress:
         progress.say("a line")
     assert capsys.readouterr().out == ""
+
+
+def test_a_forked_child_can_print_while_another_thread_of_its_parent_does(capfd):
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with Console._lock:
+            held.set()
+            release.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(60)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends a child that waits for the lock
+        Console().say("from the child")
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    release.set()
+    thread.join()
+    assert status == 0 and "from the child" in capfd.readouterr().out
