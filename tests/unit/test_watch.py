@@ -266,33 +266,30 @@ def test_several_runs_are_rows_of_a_table(tmp_path, capsys):
     assert second.split()[:3] == [str(two), "2/40", "8.8000"] and second.split()[-1] == "done"
 
 
-def test_a_pipe_gets_a_line_for_each_step_until_the_end(tmp_path, capsys):
+def test_a_pipe_gets_a_line_for_each_step_until_the_end(tmp_path):
+    """Each change of the files waits for the line of the one before, so that slow machines see all of them."""
     folder = made(tmp_path)
-
-    def train() -> None:
-        time.sleep(0.3)
-        append(folder, row(8, time.time()))
-        with (folder / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 10, "lo')
-        time.sleep(0.3)
-        Metrics(str(folder), load_config(None, SETTINGS).log, last_step=4, writes=True)  # a resume
-        for step in (6, 8, 10):
-            append(folder, row(step, time.time()))
-        append(folder, {"step": 10, "loss": 3.0, "ppl": 20.1, "tokens": 9, "share": 1, "time": time.time()},
-               "validation")  # fmt: skip
-        time.sleep(0.3)
-        write_marker(str(folder), {"step": 10, "checkpoint": None}, "SIGINT")
-
-    thread = threading.Thread(target=train)
-    thread.start()
-    assert elas(["watch", str(folder), "--every", "0.05"]) == 0
-    thread.join()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.partition("  loss")[0].partition("  validation")[0] for line in lines[:-1]] == [
+    command = [sys.executable, "-m", "elas.cli", "watch", str(folder), "--every", "0.05"]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    lines = [watching.stdout.readline().rstrip()]
+    append(folder, row(8, time.time()))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "lo')
+    lines.append(watching.stdout.readline().rstrip())
+    Metrics(str(folder), load_config(None, SETTINGS).log, last_step=4, writes=True)  # a resume
+    for step in (6, 8, 10):
+        append(folder, row(step, time.time()))
+    append(folder, {"step": 10, "loss": 3.0, "ppl": 20.1, "tokens": 9, "share": 1, "time": time.time()},
+           "validation")  # fmt: skip
+    lines += [watching.stdout.readline().rstrip() for _ in range(4)]
+    write_marker(str(folder), {"step": 10, "checkpoint": None}, "SIGINT")
+    rest = watching.communicate(timeout=60)[0].splitlines()
+    assert watching.returncode == 0
+    assert [line.partition("  loss")[0].partition("  validation")[0] for line in lines] == [
         "step  6/40", "step  8/40", "step  6/40", "step  8/40", "step 10/40", "step     10",
     ]  # fmt: skip
-    assert lines[0] == step_line(row(6, 0.0), 40) and "perplexity 20.1" in lines[-2]
-    assert lines[-1].startswith("stopped at step 10 (SIGINT), 0:0")
+    assert lines[0] == step_line(row(6, 0.0), 40) and "perplexity 20.1" in lines[-1]
+    assert len(rest) == 1 and rest[0].startswith("stopped at step 10 (SIGINT), 0:0")
 
 
 def test_a_terminal_gets_a_block_and_a_snapshot_at_the_end(tmp_path, monkeypatch):
