@@ -33,6 +33,7 @@ from elas.train.result import RunResult
 from elas.train.signals import Agreement, StopRequest
 from elas.train.standing import Ledger, Standing, stopped_line
 from elas.train.throughput import Goodput, Throughput, memory
+from elas.train.trackers import Trackers, open_trackers
 from elas.train.watchdog import Watchdog
 
 
@@ -112,7 +113,7 @@ class _Run:
         self.origin = initial.facts() if initial else resume.manifest.get("init_from") if resume else None
         if layout.rank == 0:
             clear_markers(config.train.run_dir)
-        self.metrics = Metrics(config.train.run_dir, config.log, last_step=self.step, writes=layout.rank == 0)
+        self._open_metrics()
         self.saver = Saver(config.checkpoint, checkpoints_dir(config), self.engine, manifest_facts(config), resume)
         self.saved = (self.step, self.consumed)  # state in the newest checkpoint; step 0 needs none
         ledger.follow(self._standing)
@@ -137,8 +138,18 @@ class _Run:
         self.datasets = build_datasets(self.config, beyond)
         self.batches = micro_batches(self.datasets.train, self.config, self.layout, consumed=self.consumed)
 
+    def _open_metrics(self) -> None:
+        """Open the files of metrics, without the lines after `step`, and on rank 0 the trackers."""
+        config, first = self.config, self.layout.rank == 0
+        trackers = open_trackers(config, self.step, self.progress.say) if first else Trackers()
+        self.metrics = Metrics(config.train.run_dir, trackers, last_step=self.step, writes=first)
+
     def train(self) -> RunResult:
         """Train to the last step, or until the run is asked to stop."""
+        with self.metrics:
+            return self._train()
+
+    def _train(self) -> RunResult:
         config = self.config
         self.goodput.started()
         stopped = self._validate() if self.step == 0 or self.validation_due else ""
@@ -160,10 +171,10 @@ class _Run:
             stopped = self._validate()
         if stopped:
             self.progress.say(stopped_line(config, self.step, stopped, self.saver.last))
-        self.metrics.close()
         checkpoint = str(self.saver.last) if self.saver.last else None
         if self.layout.rank == 0:
             write_marker(config.train.run_dir, {"step": self.step, "checkpoint": checkpoint}, stopped)
+        self.progress.begin("closing the trackers")
         return RunResult(self.step, self.tokens, self.loss, self.valid_loss, checkpoint, stopped)
 
     def _one_step(self) -> bool:
