@@ -50,8 +50,8 @@ def catalogue() -> dict[str, Key]:
             if any(part in (int, float) for part in [*kinds, *inside]) and not isinstance(range_of(field.type), Range):
                 raise TypeError(f"elas.config.schema: {key} is a number without a Range; see elas.config.kinds")
             text = helps[cls.__name__, field.name]
-            made = field.default_factory is not dataclasses.MISSING
-            default = field.default_factory() if made else field.default
+            make = field.default_factory  # of a list
+            default = make() if callable(make) else field.default
             found[key] = Key(key, _type_name(kinds), default, _range_text(field.type), text)
     return found
 

@@ -21,7 +21,10 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the child imports nothing of `elas` before its `sys.path` is the parent's
+    from elas.train.trackers import TrackedRun
 
 MOST_PENDING = 2**25
 """Bytes that the child may be behind."""
@@ -34,7 +37,7 @@ class TrackerProcess:
 
     Args:
         name: of the tracker.
-        run: a `TrackedRun`.
+        run: what the tracker is given.
         say: prints a line.
         keep: takes the tracker's own name of the run, to be given when the run is resumed.
         open_s: longest time in seconds until the tracker is ready for rows, during which the run goes on.
@@ -47,7 +50,7 @@ class TrackerProcess:
     def __init__(
         self,
         name: str,
-        run: Any,
+        run: "TrackedRun",
         say: Callable[[str], None],
         keep: Callable[[str], None],
         *,

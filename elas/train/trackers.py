@@ -21,7 +21,7 @@ from elas.errors import ConfigError
 from elas.files import write_json
 
 OPEN_S, CLOSE_S = 120.0, 30.0
-"""Longest time in seconds that a tracker may take to start, which the run does not wait for, and to end, which it does."""
+"""Longest time in seconds that a tracker may take to start, which the run does not wait for, and to end."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class TensorBoard:
 class Wandb:
     """A run of Weights & Biases, in RUN_DIR/wandb until it is uploaded; offline if there is no API key.
 
-    W&B's own steps must increase, and a run repeats steps; so `step` is logged as a value, and is the axis of all others.
+    W&B's own steps must increase, and a run repeats steps; so `step` is logged as a value, the axis of
+    all others.
 
     Args:
         run: its id is set.
@@ -85,22 +86,22 @@ class Wandb:
     """
 
     def __init__(self, run: TrackedRun, say: Callable[[str], None]):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
-        mode, why = None, f"WANDB_MODE={os.environ.get('WANDB_MODE')}"
-        if wandb.setup().settings.mode not in ("offline", "dryrun", "disabled") and not wandb.login(prompt=False):
+        set_by_user = wandb.setup().settings.mode  # by WANDB_MODE, or in W&B's settings
+        mode, why = None, f"W&B's mode is {set_by_user}"
+        if set_by_user not in ("offline", "dryrun", "disabled") and not wandb.login(prompt=False):
             mode, why = "offline", "no API key: `wandb login`, or WANDB_API_KEY"
         # W&B's variables take precedence over what is only a default here.
         defaults = {"console": "off", "x_stats_pid": os.getppid()}
         settings = {key: value for key, value in defaults.items() if f"WANDB_{key.upper()}" not in os.environ}
-        folder = None if "WANDB_DIR" in os.environ else run.folder
         self._run = wandb.init(
             project=run.project,
             name=run.name,
             id=run.id,
             resume="allow",
             config=run.config,
-            dir=folder,
+            dir=None if "WANDB_DIR" in os.environ else run.folder,
             mode=mode,
             settings=wandb.Settings(**settings),
         )
@@ -132,15 +133,15 @@ class Trackio:
     """
 
     def __init__(self, run: TrackedRun, say: Callable[[str], None]):
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         resume = "allow" if run.id else "never"
         self._run = trackio.init(run.project, name=run.name, config=run.config, resume=resume, embed=False)
         self.id, self._finish = self._run.id, trackio.finish
         if run.id not in (None, self.id):
             say(f"warning: {run.name} is now another run in the project {run.project}, to which this one is appended")
-        show = f"trackio show --project {run.project}"
-        say(str(self._run.url) if self._run.url else f"in {trackio.TRACKIO_DIR}; to see it: {show}")
+        folder = trackio.TRACKIO_DIR  # pyright: ignore[reportPrivateImportUsage]
+        say(self._run.url or f"in {folder}; to see it: trackio show --project {run.project}")
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """See `Tracker`."""
