@@ -68,10 +68,12 @@ def main(argv: list[str]) -> int:
     from elas.accelerator import check_gpus
     from elas.config.deepspeed import choose_zero_stage
     from elas.config.rules import validate
+    from elas.train.trackers import check_trackers
 
     check_gpus(options.ranks)
     choose_zero_stage(config, options.ranks)
     validate(config, options.ranks)
+    check_trackers(config)
     start, fresh = time.monotonic(), not (workdir / "tokenizer").exists()
     prepare(workdir, config, stdlib_corpus())
     _train(config, settings, options.ranks)

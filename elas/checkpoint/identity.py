@@ -8,6 +8,7 @@ from typing import Any
 
 from elas.checkpoint.folder import Checkpoint
 from elas.config import KEYS, Config, ffn_width
+from elas.config.replaced import successor
 from elas.data.corpus import corpus_identity, held_out_identity
 from elas.data.split import EVERYTHING, parse_split
 from elas.errors import ConfigError
@@ -60,12 +61,17 @@ def typed(config: Config, key: str) -> Any:
 
 
 def written_config(checkpoint: Checkpoint) -> Config:
-    """The configuration that wrote a checkpoint; keys unknown to its version have their defaults."""
+    """The configuration that wrote a checkpoint; keys unknown to its version have their defaults.
+
+    Keys that were replaced since then are translated.
+    """
     config = Config()
     for section, values in checkpoint.manifest.get("config", {}).items():
         for name, value in values.items():
-            if f"{section}.{name}" in KEYS:
-                setattr(getattr(config, section), name, value)
+            key, value = successor(f"{section}.{name}", value)
+            if key in KEYS:
+                now, name = key.split(".")
+                setattr(getattr(config, now), name, value)
     return config
 
 

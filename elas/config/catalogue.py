@@ -11,7 +11,7 @@ import typing
 from typing import Any, Literal
 
 from elas.config import schema
-from elas.config.kinds import Range, parts_of, range_of
+from elas.config.kinds import Range, choices_of, parts_of, range_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,9 @@ def catalogue() -> dict[str, Key]:
             if any(part in (int, float) for part in [*kinds, *inside]) and not isinstance(range_of(field.type), Range):
                 raise TypeError(f"elas.config.schema: {key} is a number without a Range; see elas.config.kinds")
             text = helps[cls.__name__, field.name]
-            found[key] = Key(key, _type_name(kinds), field.default, _range_text(field.type), text)
+            make = field.default_factory  # of a list
+            default = make() if callable(make) else field.default
+            found[key] = Key(key, _type_name(kinds), default, _range_text(field.type), text)
     return found
 
 
@@ -83,8 +85,7 @@ def _type_name(kinds: list[Any]) -> str:
 
 
 def _range_text(kind: Any) -> str:
-    literals = [part for part in parts_of(kind) if typing.get_origin(part) is Literal]
-    choices = [str(one) for part in literals for one in typing.get_args(part)]
-    if choices:
-        return " | ".join(choices)
+    if choices := choices_of(kind):
+        several = any(typing.get_origin(part) is list for part in parts_of(kind))
+        return f"any of {', '.join(choices)}" if several else " | ".join(choices)
     return "true | false" if bool in parts_of(kind) else str(range_of(kind) or "")

@@ -55,7 +55,7 @@ def _named(word: str) -> list[Key]:
 
 
 def _lines(key: Key) -> list[str]:
-    default = yaml.safe_dump(key.default).split("\n")[0].removesuffix("...").strip()
+    default = yaml.safe_dump(key.default, default_flow_style=True).split("\n")[0].removesuffix("...").strip()
     facts = "; ".join(part for part in (key.type, key.range, f"default {default}") if part)
     text = textwrap.wrap(key.help, 96, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return [f"  {key.key.split('.')[1]}  ({facts})", *text]

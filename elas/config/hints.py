@@ -5,7 +5,8 @@ import re
 import typing
 from typing import Any
 
-from elas.config.kinds import LARGEST, name_of, parts_of, range_of
+from elas.config.kinds import LARGEST, choices_of, name_of, parts_of, range_of
+from elas.config.replaced import REPLACED, successor
 from elas.config.schema import KEYS, SECTIONS, field_type
 from elas.errors import ConfigError
 
@@ -45,6 +46,7 @@ OTHER_NAMES = {
     "pp": "parallel.pipeline",
     "precision": "train.dtype",
     "resume_from_checkpoint": "checkpoint.resume",
+    "report_to": "log.trackers",
     "rope_theta": "model.rotary_base",
     "save": "train.run_dir",
     "save_interval": "checkpoint.every_steps",
@@ -56,10 +58,13 @@ OTHER_NAMES = {
     "sp": "parallel.sequence",
     "stage": "parallel.zero",
     "tensor_model_parallel_size": "parallel.tensor",
+    "tensorboard": "log.trackers",
     "tp": "parallel.tensor",
     "train_iters": "train.steps",
     "valid_path": "data.valid",
     "vp": "parallel.virtual_pipeline",
+    "wandb": "log.trackers",
+    "wandb_project": "log.project",
     "warmup": "schedule.warmup_steps",
     "warmup_ratio": "schedule.warmup_steps",
     "wd": "optimizer.weight_decay",
@@ -87,7 +92,15 @@ def likely_keys(word: str) -> list[str]:
 
 
 def unknown_key(key: str, value: object) -> ConfigError:
-    """The error for a key that does not exist, with a suggestion."""
+    """The error for a key that does not exist, with a suggestion; for an earlier version's key, what to write today."""
+    if key in REPLACED:
+        new, values = REPLACED[key]
+        try:
+            given = [successor(key, value)[1]]
+        except (KeyError, TypeError):  # never a value of it
+            given = list(values.values())
+        fix = " or ".join(f"{new}: [{', '.join(one)}]" for one in given)
+        return ConfigError(key, value, f"was replaced by {new}", f"write {fix}")
     near = [] if "." in key else difflib.get_close_matches(key, SECTIONS, n=1, cutoff=0.6)
     near = near or likely_keys(key)[:1]
     fix = f"did you mean {near[0]}?" if near else f"sections are {', '.join(SECTIONS)}; see elas config"
@@ -117,9 +130,9 @@ def wrong_type(key: str, value: Any) -> ConfigError:
         meant = _number(key, value, whole=float not in parts_of(kind)) if isinstance(value, str | float) else None
         fix = f"write {meant}" if meant is not None else f"{fix}: {range_of(kind)}"
     elif isinstance(value, str):
-        choices = [str(one) for part in parts_of(kind) for one in typing.get_args(part)]
-        near = difflib.get_close_matches(value, choices, n=1)
-        fix += f"; did you mean {near[0]!r}?" if near else ""
+        near = difflib.get_close_matches(value, choices_of(kind), n=1)
+        meant = f"[{near[0]}]" if near and any(typing.get_origin(part) is list for part in parts_of(kind)) else None
+        fix += f"; did you mean {meant or repr(near[0])}?" if near else ""
     return ConfigError(key, value, "wrong type or choice", fix)
 
 

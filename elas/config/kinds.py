@@ -86,6 +86,15 @@ def parts_of(kind: Any) -> list[Any]:
     return [kind]
 
 
+def choices_of(kind: Any) -> list[str]:
+    """The choices of a field whose type is a `Literal`, or a list of them; empty for other types."""
+    found = []
+    for part in parts_of(kind):
+        inside = typing.get_args(part)[0] if typing.get_origin(part) is list else part
+        found += [str(one) for one in typing.get_args(inside)] if typing.get_origin(inside) is Literal else []
+    return found
+
+
 def plain(kind: Any) -> Any:
     """A field's type without annotations."""
     return typing.Union[tuple(parts_of(kind))]  # noqa: UP007  the parts are known only here
@@ -107,6 +116,8 @@ def name_of(kind: Any) -> str:
     def name(part: Any) -> str:
         if typing.get_origin(part) is Literal:
             return f"one of {', '.join(map(repr, typing.get_args(part)))}"
-        return "a list" if typing.get_origin(part) is list else names[part]
+        if typing.get_origin(part) is list:
+            return f"a list of any of {', '.join(map(repr, choices))}" if (choices := choices_of(part)) else "a list"
+        return names[part]
 
     return " or ".join(name(part) for part in parts_of(kind))

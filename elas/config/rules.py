@@ -43,6 +43,7 @@ def validate(config: Config, world_size: int | None) -> None:
         _zero,
         _batches,
         _export,
+        _log,
         _run_dir,
     ):
         rule(config)
@@ -211,6 +212,15 @@ def _export(config: Config) -> None:
     if config.export.at_end == "dense" and config.low_rank.kind == "cola":
         why = "low_rank.kind=cola has a non-linearity between the factors, so there is no product"
         raise ConfigError("export.at_end", "dense", why, "set it to elas or none")
+
+
+def _log(config: Config) -> None:
+    trackers, project = config.log.trackers, config.log.project
+    if len(set(trackers)) < len(trackers):
+        raise ConfigError("log.trackers", trackers, "names a tracker twice", f"give {sorted(set(trackers))}")
+    if "wandb" in trackers and (len(project) > 128 or set(project) & set("/\\#?%:")):
+        fix = "give at most 128 characters, without / \\ # ? % :"
+        raise ConfigError("log.project", project, "is not a project's name for wandb", fix)
 
 
 def _parallel(config: Config) -> None:

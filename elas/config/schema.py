@@ -24,6 +24,7 @@ from elas.config.kinds import (
     ZeroOrMore,
 )  # fmt: skip
 
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 Corpus = Annotated[str, Says("a prefix, or prefixes with or without weights")] | list[str]
 
 
@@ -235,10 +236,13 @@ class LogConfig:
     """Metrics written during training."""
 
     every_steps: Count = 10
-    """Steps between lines in metrics.jsonl, on the console and in TensorBoard; the first step after a start or resume
+    """Steps between lines in metrics.jsonl, on the console and in the trackers; the first step after a start or resume
     and the last step are always logged."""
-    tensorboard: bool = True
-    """Also write TensorBoard event files under RUN_DIR/tensorboard."""
+    trackers: list[TrackerName] = field(default_factory=lambda: ["tensorboard"])
+    """Where the values of metrics.jsonl and validation.jsonl also go (docs/metrics.md); [] for nowhere. tensorboard
+    writes event files into RUN_DIR/tensorboard."""
+    project: Annotated[str, Says("a text")] = "elas"
+    """Project of the run in wandb and trackio; there the run has the name of its folder."""
     sparsity_tokens: CountOrZero = 1024
     """Tokens per layer and logged step on which zeros and dropped values are counted; 0 turns this off."""
     pairs_every_steps: CountOrZero = 500

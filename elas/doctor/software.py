@@ -52,7 +52,7 @@ REQUIRED = (
     Package("numpy", "numpy", "data"),
     Package("pyyaml", "yaml", "settings"),
     Package("ninja", "ninja", "compiling the CPU kernel"),
-    Package("tensorboard", "tensorboard", "log.tensorboard"),
+    Package("tensorboard", "tensorboard", "log.trackers [tensorboard]"),
     Package("matplotlib", "matplotlib", "pictures: plan"),
     Package("bokeh", "bokeh", "report", ">=3.9"),
     Package("jinja2", "jinja2", "report"),
@@ -65,6 +65,8 @@ OPTIONAL = (
     Package("lm_eval", "lm_eval", "elas eval --tasks", ">=0.4.13", "eval"),
     Package("accelerate", "accelerate", "elas eval --tasks", "", "eval"),
     Package("ray", "ray", "elas prep --executor ray", "", "ray"),
+    Package("wandb", "wandb", "log.trackers [wandb]", ">=0.31", "wandb"),
+    Package("trackio", "trackio", "log.trackers [trackio]", ">=0.43", "trackio"),
 )
 """Extras; Triton, which GPUs need, is in gpu.py."""
 

@@ -48,7 +48,7 @@ SETTINGS: dict[str, object] = {
     "checkpoint.every_steps": SAVED,
     "checkpoint.keep": 0,
     "log.every_steps": 1,
-    "log.tensorboard": False,
+    "log.trackers": [],
 }
 
 

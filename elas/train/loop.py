@@ -28,12 +28,14 @@ from elas.train.anomalies import BadSteps, Spikes
 from elas.train.bits import BitsPerByte
 from elas.train.incidents import Incidents
 from elas.train.lines import validation_row, warn
-from elas.train.metrics import Interval, Metrics
+from elas.train.metrics import Metrics
 from elas.train.progress import FIRST_S, LATER_S, Progress
 from elas.train.result import RunResult
 from elas.train.signals import Agreement, StopRequest
 from elas.train.standing import Ledger, Standing, stopped_line
-from elas.train.throughput import Goodput, Throughput, memory
+from elas.train.step_log import StepLog
+from elas.train.throughput import Goodput
+from elas.train.trackers import Trackers, open_trackers
 from elas.train.watchdog import Watchdog
 
 
@@ -62,7 +64,7 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None, initial: Init
         Watchdog(config.train, stop) as watchdog,
         progress,
     ):
-        return _Run(config, layout, resume, initial, watchdog, stop, progress, ledger).train_to_the_end()
+        return _Run(config, layout, resume, initial, watchdog, stop, progress, ledger).train()
 
 
 class _Run:
@@ -115,20 +117,20 @@ class _Run:
         if layout.rank == 0:
             clear_markers(config.train.run_dir)
         self.incidents = Incidents(config.train.run_dir, writes=layout.rank == 0)
-        self.metrics = Metrics(config.train.run_dir, config.log, last_step=self.step, writes=layout.rank == 0)
+        self._open_metrics()
         self.saver = Saver(config.checkpoint, checkpoints_dir(config), self.engine, manifest_facts(config), resume)
         self.saved = (self.step, self.consumed)  # state in the newest checkpoint; step 0 needs none
         ledger.follow(self._standing)
         self.validation_due = bool(resume and resume.manifest.get("validation_due"))
         self.cycle = cycle_of(self.engine)
         self.bad, self.spikes = BadSteps(), Spikes(config.train.spike_nats)
-        self.throughput = Throughput(config, layout.tp * layout.pp * layout.dp)
         self.goodput = Goodput(resume.manifest.get("goodput") if resume else None)
+        self.log = StepLog(config, layout, self.goodput)
         self.bits = BitsPerByte(config, self.datasets.valid)
         self.agreed = Agreement()
         self.loss: float | None = None
         self.valid_loss: float | None = None
-        self.interval, self.due = Interval(self.step, self.tokens), events.Due(config.train, config.checkpoint)
+        self.due = events.Due(config.train, config.checkpoint)
         self._announce(resume)
         if layout.rank == 0:
             for line in (*(initial.says() if initial else ()), *history.record(config, resume)):
@@ -140,10 +142,17 @@ class _Run:
         self.datasets = build_datasets(self.config, beyond)
         self.batches = micro_batches(self.datasets.train, self.config, self.layout, consumed=self.consumed)
 
-    def train_to_the_end(self) -> RunResult:
-        """Train, and note how it ended."""
+    def _open_metrics(self) -> None:
+        """Open the files of metrics, without the lines after `step`, and on rank 0 the trackers."""
+        config, first = self.config, self.layout.rank == 0
+        trackers = open_trackers(config, self.step, self.progress.say) if first else Trackers()
+        self.metrics = Metrics(config.train.run_dir, trackers, last_step=self.step, writes=first)
+
+    def train(self) -> RunResult:
+        """Train to the last step, or until the run is asked to stop; notes how it ended."""
         try:
-            result = self._train()
+            with self.metrics:
+                result = self._train()
         except Exception as error:
             self.incidents.note("failed", self.step, why=(str(error).splitlines() or [type(error).__name__])[0])
             raise
@@ -151,11 +160,10 @@ class _Run:
         return result
 
     def _train(self) -> RunResult:
-        """Train to the last step, or until the run is asked to stop."""
         config = self.config
         self.goodput.started()
         stopped = self._validate() if self.step == 0 or self.validation_due else ""
-        self.interval.restart(self.step, self.tokens)
+        self.log.interval.restart(self.step, self.tokens)
         while self.step < config.train.steps and not stopped:
             completed = self._one_step()
             if completed and config.train.on_spike != "ignore" and self._spiked():
@@ -173,10 +181,10 @@ class _Run:
             stopped = self._validate()
         if stopped:
             self.progress.say(stopped_line(config, self.step, stopped, self.saver.last))
-        self.metrics.close()
         checkpoint = str(self.saver.last) if self.saver.last else None
         if self.layout.rank == 0:
             write_marker(config.train.run_dir, {"step": self.step, "checkpoint": checkpoint}, stopped)
+        self.progress.begin("closing the trackers")
         return RunResult(self.step, self.tokens, self.loss, self.valid_loss, checkpoint, stopped)
 
     def _one_step(self) -> bool:
@@ -212,7 +220,7 @@ class _Run:
         if self.bad.note(self.loss, norm):
             self._skipped(norm)
             return True
-        self.interval.losses.append(self.loss)
+        self.log.interval.losses.append(self.loss)
         if due:
             self.between.mark("the exact step")
         report = cycle.end(step, lr) if cycle else None
@@ -224,7 +232,9 @@ class _Run:
                 self.between.mark("measuring factor pairs")
                 more |= balance.measure(engine)
             values = {"step": step, "tokens": self.tokens, "loss": self.loss, "grad_norm": norm, "lr": lr, **more}
-            self._log(values)
+            row = self.log.row(engine, values)
+            self.metrics.log("metrics", row)
+            self.progress.logged(row, self.due.seconds(step, over=False))
         return True
 
     def _skipped(self, norm: float) -> None:
@@ -268,13 +278,13 @@ class _Run:
         self.incidents.note("rollback", self.step, to=checkpoint.step, loss=self.loss, median=median)
         restore(self.engine, checkpoint)
         self.spikes.rolled_back()
-        self.interval.losses.clear()
+        self.log.interval.losses.clear()
         self.step, self.tokens = checkpoint.step, checkpoint.manifest["tokens"]
         self.progress.stepped(self.step, self.tokens)
         self.goodput.back_to(checkpoint.manifest.get("goodput"))
         self._open_data()
         self.metrics.drop_after(self.step)
-        self.interval.restart(self.step, self.tokens)
+        self.log.interval.restart(self.step, self.tokens)
         return True
 
     def _flags(self) -> list[float]:
@@ -309,7 +319,7 @@ class _Run:
             self.goodput.add("save", saver.blocked_s)
             if not self.agreed.why:
                 self._agree()
-            self.interval.restart(self.step, self.tokens)
+            self.log.interval.restart(self.step, self.tokens)
         return self.agreed.why
 
     def _standing(self) -> Standing:
@@ -352,7 +362,7 @@ class _Run:
             row |= self.bits.of(total)
         self.metrics.log("validation", row)
         self.progress.validated(row)
-        self.interval.restart(self.step, self.tokens)
+        self.log.interval.restart(self.step, self.tokens)
         return ""
 
     def _diverged(self, what: str) -> FloatingPointError:
@@ -375,21 +385,3 @@ class _Run:
         start_facts = {key: facts[key] for key in ("layout", "world_size", "kernel")}
         start_facts |= {"from_checkpoint": str(resume.path) if resume else None}
         self.incidents.note("start", self.step, **start_facts)
-
-    def _log(self, values: dict) -> None:
-        config, engine, step = self.config, self.engine, values["step"]
-        counts = observe.sum_over_ranks(engine.chunks, config.model.num_layers)
-        rates = self.interval.end(step, values["tokens"])
-        row = {
-            **values,
-            **rates,
-            **self.throughput.of(rates["tokens_per_s"], values["tokens"]),
-            **self.goodput.columns(),
-            **memory(),
-            **observe.shares(counts.sum(0)),
-            "sparse_active": step > config.sparsity.dense_steps and config.sparsity.kind == "2:4",
-        }
-        if counts.any():
-            row["layers"] = observe.by_layer(counts)
-        self.metrics.log("metrics", row)
-        self.progress.logged(row, self.due.seconds(step, over=False))

@@ -1,4 +1,4 @@
-"""Writes a run's metrics: `metrics.jsonl`, `validation.jsonl` and TensorBoard events.
+"""Writes a run's metrics: `metrics.jsonl`, `validation.jsonl`, and the same scalars to its trackers.
 
 Only rank 0 writes. When a run resumes, lines after the checkpoint are dropped, so that no step appears twice. Each line
 is written and flushed at once, so a killed run keeps its curve.
@@ -6,30 +6,28 @@ is written and flushed at once, so a killed run keeps its curve.
 
 import json
 import os
-import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from elas.config import LogConfig
 from elas.files import read_jsonl, write_json
+from elas.train.trackers import Trackers
 
 
 class Metrics:
-    """The metrics files of one run.
+    """The metrics files of one run, and its trackers; a context manager that closes these.
 
     Args:
         run_dir: the run's folder.
-        config: whether TensorBoard events are written too.
+        trackers: take the same values.
         last_step: step of the checkpoint resumed from; 0 for a new run.
         writes: False on all ranks but 0; all methods then do nothing.
     """
 
-    def __init__(self, run_dir: str, config: LogConfig, *, last_step: int, writes: bool):
-        self.writes = writes
+    def __init__(self, run_dir: str, trackers: Trackers, *, last_step: int, writes: bool):
+        self.writes, self._trackers = writes, trackers
         self._start = time.monotonic()
-        self._board = None
         if not writes:
             return
         folder = self._folder = Path(run_dir)
@@ -37,10 +35,12 @@ class Metrics:
         self._paths = {name: folder / f"{name}.jsonl" for name in ("metrics", "validation")}
         for path in self._paths.values():
             _drop_after(path, last_step)
-        if config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        self._trackers.close(failed=kind is not None)
 
     def drop_after(self, step: int) -> None:
         """Drop the lines after `step`, for a rollback."""
@@ -49,7 +49,7 @@ class Metrics:
                 _drop_after(path, step)
 
     def log(self, name: str, values: dict[str, Any]) -> None:
-        """Append a line to `name` (`metrics` or `validation`), and the same values to TensorBoard.
+        """Append a line to `name` (`metrics` or `validation`), and the same values to the trackers.
 
         `values` must contain `step`; `time` (seconds since 1970) and `elapsed_s` (seconds since this start) are added.
         """
@@ -58,9 +58,7 @@ class Metrics:
         values = values | {"time": time.time(), "elapsed_s": time.monotonic() - self._start}
         with self._paths[name].open("a") as file:
             file.write(json.dumps(values, allow_nan=False) + "\n")
-        if self._board is not None:
-            for key, value in _scalars(name, values):
-                self._board.add_scalar(key, value, values["step"])
+        self._trackers.log(values["step"], dict(_scalars(name, values)))
 
     def facts(self, config: dict[str, Any], facts: dict[str, Any]) -> None:
         """Write the run's whole configuration to `config.json`, and facts about this start of it to `run.json`."""
@@ -68,39 +66,14 @@ class Metrics:
             write_json(self._folder / "config.json", config)
             write_json(self._folder / "run.json", facts | {"time": time.time()})
 
-    def close(self) -> None:
-        """Flush and close TensorBoard's writer."""
-        if self._board is not None:
-            self._board.close()
-
-
-class Interval:
-    """Rates and losses since the last logged step; `restart` excludes time spent on validation and saving."""
-
-    def __init__(self, step: int, tokens: int):
-        self.losses: list[float] = []
-        self.restart(step, tokens)
-
-    def restart(self, step: int, tokens: int) -> None:
-        """Measure time and tokens from now on; losses are kept."""
-        self.step, self.tokens, self.start = step, tokens, time.perf_counter()
-
-    def end(self, step: int, tokens: int) -> dict[str, float]:
-        """Return rates and the mean loss for metrics.jsonl, and start the next interval."""
-        passed, trained, steps = time.perf_counter() - self.start, tokens - self.tokens, step - self.step
-        means = {"loss_mean": statistics.fmean(self.losses), "loss_steps": len(self.losses)}
-        self.losses.clear()
-        self.restart(step, tokens)
-        return {"tokens_per_s": trained / passed, "step_s": passed / max(1, steps), **means}
-
 
 def _scalars(name: str, values: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """TensorBoard tags and values of a line: `name/key`, `sources/prefix`, and `layers/key/07` for values by layer."""
+    """Tags and values of a line for trackers: `name/key`, `sources/prefix`, and `layers/key/07` for values by layer."""
     for key, value in values.items():
         if key not in ("step", "time") and isinstance(value, (int, float)):
-            yield f"{name}/{key}", value
+            yield f"{name}/{key}", float(value)
     for source, samples in values.get("sources", {}).items():
-        yield f"sources/{source}", samples
+        yield f"sources/{source}", float(samples)
     for key, of_layers in values.get("layers", {}).items():
         for layer, value in enumerate(of_layers):
             if value is not None:

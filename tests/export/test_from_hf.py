@@ -150,7 +150,7 @@ def test_the_commands_of_the_page_import_and_train(public, tmp_path, monkeypatch
     settings = {"parallel.tensor": 2, "parallel.sequence": True, "data.valid": "data/held-out", "model.seq_length": 32}
     settings |= {"train.micro_batch_size": 2, "train.global_batch_size": 8, "train.dtype": "float32"}
     settings |= {"schedule.warmup_steps": 1, "train.eval_batches": 1, "checkpoint.every_steps": 2, "log.every_steps": 1}
-    settings |= {"train.timeout_seconds": None, "log.tensorboard": False}
+    settings |= {"train.timeout_seconds": None, "log.trackers": []}
     folder = tmp_path / Path(training[3]).parent
     other = {**settings, "train.steps": 1, "train.run_dir": "runs/other", "checkpoint.init_from": folder}
     shown = run_ranks(2, f"{__name__}:train_in", str(tmp_path), [*training[2:], *arguments(other)], timeout=200)[0]

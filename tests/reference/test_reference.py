@@ -41,7 +41,7 @@ BASE = {
     "train.eval_batches": 2,
     "train.timeout_seconds": None,
     "log.every_steps": 1,
-    "log.tensorboard": False,
+    "log.trackers": [],
 }
 SWIGLU = {"model.activation": "swiglu", "sparsity.kind": "none"}
 FULL = {"low_rank.kind": "none"}

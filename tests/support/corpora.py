@@ -51,7 +51,7 @@ SMALL = {
     "train.eval_batches": 1,
     "checkpoint.every_steps": 3,
     "log.every_steps": 1,
-    "log.tensorboard": False,
+    "log.trackers": [],
 }
 
 

@@ -66,7 +66,7 @@ def test_overrides_take_both_spellings_and_leave_the_rest():
         ({"train.steps": 1.5}, "train.steps=1.5"),
         ({"sparsity.kind": "1:4"}, "give one of 'none', '2:4'"),
         ({"train.dtype": "float16"}, "give one of 'float32', 'bfloat16'"),
-        ({"log.tensorboard": "maybe"}, "give true or false"),
+        ({"model.tie_embeddings": "maybe"}, "give true or false"),
         ({"train": 3}, "write train.KEY"),
     ],
 )

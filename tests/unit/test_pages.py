@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from elas.config import Config, load_config
+from elas.config.replaced import successor
 from elas.quickstart import settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,8 +34,8 @@ def test_changed_figure_in_a_page_is_noticed():
 
 
 def with_new_keys(recorded: dict) -> dict:
-    """Settings of a result, with the defaults of keys that were added after it; those change nothing."""
-    return {**settings_of(Config()), **recorded}
+    """Settings of a result by the keys of today, with the defaults of those added after it, which change nothing."""
+    return {**settings_of(Config()), **dict(successor(key, value) for key, value in recorded.items())}
 
 
 def test_quickstart_was_measured_with_todays_preset():

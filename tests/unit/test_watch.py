@@ -17,11 +17,12 @@ from elas.errors import UserError
 from elas.run_dir import claim, write_marker
 from elas.train.lines import step_line
 from elas.train.metrics import Metrics
+from elas.train.trackers import Trackers
 from elas.watch.state import Run
 from elas.watch.tail import FIRST_BYTES, Tail
 
 SETTINGS = {"train.steps": 40, "log.every_steps": 2, "train.eval_every": 10, "checkpoint.every_steps": 20,
-            "log.tensorboard": False}  # fmt: skip
+            "log.trackers": []}  # fmt: skip
 
 
 def row(step: int, at: float, **more) -> dict:
@@ -38,7 +39,7 @@ def append(folder: Path, values: dict, name: str = "metrics") -> None:
 def made(folder: Path, age: float = 1.0, every: float = 4.0, steps: tuple[int, ...] = (2, 4, 6)) -> Path:
     """A run whose last line is so old, with a line every so many seconds."""
     config = load_config(None, {**SETTINGS, "train.run_dir": str(folder)})
-    Metrics(str(folder), config.log, last_step=0, writes=True).facts(config.to_dict(), {"first_step": 1})
+    Metrics(str(folder), Trackers(), last_step=0, writes=True).facts(config.to_dict(), {"first_step": 1})
     facts = json.loads((folder / "run.json").read_text())
     last = time.time() - age
     (folder / "run.json").write_text(json.dumps(facts | {"time": last - every * len(steps)}))
@@ -179,7 +180,7 @@ def test_a_resume_that_replaces_the_file_drops_its_lines(tmp_path, more):
         append(tmp_path, row(step, float(step)))
     tail = Tail(path)
     assert [one["step"] for one in tail.read()] == [1, 2, 3, 4, 5]
-    Metrics(str(tmp_path), load_config(None, SETTINGS).log, last_step=3, writes=True)
+    Metrics(str(tmp_path), Trackers(), last_step=3, writes=True)
     for step in range(4, 4 + more):
         append(tmp_path, row(step, 100.0 + step))
     assert [one["step"] for one in tail.read()] == [1, 2, 3, *range(4, 4 + more)]
@@ -276,7 +277,7 @@ def test_a_pipe_gets_a_line_for_each_step_until_the_end(tmp_path):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10, "lo')
     lines.append(watching.stdout.readline().rstrip())
-    Metrics(str(folder), load_config(None, SETTINGS).log, last_step=4, writes=True)  # a resume
+    Metrics(str(folder), Trackers(), last_step=4, writes=True)  # a resume
     for step in (6, 8, 10):
         append(folder, row(step, time.time()))
     append(folder, {"step": 10, "loss": 3.0, "ppl": 20.1, "tokens": 9, "share": 1, "time": time.time()},
