@@ -2,7 +2,7 @@
 # The 1B model on C4 with two nodes of eight H100 under SLURM: data, plan, job. Run it on a login node, step by step, in
 # the environment that has elas:
 #
-#   export SHARED=/shared/me                # a folder that all nodes see, with 150 GB
+#   export SHARED=/shared/me                # a folder that all nodes see, with 200 GB
 #   bash 1b_c4_2nodes.sh data               # download, tokenizer, tokens: hours; the same command resumes
 #   bash 1b_c4_2nodes.sh verify             # when the tokens are there: checksums, as in their manifests
 #   bash 1b_c4_2nodes.sh plan               # layouts, memory and days, on paper
