@@ -13,7 +13,7 @@ page and the result files differ, as a test does.
 | gpu_ffn_GPU.json | `elas bench ffn --device cuda --dtypes bfloat16 --tokens 16384 --variants … --json …` |
 | gpu_step_GPU.json | `elas bench step --device cuda --preset 60m --dtypes bfloat16 --batch 128 --variants … --json …` |
 | step_4x256_DTYPE.json, step_16x1024_DTYPE_WHAT.json | `elas bench step --preset 350m --layers 8 …` (docs/memory.md) |
-| micro_batch.json, loss.json, dry_run.json | `python docs/experiments/NAME.py` |
+| micro_batch.json, loss.json, dry_run.json, report.json | `python docs/experiments/NAME.py` |
 | engines.json | `python tests/export/engines.py RUN --vllm PYTHON --llama PYTHON --llama-cpp CHECKOUT --json …` |
 | EXPERIMENT.json | `python docs/experiments/run.py EXPERIMENT` |
 """
@@ -25,14 +25,15 @@ import statistics
 import sys
 from pathlib import Path
 
+import against_full_rank
 import memory
+import report
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 ROOT = HERE.parents[1]
-PAGES = tuple(
-    ["README.md", *(f"docs/{name}.md" for name in ("results", "kernels", "megatron", "generate", "export", "memory"))]
-)
+_DOCS = ("index", "results", "kernels", "megatron", "generate", "export", "memory", "report")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in _DOCS))
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 
 EXPERIMENTS = {
@@ -221,6 +222,7 @@ def spread(rows: list[dict]) -> tuple[float, float]:
 
 
 BLOCKS = {
+    "against_full_rank": against_full_rank.table,
     "quickstart": quickstart,
     "quickstart_rates": quickstart_rates,
     "experiments": experiments,
@@ -233,6 +235,7 @@ BLOCKS = {
     "memory_step_small": memory.step_small,
     "loss": memory.loss,
     "dry_run": memory.dry_run,
+    "report_speed": report.table,
 }
 
 
