@@ -1,4 +1,4 @@
-# make quickstart | test | test-gpu | lint | typecheck: each makes its own environment in .venv from constraints.txt first.
+# make quickstart | test | test-gpu | lint | typecheck | docs: each makes its own environment in .venv from constraints.txt first.
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 VENV ?= .venv
@@ -23,7 +23,7 @@ define step
 	wait $$pid || { tail -n 30 $(LOG); echo "error: this step failed; its whole output is in $(LOG)"; exit 1; }
 endef
 
-.PHONY: quickstart test test-gpu lint typecheck install clean
+.PHONY: quickstart test test-gpu lint typecheck docs install clean
 
 $(BIN)/elas: constraints.txt pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; make PYTHON=/path/to/python3.11"; exit 2; }
@@ -68,5 +68,10 @@ lint: $(BIN)/elas
 typecheck: $(BIN)/elas
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
+# The documentation, into site/. Fails for a broken link, and for a setting, command or option without a description.
+docs: $(BIN)/elas
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file docs/site/mkdocs.yml
+	@echo "site/index.html; with search: python -m http.server --directory site"
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

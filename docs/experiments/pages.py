@@ -25,6 +25,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import against_full_rank
 import memory
 import metrics_cost
 import report
@@ -32,7 +33,7 @@ import report
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 ROOT = HERE.parents[1]
-WITH_FIGURES = ("results", "kernels", "megatron", "generate", "export", "memory", "metrics", "report")
+WITH_FIGURES = ("index", "results", "kernels", "megatron", "generate", "export", "memory", "metrics", "report")
 PAGES = ("README.md", *(f"docs/{name}.md" for name in WITH_FIGURES))
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 
@@ -222,6 +223,7 @@ def spread(rows: list[dict]) -> tuple[float, float]:
 
 
 BLOCKS = {
+    "against_full_rank": against_full_rank.table,
     "quickstart": quickstart,
     "quickstart_rates": quickstart_rates,
     "experiments": experiments,
