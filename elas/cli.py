@@ -12,7 +12,7 @@ COMMANDS = {
     "quickstart": ("elas.quickstart", "corpus → tokenizer → tokens → 2-rank training → evaluation → report"),
     "train": ("elas.launch.pretrain", "one training run; several ranks when started by a launcher"),
     "config": ("elas.config.cli", "what a setting means: `config`, `config SECTION`, `config KEY`"),
-    "plan": ("elas.plan.cli", "layouts, memory and time of a run on a number of GPUs, on paper"),
+    "plan": ("elas.plan_check.cli", "layouts, memory and time of a run on a number of GPUs; checked by real steps"),
     "launch": ("elas.launch.cli", "start a run: `launch local`, `ssh`, `slurm`; check hosts: `launch check`"),
     "checkpoint": (
         "elas.checkpoint.cli",
