@@ -17,10 +17,10 @@ from elas import accelerator
 from elas.config import load_config
 from elas.config.rules import validate
 from elas.plan.hardware import Machine, measured_machine
-from elas.plan.rates import Measured, Rates, read_measured
+from elas.plan.rates import Measured, measured_from, read_measured
 
 RESULT = Path(__file__).resolve().parent / "results" / "plan_check.json"
-SHAPE = {"model.num_layers": 4, "model.seq_length": 256, "train.micro_batch_size": 4, "train.global_batch_size": 16}
+SHAPE = {"model.num_layers": 4, "model.seq_length": 256, "train.micro_batch_size": 4, "train.global_batch_size": 8}
 FP32, BF16 = {"train.dtype": "float32"}, {"train.dtype": "bfloat16"}
 SWIGLU = {"low_rank.kind": "none", "model.activation": "swiglu", "sparsity.kind": "none",
           "model.ffn_hidden_size": 1376}  # fmt: skip
@@ -54,7 +54,7 @@ CASES = {  # name: (ranks, settings)
 
 def main() -> int:
     """Measure every case, or those that are named."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", metavar="CASE", help="names, to try; nothing is written")
     parser.add_argument("--hardware-file", type=Path, help="instead of measuring before and after")
     parser.add_argument("--steps", type=int, default=5)
@@ -78,7 +78,7 @@ def main() -> int:
         wrong = [one["name"] for one in found[name]["components"] if not one["agrees"]]
         print(f"  {'DIFFER: ' + ', '.join(wrong) if wrong else 'exact components agree'}", flush=True)
     if options.only:
-        print(json.dumps(found, indent=1))
+        print(json.dumps([row(name, facts, measured_machine(before)) for name, facts in found.items()], indent=1))
         return 0
     between = mean(before, given or measure(usable()))
     rows = [row(name, facts, measured_machine(between)) for name, facts in found.items()]
@@ -91,20 +91,10 @@ def mean(one: Measured, other: Measured) -> Measured:
     """Rates halfway between two measurements of a machine."""
 
     def halfway(a, b):
-        if isinstance(a, dict):
-            return {key: halfway(a[key], b[key]) for key in a}
-        return (a + b) / 2
+        return {key: halfway(a[key], b[key]) for key in a} if isinstance(a, dict) else (a + b) / 2
 
-    busy = {
-        count: {dtype: Rates(**halfway(dataclasses.asdict(rates), dataclasses.asdict(other.busy[count][dtype])))
-                for dtype, rates in by.items()}
-        for count, by in one.busy.items()
-    }  # fmt: skip
-    links = {
-        kind: dataclasses.replace(link, **halfway(dataclasses.asdict(link), dataclasses.asdict(other.links[kind])))
-        for kind, link in one.links.items()
-    }
-    return dataclasses.replace(one, busy=busy, links=links)
+    first, second = one.to_dict(), other.to_dict()
+    return measured_from({**first, **{key: halfway(first[key], second[key]) for key in ("busy", "links")}})
 
 
 def row(name: str, facts: dict, machine: Machine) -> dict:

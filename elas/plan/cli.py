@@ -66,7 +66,9 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> Parser:
     what = "Layouts, memory and time of a run on a number of GPUs, on paper. "
-    what += "See also elas plan --measure --help (this machine's rates) and elas plan --check --help (beside real steps)."
+    what += (
+        "See also elas plan --measure --help (this machine's rates) and elas plan --check --help (beside real steps)."
+    )
     parser = SettingsParser("elas plan", what, EXAMPLE)
     parser.add_argument("--config", "--preset", required=True, help="YAML file, or a preset: " + ", ".join(presets()))
     known = [*MACHINES, THIS_MACHINE]
@@ -230,7 +232,8 @@ def _print(config, gpus, options, machine: Machine, found, chosen, rivals, token
     if not found:
         print("no layout divides the model, the batch (train.global_batch_size) and the GPUs")
         return
-    print(f"{len(found):,} layouts divide, {sum(plan.fits for plan in found):,} fit in {USABLE:.0%} of {_less(machine)}\n")  # fmt: skip
+    fitting = sum(plan.fits for plan in found)
+    print(f"{len(found):,} layouts divide, {fitting:,} fit in {USABLE:.0%} of {_less(machine)}\n")
     days = ["days"] if tokens else []
     headers = ["layout", "micro-batch", "recompute", "GB", "step s", "tokens/s", "MFU", *days]
     shown = found[: options.top] if chosen else found[: min(3, options.top)]

@@ -149,14 +149,23 @@ def read_measured(path: Path) -> Measured:
     if not path.exists():
         raise UserError(f"--hardware this-machine: {path} does not exist; run `elas plan --measure` first")
     try:
-        found = json.loads(path.read_text())
-        busy = {int(ranks): {dtype: _rates(one) for dtype, one in by.items()} for ranks, by in found["busy"].items()}
-        links = {kind: Link(**found["links"][kind]) for kind in KINDS if kind in found["links"]}
-        measured = Measured(**{**found, "busy": busy, "links": links})
-        if not {1, measured.ranks} <= busy.keys() or (measured.ranks > 1 and len(links) < len(KINDS)):
-            raise ValueError("rates are missing")
+        return measured_from(json.loads(path.read_text()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise UserError(f"{path}: not a hardware file ({error}); `elas plan --measure` makes a new one") from error
+
+
+def measured_from(found: dict[str, Any]) -> Measured:
+    """From a dict like that of `Measured.to_dict`; raises what a malformed one gives, `ValueError` for bad rates."""
+    busy = {int(ranks): {dtype: _rates(one) for dtype, one in by.items()} for ranks, by in found["busy"].items()}
+    links = {kind: Link(**found["links"][kind]) for kind in KINDS if kind in found["links"]}
+    for link in links.values():
+        if not (0 < link.bytes_per_s < math.inf and 0 <= link.latency_s < math.inf):
+            raise ValueError(f"a link is {link}")
+    measured = Measured(**{**found, "busy": busy, "links": links})
+    if not {1, measured.ranks} <= busy.keys() or (measured.ranks > 1 and len(links) < len(KINDS)):
+        raise ValueError("rates are missing")
+    if not 0 < measured.memory < math.inf:
+        raise ValueError(f"memory is {measured.memory}")
     return measured
 
 

@@ -78,15 +78,23 @@ def _rank(plan: Plan) -> tuple:
 
 
 def best(config: Config, gpus: int, machine: Machine) -> Plan | None:
-    """The fastest layout that fits and is valid; None if there is none."""
+    """The fastest layout that fits and is valid; None if nothing fits.
+
+    Raises:
+        UserError: every layout that fits breaks a rule, such as one between settings that no layout changes.
+    """
+    refused: UserError | None = None
     for plan in plans(config, gpus, machine):
         if not plan.fits:
-            return None
+            break
         try:
             validate(plan.config, gpus)
-        except UserError:  # a rule that the enumeration does not know
+        except UserError as error:  # a rule that the enumeration does not know
+            refused = refused or error
             continue
         return plan
+    if refused is not None:
+        raise refused
     return None
 
 

@@ -223,8 +223,8 @@ def _update(config: Config, rates: Rates, stage: int, d: int, micro_batches: int
 
     Bytes for each parameter, in fp32 and in bf16: at ZeRO 0 the norm squares a copy (12 or 16), and clips in place (8);
     bf16 gradients become fp32 ones (6), masters bf16 weights (6); over ranks they are made flat, divided and copied
-    back (24). ZeRO copies gradients into a bucket and divides it (16) with each reduction, and takes its part out of it,
-    whose norm it computes and which it scales (28); updated weights are copied back (8 or 6).
+    back (24). ZeRO copies gradients into a bucket and divides it (16) with each reduction, and takes its part out of
+    it, whose norm it computes and which it scales (28); updated weights are copied back (8 or 6).
     """
     e = 4 if config.train.dtype == "float32" else 2
     held = rank_parameters(config)

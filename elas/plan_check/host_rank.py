@@ -1,5 +1,6 @@
-"""On a rank: what Python needs for a layer, a micro-batch and a step, from engines so small that nothing else counts."""
+"""On a rank: what Python needs for a layer, a micro-batch and a step, from engines in which nothing else counts."""
 
+import functools
 import gc
 import itertools
 import statistics
@@ -54,7 +55,7 @@ def _step(layers: int, micro_batches: int, layout: Layout) -> float:
     ids = torch.ones(1, 8, dtype=torch.int64, device=accelerator.device())
     batch = itertools.repeat((ids, ids))
     engine.step(batch)
-    times = [measure.seconds(lambda: engine.step(batch), accelerator.device())[0] for _ in range(STEPS)]
+    times = [measure.seconds(functools.partial(engine.step, batch), accelerator.device())[0] for _ in range(STEPS)]
     del engine
     gc.collect()  # engines have reference cycles
     return statistics.median(times)

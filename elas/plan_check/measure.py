@@ -13,7 +13,7 @@ from elas.console import Heartbeat, table
 from elas.errors import UserError
 from elas.files import write_json
 from elas.launch.job import whole_number
-from elas.plan.rates import KINDS, Link, Measured, Rates, default_file, read_measured
+from elas.plan.rates import KINDS, Measured, Rates, default_file, measured_from, read_measured
 from elas.plan_check.ranks import on_ranks, usable
 
 SHAPES = {"cpu": {"preset": "60m", "batch": 4, "seq": 256}, "cuda": {"preset": "1b", "batch": 32, "seq": 256}}
@@ -22,16 +22,20 @@ SHAPES = {"cpu": {"preset": "60m", "batch": 4, "seq": 256}, "cuda": {"preset": "
 def main(argv: list[str]) -> int:
     """Run `elas plan --measure`; returns 0, raises `UserError` for mistakes."""
     what = "Measure rates of products, memory, links, optimizer and Python on this machine, with all ranks busy."
-    parser = Parser("elas plan --measure", what, "elas plan --measure && elas plan --config 60m --hardware this-machine")
+    parser = Parser(
+        "elas plan --measure", what, "elas plan --measure && elas plan --config 60m --hardware this-machine"
+    )
     parser.add_argument("--measure", action="store_true", required=True, help="about a minute on two cores")
-    parser.add_argument("--ranks", type=int, metavar="N", help="busy at the same time (default: GPUs, or usable cores)")
+    parser.add_argument("--ranks", type=int, metavar="N", help="all busy at once (default: GPUs, or usable cores)")
     where = f"to write (default: {default_file()})"
     parser.add_argument("--hardware-file", type=Path, metavar="FILE", help=where)
     options = parser.parse_args(argv)
     whole_number("--ranks", options.ranks)
     ranks, path = options.ranks or usable(), options.hardware_file or default_file()
     if ranks > usable():
-        raise UserError(f"--ranks {ranks}: rates are those of busy GPUs or cores, of which {usable()} are here; give fewer")
+        raise UserError(
+            f"--ranks {ranks}: rates are those of busy GPUs or cores, of which {usable()} are here; give fewer"
+        )
     _check_writable(path)
     measured = measure(ranks)
     write_json(path, measured.to_dict())
@@ -58,14 +62,8 @@ def measure(ranks: int) -> Measured:
     about |= {"seconds": round(time.perf_counter() - begun, 1), "cores": len(os.sched_getaffinity(0))}
     name = torch.cuda.get_device_name() if device == "cuda" else accelerator.processor()
     total = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else (free_memory() or 0) / ranks
-    busy = {int(count): {dtype: _rates(one) for dtype, one in by.items()} for count, by in found["busy"].items()}
-    links = {kind: Link(**one) for kind, one in found["links"].items()}
-    return Measured(name, device, ranks, total, busy, links, about)
-
-
-def _rates(values: dict[str, Any]) -> Rates:
-    tables = {name: {int(rank): rate for rank, rate in values[name].items()} for name in ("factor", "core")}
-    return Rates(**{**values, **tables})
+    facts = {"name": name, "device": device, "ranks": ranks, "memory": total, "about": about}
+    return measured_from({**facts, "busy": found["busy"], "links": found["links"]})
 
 
 def _check_writable(path: Path) -> None:

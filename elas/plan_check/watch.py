@@ -1,8 +1,8 @@
 """Watches training steps on a rank: bytes that collectives send, FLOPs, and where the time goes.
 
 Nothing of the engine is replaced by something that computes otherwise: operators are seen by torch's dispatch modes,
-and waiting for other ranks by the clock around `Work.wait`, through which gloo's collectives and messages all pass. On a
-GPU nothing waits there, so there the parts of the time are not measured.
+and waiting for other ranks by the clock around `Work.wait`, through which gloo's collectives and messages all pass. On
+a GPU nothing waits there, so there the parts of the time are not measured.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class CountTraffic(TorchDispatchMode):
         self.sent = {"tensor": 0.0, "pipeline": 0.0, "data": 0.0}
         groups = {"data": parallel.data_group(), "tensor": parallel.tensor_group()}
         ranks = {kind: tuple(dist.get_process_group_ranks(group)) for kind, group in groups.items()}
-        self._kinds = {which: kind for kind, which in ranks.items() if len(which) > 1}
+        self._kinds: dict[tuple[int, ...], str] = {which: kind for kind, which in ranks.items() if len(which) > 1}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Count a collective, then run the operator."""
@@ -80,7 +80,7 @@ def count_flops(found: list[float]) -> Iterator[None]:
 
         return count
 
-    added = {aten.addmm_: lambda _c, a, b, out_shape=None, **_: mm_flop(a, b)}
+    added: dict[Any, Callable] = {aten.addmm_: lambda _c, a, b, out_shape=None, **_: mm_flop(a, b)}
     for name in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention"):
         for end, of_backward in (("", False), ("_backward", True)):
             operator = getattr(aten, f"_scaled_dot_product_{name}{end}", None)
@@ -110,8 +110,8 @@ class Clock:
 
     def __enter__(self) -> "Clock":
         self._replace(_c10d.Work, "wait", self._timed_wait)
-        for name in ("isend", "irecv"):
-            self._replace(dist, name, self._noted_message)
+        for name in ("send", "recv"):
+            self._replace(_c10d.ProcessGroup, name, self._noted_message)
         owner, name = (self._engine, "_update") if self._engine.uses_schedule else (self._engine.deepspeed, "step")
         self._replace(owner, name, self._timed_update)
         return self
@@ -121,10 +121,9 @@ class Clock:
             self._undo.pop()()
 
     def _replace(self, owner: Any, name: str, wrapped: Callable[[Callable], Callable]) -> None:
-        before = getattr(owner, name)
-        own = name in vars(owner)
-        setattr(owner, name, wrapped(before))
-        self._undo.append(lambda: setattr(owner, name, before) if own else delattr(owner, name))
+        own = vars(owner).get(name)  # of a C++ class not what `getattr` gives, which would not bind to instances
+        setattr(owner, name, wrapped(getattr(owner, name)))
+        self._undo.append(lambda: delattr(owner, name) if own is None else setattr(owner, name, own))
 
     def _timed_wait(self, wait: Callable) -> Callable:
         def timed(work, *args, **kwargs):

@@ -26,6 +26,7 @@ CASES = {
     "tp2-sp bf16": (2, {**SP2, "train.dtype": "bfloat16"}),
     "pp2": (2, layout(pipeline=2)),
     "pp2-interleaved": (2, layout(pipeline=2, virtual_pipeline=2)),
+    "pp2 tied": (2, {**layout(pipeline=2), "model.tie_embeddings": True}),
     "pp4": (4, layout(pipeline=4)),
     "dp2-zero0": (2, layout(zero=0)),
     "dp2-zero1": (2, layout(zero=1)),
