@@ -13,7 +13,7 @@ page and the result files differ, as a test does.
 | gpu_ffn_GPU.json | `elas bench ffn --device cuda --dtypes bfloat16 --tokens 16384 --variants … --json …` |
 | gpu_step_GPU.json | `elas bench step --device cuda --preset 60m --dtypes bfloat16 --batch 128 --variants … --json …` |
 | step_4x256_DTYPE.json, step_16x1024_DTYPE_WHAT.json | `elas bench step --preset 350m --layers 8 …` (docs/memory.md) |
-| micro_batch.json, loss.json, dry_run.json | `python docs/experiments/NAME.py` |
+| micro_batch.json, loss.json, dry_run.json, plan_check.json, plan_published.json | `python docs/experiments/NAME.py` |
 | engines.json | `python tests/export/engines.py RUN --vllm PYTHON --llama PYTHON --llama-cpp CHECKOUT --json …` |
 | EXPERIMENT.json | `python docs/experiments/run.py EXPERIMENT` |
 """
@@ -26,12 +26,16 @@ import sys
 from pathlib import Path
 
 import memory
+import plan
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 ROOT = HERE.parents[1]
 PAGES = tuple(
-    ["README.md", *(f"docs/{name}.md" for name in ("results", "kernels", "megatron", "generate", "export", "memory"))]
+    [
+        "README.md",
+        *(f"docs/{name}.md" for name in ("results", "kernels", "megatron", "generate", "export", "memory", "plan")),
+    ]
 )
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 
@@ -233,6 +237,10 @@ BLOCKS = {
     "memory_step_small": memory.step_small,
     "loss": memory.loss,
     "dry_run": memory.dry_run,
+    "plan_check": plan.check,
+    "plan_parameters": plan.parameters,
+    "plan_activations": plan.activations,
+    "plan_boost": plan.boost,
 }
 
 

@@ -6,7 +6,7 @@ What layers save for the backward pass is exact (`token_bytes`; `elas bench step
 of kernels and allocator overhead are not included.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from elas.config import Config, ffn_width, recompute_of
 from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_stage
@@ -36,7 +36,7 @@ class Memory:
     @property
     def total(self) -> int:
         """Sum of all components."""
-        return sum(asdict(self).values())
+        return sum(vars(self).values())
 
 
 def estimate(config: Config, world_size: int, device: str = "cpu") -> Memory:

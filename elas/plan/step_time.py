@@ -11,7 +11,7 @@ for all micro-batches, and the others need for one; interleaving divides the lat
 `HOST_S` of `elas.plan.rates` was measured beside an H100 (docs/results.md: 57 ms for eight layers).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 
 from elas.config import Config, ffn_width, recompute_of
@@ -49,7 +49,7 @@ class StepTime:
     @property
     def total(self) -> float:
         """Sum."""
-        return sum(asdict(self).values())
+        return sum(vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _beside_gpu(times: StepTime, fill: float, v: int, pace: _Pace, config: Confi
     p = config.parallel.pipeline
     python = times.host * (1 + (p - 1) / (v * micro_batches))
     device = times.total - times.host
-    return StepTime(**{**asdict(times), "host": max(0.0, python - device)})
+    return StepTime(**{**vars(times), "host": max(0.0, python - device)})
 
 
 def _pace(config: Config, world_size: int, machine: Machine) -> _Pace:

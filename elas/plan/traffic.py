@@ -7,12 +7,13 @@ real ranks), as rings: a rank sends (t − 1)/t of an all-gather or reduce-scatt
 `elas bench comm` counts on real ranks is `tensor_values`.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from elas.config import Config, recompute_of
 from elas.config.deepspeed import read_deepspeed_json, zero_stage
 from elas.model.loss_chunks import chunk_tokens
 from elas.plan.counts import rank_parameters, replicated_parameters
+from elas.plan.shapes import rank_sizes
 
 Values = dict[str, int]
 """Values for each token in collectives, by kind."""
@@ -59,7 +60,7 @@ class Traffic:
     @property
     def total(self) -> float:
         """Sum."""
-        return sum(asdict(self).values())
+        return sum(vars(self).values())
 
 
 def traffic(config: Config, world_size: int) -> Traffic:
@@ -84,7 +85,7 @@ def traffic_by_kind(config: Config, world_size: int) -> tuple[Bytes, float, Byte
     values = read_deepspeed_json(config)
     stage, zero = zero_stage(values), values.get("zero_optimization", {})
     held = rank_parameters(config)
-    each = _data_bytes(zero, stage, e, micro_batches, held) if d > 1 else {}
+    each = _data_bytes(config, zero, stage, e, micro_batches) if d > 1 else {}
     return (
         _tensor(config, tokens, e, stage, micro_batches) if t > 1 else {},
         _pipeline(config, tokens, e),
@@ -141,16 +142,28 @@ def _pipeline(config: Config, tokens: int, e: int) -> float:
     return tensors * tokens * h * e / (t if parallel.sequence else 1) + tied
 
 
-def _data_bytes(values: dict, stage: int, e: int, micro_batches: int, held: int) -> Bytes:
+def _data_bytes(config: Config, values: dict, stage: int, e: int, micro_batches: int) -> Bytes:
     """Bytes for each parameter that a ring of very many ranks sends. DeepSpeed reduces gradients in fp32.
 
-    ZeRO 1 and 2 all-reduce, though each rank needs a part only; ZeRO 3 reduce-scatters, and gathers weights once a step
-    while all of them may stay, else in each pass.
+    ZeRO 1 and 2 all-reduce, though each rank needs a part only. ZeRO 3 reduce-scatters. It gathers weights up to a size
+    once a step, larger ones in each micro-batch, and where not all of them may stay, in each of its passes.
     """
     if stage == 0:
         return {"all_reduce": 2 * 4}
     if stage <= 2:
         return {"all_reduce": 2 * 4 * (1 if stage == 1 else micro_batches), "all_gather": e}
-    live = values.get("stage3_max_live_parameters", 10**9)
-    gathers = 1 if isinstance(live, int) and held <= live else 2 * micro_batches
-    return {"reduce_scatter": 4 * micro_batches, "all_gather": e * gathers}
+    held = rank_parameters(config)
+    small = _persistent(config, _whole(values, "stage3_param_persistence_threshold", 10**5)) / held
+    passes = 1 if held <= _whole(values, "stage3_max_live_parameters", 10**9) else 2
+    return {"reduce_scatter": 4 * micro_batches, "all_gather": e * (small + (1 - small) * micro_batches * passes)}
+
+
+def _persistent(config: Config, most: int) -> int:
+    """Parameters of weights that are so small that ZeRO 3 keeps them on every rank."""
+    return sum(size for size in rank_sizes(config) if size <= most)
+
+
+def _whole(values: dict, name: str, default: int) -> int:
+    """DeepSpeed's number, or its default for one that is left out or "auto"."""
+    found = values.get(name, default)
+    return found if isinstance(found, int) else default

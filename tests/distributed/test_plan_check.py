@@ -1,5 +1,7 @@
-"""`elas plan --check` on real ranks: what must agree does, and what is wrong in a formula is found. Rates are not tested:
-a file of made-up ones takes the place of a measurement."""
+"""`elas plan --check` on real ranks: what must agree does, and what is wrong in a formula is found.
+
+Speed is not tested: a file of made-up rates takes the place of a measurement.
+"""
 
 import json
 import os
