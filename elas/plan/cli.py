@@ -42,8 +42,10 @@ def main(argv: list[str]) -> int:
             raise UserError(f"{flag} {path}: is a folder or cannot be written; give a file's path")
     config = load_config(options.config, overrides)
     machine = machine_of(options.hardware, options.hardware_file)
-    if machine.device == "cuda" and machine.measured and (options.gpus or 1) > machine.gpus:
-        raise UserError(f"--gpus {options.gpus}: {machine.gpus} were measured, and no link to others; give fewer")
+    if machine.device == "cuda" and machine.measured:
+        options.gpus = options.gpus or machine.gpus
+        if options.gpus > machine.gpus:
+            raise UserError(f"--gpus {options.gpus}: {machine.gpus} were measured, and no link to others; give fewer")
     tokens = _tokens(options.tokens) if options.tokens else None
     if options.deadline:
         if tokens is None:

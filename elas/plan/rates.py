@@ -169,6 +169,11 @@ def measured_from(found: dict[str, Any]) -> Measured:
     return measured
 
 
+def halfway(one: Any, other: Any) -> Any:
+    """Between two rates, or each pair of rates in nested dicts."""
+    return {key: halfway(one[key], other[key]) for key in one} if isinstance(one, dict) else (one + other) / 2
+
+
 def _rates(values: dict[str, Any]) -> Rates:
     """Raises `ValueError` for a rate that is not above 0, and `TypeError` for a missing one."""
     tables = {name: {int(rank): rate for rank, rate in values[name].items()} for name in ("factor", "core")}

@@ -11,7 +11,7 @@ for all micro-batches, and the others need for one; interleaving divides the lat
 `HOST_S` of `elas.plan.rates` was measured beside an H100 (docs/results.md: 57 ms for eight layers).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from elas.config import Config, ffn_width, recompute_of
@@ -19,7 +19,7 @@ from elas.config.deepspeed import read_deepspeed_json, zero_stage
 from elas.plan.counts import rank_parameters
 from elas.plan.flops import BACKWARD, again_work, layer_work
 from elas.plan.hardware import Machine
-from elas.plan.rates import EFFICIENCY, Link, Rates, assumed
+from elas.plan.rates import EFFICIENCY, KINDS, Link, Rates, assumed
 from elas.plan.traffic import Traffic, data_calls, tensor_calls, traffic_by_kind
 
 ASSUMED_LATENCY_S = 15e-6
@@ -89,49 +89,58 @@ def step_time(config: Config, world_size: int, machine: Machine, sent: Traffic) 
         sent: `elas.plan.traffic.traffic` of the same.
     """
     parallel, train = config.parallel, config.train
-    t, p, v = parallel.tensor, parallel.pipeline, parallel.virtual_pipeline
-    d = world_size // (t * p)
+    p, v = parallel.pipeline, parallel.virtual_pipeline
+    d = world_size // (parallel.tensor * p)
     micro_batches = train.global_batch_size // (train.micro_batch_size * d)
-    stage = zero_stage(read_deepspeed_json(config))
     pace = _pace(config, world_size, machine)
     tensor, _, data = traffic_by_kind(config, world_size)
     ends = {"first": p > 1, "middle": p > 2, "last": p > 1, "all": p == 1}
     stages = {name: _stage(config, pace, name, tensor, micro_batches) for name, there in ends.items() if there}
-    numbers = {name: max(1, p - 2) if name == "middle" else 1 for name in stages}
     slowest = max(stages.values(), key=lambda one: one.total)
-    fill = sum(numbers[name] * one.total for name, one in stages.items()) - slowest.total
-    alone, idle = _alone(config, machine, pace), 0.0
-    if p > 1:  # the others wait for the slowest part of the time, in which it has the machine to itself
-        idle = 1 - fill / ((p - 1) * slowest.total)
+    fill = sum(one.total * ((p - 2) if name == "middle" else 1) for name, one in stages.items()) - slowest.total
+    # The others wait for the slowest part of the time, in which it has the machine to itself.
+    alone = _alone(config, machine, pace)
+    idle = 1 - fill / ((p - 1) * slowest.total) if p > 1 else 0.0
     steady = micro_batches * (1 - idle * (1 - alone))
-    link = _links(machine, within=t * p <= machine.gpus)["send"]
-    messages = 2 * v * micro_batches if p > 1 else 0
-    pipeline = pace.shared * (sent.pipeline / link.bytes_per_s + messages * link.latency_s)
-    links = _links(machine, within=world_size <= machine.gpus)
-    reduced = sum(size / links[kind].bytes_per_s for kind, size in data.items())
-    if d > 1:
-        reduced += data_calls(config, stage, micro_batches) * links["all_reduce"].latency_s
-    update = _update(config, pace.rates, stage, d, micro_batches) * pace.shared
-    host = steady * slowest.host + pace.rates.host_step_s * pace.shared
     times = StepTime(
         products=steady * slowest.products,
         memory=steady * slowest.memory,
         tensor=steady * slowest.tensor,
-        pipeline=pipeline,
+        pipeline=pace.shared * _messages(config, machine, sent, micro_batches),
         bubble=alone * fill / v,
-        data=pace.shared * reduced,
-        update=update,
-        host=host,
+        data=pace.shared * _reduction(config, world_size, machine, data, micro_batches),
+        update=pace.shared * _update(config, pace.rates, d, micro_batches),
+        host=steady * slowest.host + pace.shared * pace.rates.host_step_s,
     )
-    return _beside_gpu(times, fill, v, pace, config, micro_batches) if pace.overlaps else times
+    return _beside_gpu(times, p, v, micro_batches) if pace.overlaps else times
 
 
-def _beside_gpu(times: StepTime, fill: float, v: int, pace: _Pace, config: Config, micro_batches: int) -> StepTime:
+def _messages(config: Config, machine: Machine, sent: Traffic, micro_batches: int) -> float:
+    """Seconds of messages between stages."""
+    parallel = config.parallel
+    if parallel.pipeline == 1:
+        return 0.0
+    link = _links(machine, within=parallel.tensor * parallel.pipeline <= machine.gpus)["send"]
+    return sent.pipeline / link.bytes_per_s + 2 * parallel.virtual_pipeline * micro_batches * link.latency_s
+
+
+def _reduction(config: Config, world_size: int, machine: Machine, data: dict[str, float], micro_batches: int) -> float:
+    """Seconds of collectives over data-parallel ranks; `data`: bytes by kind."""
+    if not data:
+        return 0.0
+    links = _links(machine, within=world_size <= machine.gpus)
+    calls = data_calls(config, _zero(config), micro_batches)
+    return sum(size / links[kind].bytes_per_s for kind, size in data.items()) + calls * links["all_reduce"].latency_s
+
+
+def _zero(config: Config) -> int:
+    return zero_stage(read_deepspeed_json(config))
+
+
+def _beside_gpu(times: StepTime, p: int, v: int, micro_batches: int) -> StepTime:
     """The same with Python beside the GPU: the step takes the longer of both."""
-    p = config.parallel.pipeline
     python = times.host * (1 + (p - 1) / (v * micro_batches))
-    device = times.total - times.host
-    return StepTime(**{**vars(times), "host": max(0.0, python - device)})
+    return replace(times, host=max(0.0, python - (times.total - times.host)))
 
 
 def _pace(config: Config, world_size: int, machine: Machine) -> _Pace:
@@ -154,11 +163,10 @@ def _assumed(machine: Machine, dtype: str) -> Rates:
 
 def _links(machine: Machine, *, within: bool) -> dict[str, Link]:
     """Links by kind: within a node, or to other nodes; those that were measured are of one machine."""
-    kinds = ("all_reduce", "all_gather", "reduce_scatter", "send")
     if machine.measured is not None:
-        return machine.measured.links or dict.fromkeys(kinds, Link(float("inf"), 0.0))
+        return machine.measured.links or dict.fromkeys(KINDS, Link(float("inf"), 0.0))
     rate = (machine.inside if within else machine.between) * EFFICIENCY["links"]
-    return dict.fromkeys(kinds, Link(rate, ASSUMED_LATENCY_S))
+    return dict.fromkeys(KINDS, Link(rate, ASSUMED_LATENCY_S))
 
 
 def _alone(config: Config, machine: Machine, pace: _Pace) -> float:
@@ -218,7 +226,7 @@ def _element_wise(config: Config, rates: Rates) -> float:
     return found * (1 if recompute_of(config) == "none" else 4 / 3)  # the forward pass again
 
 
-def _update(config: Config, rates: Rates, stage: int, d: int, micro_batches: int) -> float:
+def _update(config: Config, rates: Rates, d: int, micro_batches: int) -> float:
     """Seconds of the update: AdamW of a rank's part, and passes over its gradients and weights.
 
     Bytes for each parameter, in fp32 and in bf16: at ZeRO 0 the norm squares a copy (12 or 16), and clips in place (8);
@@ -227,7 +235,7 @@ def _update(config: Config, rates: Rates, stage: int, d: int, micro_batches: int
     it, whose norm it computes and which it scales (28); updated weights are copied back (8 or 6).
     """
     e = 4 if config.train.dtype == "float32" else 2
-    held = rank_parameters(config)
+    held, stage = rank_parameters(config), _zero(config)
     part = held / d if stage else held
     if stage == 0:
         moved = held * (12 + 8 if e == 4 else 16 + 8 + 6 + 6) + (held * 24 if d > 1 else 0)

@@ -16,11 +16,13 @@ from elas.errors import UserError
 from elas.files import write_json
 from elas.launch.job import whole_number
 from elas.plan.cli import THIS_MACHINE, machine_of
-from elas.plan.hardware import Machine
+from elas.plan.hardware import Machine, measured_machine
 from elas.plan.memory import estimate
+from elas.plan.rates import halfway, measured_from
 from elas.plan.step_time import step_time
 from elas.plan.traffic import traffic
-from elas.plan_check.components import Component, components
+from elas.plan_check.components import components
+from elas.plan_check.measure import SHAPES
 from elas.plan_check.ranks import on_ranks, usable
 
 FIXED = {"sparsity.dense_steps": 0, "data.packing": "packed"}
@@ -42,6 +44,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=5, metavar="K", help="timed steps (default: %(default)s)")
     where = "measured rates (default: where elas plan --measure writes)"
     parser.add_argument("--hardware-file", type=Path, metavar="FILE", help=where)
+    here = "measure rates in the same ranks, before and after the steps, but Python's; for machines that others use too"
+    parser.add_argument("--measure-here", action="store_true", help=here)
     options = parser.parse_args(rest)
     accelerator.prepare()
     whole_number("--ranks", options.ranks)
@@ -55,13 +59,15 @@ def main(argv: list[str]) -> int:
     machine = machine_of(THIS_MACHINE, options.hardware_file)
     _check_device(machine)
     _say_first(config, world, machine, options.steps)
-    facts = checked(options.check, given, world, machine, options.steps)
+    facts = checked(options.check, given, world, machine, options.steps, measure_here=options.measure_here)
     write_json(options.json, facts)
     _show(facts)
     return 0 if all(one["agrees"] for one in facts["components"]) else 1
 
 
-def checked(source: str, overrides: dict[str, Any], world: int, machine: Machine, steps: int) -> dict[str, Any]:
+def checked(
+    source: str, overrides: dict[str, Any], world: int, machine: Machine, steps: int, *, measure_here: bool = False
+) -> dict[str, Any]:
     """Run the steps; facts with every component, the last of them the step's time.
 
     Args:
@@ -70,15 +76,19 @@ def checked(source: str, overrides: dict[str, Any], world: int, machine: Machine
         world: number of ranks.
         machine: measured.
         steps: to time.
+        measure_here: measure rates in the same ranks; `machine` then gives only what Python needs.
     """
     config = load_config(source, overrides)
     choose_zero_stage(config, world)
     from elas.engine.prebuild import prebuild
 
+    wanted = _wanted(machine, config.train.dtype) if measure_here else None
     with Heartbeat(f"checking on {world} ranks"):
         prebuild(config)
         job = {"source": source, "overrides": json.loads(json.dumps(overrides)), "steps": steps}
-        ranks = on_ranks("check", job, world)
+        ranks = on_ranks("check", {**job, "rates": wanted}, world)
+    if measure_here:
+        machine = _machine_then(machine, world, ranks[0]["rates"])
     found = components(config, world, machine, ranks)
     parallel = config.parallel
     layout = describe_layout(
@@ -94,8 +104,24 @@ def checked(source: str, overrides: dict[str, Any], world: int, machine: Machine
         "settings": overrides,
         "steps": [max(row["step"] for row in rows) for rows in zip(*(one["steps"] for one in ranks))],
         "predicted_parts": vars(time),
+        "measured": machine.measured.to_dict() if machine.measured else None,
         "components": [one.to_dict() for one in found],
     }
+
+
+def _wanted(machine: Machine, dtype: str) -> dict[str, Any]:
+    """What ranks are to measure beside the steps."""
+    assert machine.measured is not None  # `this-machine`
+    rates = machine.measured.rates(1, dtype)
+    host = {"layer_s": rates.host_layer_s, "batch_s": rates.host_batch_s, "step_s": rates.host_step_s}
+    return {**SHAPES[machine.device], "dtypes": [dtype], "host": host}
+
+
+def _machine_then(machine: Machine, world: int, measured: list[dict[str, Any]]) -> Machine:
+    """The machine as the ranks found it: halfway between before and after the steps."""
+    assert machine.measured is not None
+    found = halfway(*({key: one[key] for key in ("busy", "links")} for one in measured))
+    return measured_machine(measured_from({**machine.measured.to_dict(), "ranks": world, **found}))
 
 
 def _check_device(machine: Machine) -> None:
@@ -161,6 +187,3 @@ def _number(one: dict[str, Any], which: str) -> str:
     if unit == "B":
         return f"{value / 1e6:,.2f} MB"
     return f"{value / 1e9:,.3f} GFLOP" if unit == "FLOP" else f"{value:,.0f}"
-
-
-__all__ = ["FIXED", "Component", "checked", "main"]

@@ -19,6 +19,7 @@ from elas.config.deepspeed import choose_zero_stage
 from elas.engine.engine import Engine
 from elas.model.activation import set_step
 from elas.model.provider import count_parameters
+from elas.plan_check import host_rank, rates_rank
 from elas.plan_check.watch import Clock, CountTraffic, copied_collectives, count_flops
 
 LEARNING_RATE = 1e-5
@@ -26,7 +27,12 @@ LEARNING_RATE = 1e-5
 
 
 def on_rank(facts: dict[str, Any]) -> dict[str, Any]:
-    """What steps need on this rank; `facts`: `source`, `overrides` (for `load_config`) and `steps`."""
+    """What steps need on this rank.
+
+    Args:
+        facts: `source` and `overrides` (for `load_config`), `steps`, and `rates`: None, or facts of `rates_rank`, to
+            measure rates before and after the timed steps; with `host`, what Python needs.
+    """
     config = load_config(facts["source"], facts["overrides"])
     choose_zero_stage(config, parallel.world_size())
     layout = parallel.initialize(config.parallel, seed=config.train.seed, timeout_s=config.train.timeout_seconds)
@@ -44,9 +50,11 @@ def on_rank(facts: dict[str, Any]) -> dict[str, Any]:
         "parameters": count_parameters(chunks),
         "weights": held,
         "optimizer": built.kept - held,
-        "steps": _timed(model.engine, batch, facts["steps"], device),
         "layers": len(chunks[0].decoder.layers),
     }
+    before = _rates(facts)
+    found["steps"] = _timed(model.engine, batch, facts["steps"], device)
+    found["rates"] = [before, _rates(facts)] if before else []
     with CountTraffic() as count:
         loss, norm = model.step(batch)
     account = _account(model, batch, device, copies=layout.tp > 1)
@@ -55,6 +63,11 @@ def on_rank(facts: dict[str, Any]) -> dict[str, Any]:
     del model, chunks, weights
     gc.collect()  # engines have reference cycles
     return found | {"flops": _flops(config, layout, batch)}
+
+
+def _rates(facts: dict[str, Any]) -> dict[str, Any] | None:
+    wanted = facts.get("rates")
+    return rates_rank.rates_here(wanted, host_rank.Host(**wanted["host"])) if wanted else None
 
 
 def _batch(config: Config) -> Batch:

@@ -37,12 +37,17 @@ Call = Callable[[], object]
 def on_rank(facts: dict[str, Any]) -> dict[str, Any]:
     """Rates by busy ranks and dtype, and links; `facts`: `preset`, `batch`, `seq`, `dtypes`."""
     layout = parallel.initialize(ParallelConfig(), seed=0)
-    host = host_rank.host(layout)
+    return rates_here(facts, host_rank.host(layout))
+
+
+def rates_here(facts: dict[str, Any], host: host_rank.Host) -> dict[str, Any]:
+    """The same in existing process groups of any layout, with what Python needs given."""
+    rank, world = dist.get_rank(), dist.get_world_size()
     busy: dict[int, dict[str, Any]] = {}
-    for count in sorted({1, layout.world}):
-        pace = Pace(count, layout.rank)
+    for count in sorted({1, world}):
+        pace = Pace(count, rank)
         busy[count] = {dtype: dataclasses.asdict(_rates(facts, dtype, pace, host)) for dtype in facts["dtypes"]}
-    return {"busy": busy, "links": links_rank.links(layout.world), "device": accelerator.device().type}
+    return {"busy": busy, "links": links_rank.links(world), "device": accelerator.device().type}
 
 
 class Pace:
@@ -103,6 +108,18 @@ def layer_config(facts: dict[str, Any], dtype: str) -> Config:
                                          "sparsity.dense_steps": 0, "parallel.zero": 0})  # fmt: skip
 
 
+class _OneRank:
+    """Stands for a tensor-parallel group of one rank, in any layout."""
+
+    def size(self) -> int:
+        """One."""
+        return 1
+
+    def rank(self) -> int:
+        """The first."""
+        return 0
+
+
 class _Maker:
     """Makes the pieces of work for so many tokens in a dtype: each a function that runs both passes."""
 
@@ -151,9 +168,8 @@ class _Maker:
 
         labels = torch.randint(vocabulary, (tokens,), device=self._device)
         weights = torch.full((tokens,), 1.0 / tokens, device=self._device)
-        group = parallel.tensor_group()
         inputs = self._draw(tokens, h), self._draw(vocabulary, h, scale=0.02)
-        return self._both(lambda x, w: LinearCrossEntropy.apply(x, w, labels, weights, group), *inputs)
+        return self._both(lambda x, w: LinearCrossEntropy.apply(x, w, labels, weights, _OneRank()), *inputs)
 
     def norms(self, config: Config) -> Call:
         """Two norms and two residual additions."""

@@ -19,13 +19,9 @@ from elas import parallel
 from elas.engine.engine import Engine
 
 SHARES = {
-    "allreduce_": 2,
-    "broadcast_": 1,
-    "_allgather_base_": 1,
-    "allgather_": 1,
-    "_reduce_scatter_base_": 1,
-    "reduce_scatter_": 1,
-}
+    "allreduce_": 2, "broadcast_": 1, "_allgather_base_": 1, "allgather_": 1, "allgather_into_tensor_coalesced_": 1,
+    "_reduce_scatter_base_": 1, "reduce_scatter_": 1, "reduce_scatter_tensor_coalesced_": 1,
+}  # fmt: skip
 """By torch's name of a collective: passes over a ring of which each sends all parts but a rank's own."""
 _c10d: Any = torch._C._distributed_c10d  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -16,7 +16,7 @@ from support.ranks import run_ranks
 from elas.config import load_config
 from elas.config.deepspeed import choose_zero_stage
 from elas.plan.hardware import measured_machine
-from elas.plan.rates import measured_from
+from elas.plan.rates import halfway, measured_from
 from elas.plan_check.components import components
 
 pytestmark = pytest.mark.timeout(240)
@@ -47,6 +47,15 @@ def test_exact_components_agree(layout):
     parts = [by_name[name].measured for name in ("forward and backward", "update")]
     waited = by_name["messages and bubble" if "pp2" in layout else "collectives"].measured
     assert min(*parts, waited) > 0 and sum(parts) < by_name["step"].measured
+
+
+def test_rates_measured_beside_the_steps():
+    """In tensor-parallel groups, where the pieces that are measured are still those of one rank."""
+    found = run_ranks(2, plan_check_cases.watched, settings("tp2-sp"), measured=True)[0]
+    assert len(found["rates"]) == 2
+    between = halfway(*({key: one[key] for key in ("busy", "links")} for one in found["rates"]))
+    measured = measured_from({**plan_check_cases.made_up(), **between})
+    assert measured.rates(2, "float32").head > 1e6 and measured.links["all_reduce"].latency_s > 0
 
 
 def test_a_wrong_formula_is_found():

@@ -20,20 +20,31 @@ def made_up(scale: float = 1.0) -> dict:
             "links": links, "about": {"date": "2026-01-01"}}  # fmt: skip
 
 
-def watched(settings: dict) -> dict:
-    """The check's steps."""
+def watched(settings: dict, measured: bool = False) -> dict:
+    """The check's steps, with rates measured before and after them."""
     from elas.plan_check.check_rank import on_rank
 
-    return on_rank({"source": None, "overrides": settings, "steps": 2})
+    facts = {"source": None, "overrides": settings, "steps": 2}
+    if measured:
+        _hardly_repeat()
+        host = {"layer_s": 1e-3, "batch_s": 1e-3, "step_s": 1e-3}
+        facts["rates"] = {"preset": "quickstart", "batch": 1, "seq": 32, "dtypes": ["float32"], "host": host}
+    return on_rank(facts)
 
 
 def rates() -> dict:
     """The measurement, hardly repeated."""
+    from elas.plan_check import rates_rank
+
+    _hardly_repeat()
+    return rates_rank.on_rank({"preset": "quickstart", "batch": 1, "seq": 32, "dtypes": ["float32"]})
+
+
+def _hardly_repeat() -> None:
     from elas.plan_check import links_rank, rates_rank
 
     rates_rank.TURN_S = links_rank.TURN_S = 0.0
     rates_rank.LEAST_CALLS = links_rank.LEAST_CALLS = 1
-    return rates_rank.on_rank({"preset": "quickstart", "batch": 1, "seq": 32, "dtypes": ["float32"]})
 
 
 def restored() -> bool:
