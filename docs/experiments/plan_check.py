@@ -36,21 +36,21 @@ def layout(**sizes) -> dict:
 TP2, SP2, PP2 = layout(tensor=2), layout(tensor=2, sequence=True), layout(pipeline=2)
 CASES = {  # name: (ranks, settings)
     "1 rank": (1, FP32),
+    "TP 2": (2, {**FP32, **TP2}),
+    "PP 2": (2, {**FP32, **PP2}),
+    "DP 2, ZeRO 1": (2, {**FP32, **layout(zero=1)}),
     "1 rank, bf16": (1, BF16),
+    "TP 2, sequence parallel, bf16": (2, {**BF16, **SP2}),
     "1 rank, full-rank SwiGLU": (1, {**FP32, **SWIGLU}),
     "1 rank, layers recomputed": (1, {**FP32, "train.recompute": "layer"}),
-    "TP 2": (2, {**FP32, **TP2}),
-    "TP 2, sequence parallel": (2, {**FP32, **SP2}),
-    "TP 2, sequence parallel, bf16": (2, {**BF16, **SP2}),
-    "TP 2, full-rank SwiGLU": (2, {**FP32, **TP2, **SWIGLU}),
-    "PP 2": (2, {**FP32, **PP2}),
-    "PP 2, two chunks each": (2, {**FP32, **layout(pipeline=2, virtual_pipeline=2)}),
-    "DP 2, ZeRO 0": (2, {**FP32, **layout(zero=0)}),
-    "DP 2, ZeRO 1": (2, {**FP32, **layout(zero=1)}),
-    "DP 2, ZeRO 1, bf16": (2, {**BF16, **layout(zero=1)}),
     "DP 2, ZeRO 2": (2, {**FP32, **layout(zero=2)}),
     "DP 2, ZeRO 3": (2, {**FP32, **layout(zero=3)}),
     "TP 2 × DP 2, ZeRO 1": (4, {**FP32, **layout(tensor=2, zero=1)}),
+    "PP 2, two chunks each": (2, {**FP32, **layout(pipeline=2, virtual_pipeline=2)}),
+    "TP 2, sequence parallel": (2, {**FP32, **SP2}),
+    "DP 2, ZeRO 0": (2, {**FP32, **layout(zero=0)}),
+    "DP 2, ZeRO 1, bf16": (2, {**BF16, **layout(zero=1)}),
+    "TP 2, full-rank SwiGLU": (2, {**FP32, **TP2, **SWIGLU}),
 }
 
 

@@ -43,6 +43,8 @@ class Rates:
     """FLOP/s of output layer and cross entropy."""
     bandwidth: float
     """Bytes/s that large tensors are read and written at."""
+    fresh: float
+    """Bytes/s that memory just obtained from the system is first written at; a GPU's allocator keeps what was freed."""
     norm_s: float
     """Seconds for each token and feature of a layer's norms and residual additions, both passes."""
     heads_s: float
@@ -125,6 +127,7 @@ def assumed(flops: float, bandwidth: float, dtype: str) -> Rates:
         scores=peak * share["scores"],
         head=peak * share["head"],
         bandwidth=moved,
+        fresh=moved,
         norm_s=NORM_VALUES * e / moved,
         heads_s=HEAD_VALUES * e / moved,
         gate_s=GATE_VALUES * e / moved,

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from elas.config import Config, ffn_width, recompute_of
 from elas.config.deepspeed import read_deepspeed_json, zero_stage
-from elas.plan.counts import rank_parameters
+from elas.plan.counts import layer_parameters, rank_parameters
 from elas.plan.flops import BACKWARD, again_work, layer_work
 from elas.plan.hardware import Machine
 from elas.plan.rates import EFFICIENCY, KINDS, Link, Rates, assumed
@@ -189,7 +189,7 @@ def _stage(config: Config, pace: _Pace, name: str, tensor: dict[str, float], mic
     if name in ("last", "all"):
         products += tokens * (1 + BACKWARD) * 2 * table / rates.head
     if name in ("first", "all"):
-        memory += e * (table + 3 * tokens * model.hidden_size) / rates.bandwidth  # a gradient of zeros, then rows
+        memory += e * (table / rates.fresh + 3 * tokens * model.hidden_size / rates.bandwidth)  # zeros, then rows
     summed = (2 * 4 + e if e == 2 else 3 * 4) * (micro_batches - 1) / micro_batches
     memory += summed * rank_parameters(config) / rates.bandwidth
     per_layer, at_ends = tensor_calls(config)
@@ -232,14 +232,20 @@ def _update(config: Config, rates: Rates, d: int, micro_batches: int) -> float:
     Bytes for each parameter, in fp32 and in bf16: at ZeRO 0 the norm squares a copy (12 or 16), and clips in place (8);
     bf16 gradients become fp32 ones (6), masters bf16 weights (6); over ranks they are made flat, divided and copied
     back (24). ZeRO copies gradients into a bucket and divides it (16) with each reduction, and takes its part out of
-    it, whose norm it computes and which it scales (28); updated weights are copied back (8 or 6).
+    it, whose norm it computes and which it scales (28); updated weights are copied back (8 or 6). Temporary tensors of
+    the size of a table, and flat ones, are obtained from the system each time: squares, fp32 copies, ZeRO's part.
     """
     e = 4 if config.train.dtype == "float32" else 2
     held, stage = rank_parameters(config), _zero(config)
     part = held / d if stage else held
+    tables = held - config.model.num_layers // config.parallel.pipeline * layer_parameters(
+        config, config.parallel.tensor
+    )
     if stage == 0:
         moved = held * (12 + 8 if e == 4 else 16 + 8 + 6 + 6) + (held * 24 if d > 1 else 0)
+        fresh = tables * (4 if e == 4 else 4 + 4 + 4 + 2) + (held * 4 if d > 1 else 0)
     else:
         reductions = 1 if stage == 1 else micro_batches
         moved = held * (16 * reductions + 4 + e) + part * (28 + 4 + e)
-    return part * rates.adam_s + moved / rates.bandwidth
+        fresh = part * (4 + 4)
+    return part * rates.adam_s + moved / rates.bandwidth + fresh / rates.fresh

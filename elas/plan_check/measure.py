@@ -94,6 +94,7 @@ def _shown(rates: Rates) -> dict[str, str]:
     giga |= {f"factor products, rank {rank}": rate for rank, rate in rates.factor.items()}
     giga |= {f"2:4 FFN core, rank {rank}": rate for rank, rate in rates.core.items()}
     giga |= {"attention": rates.scores, "head and loss": rates.head, "memory, GB/s": rates.bandwidth}
+    giga |= {"memory just obtained": rates.fresh}
     nano = {"norms and residuals, ns a token and feature": rates.norm_s, "rotary embedding and layout": rates.heads_s}
     nano |= {"silu(gate) · up": rates.gate_s, "AdamW, ns a parameter": rates.adam_s}
     micro = {"Python, µs a layer and micro-batch": rates.host_layer_s, "a micro-batch": rates.host_batch_s}

@@ -90,6 +90,7 @@ def _rates(facts: dict[str, Any], dtype: str, pace: Pace, host: host_rank.Host) 
         scores=6 * tokens * h * facts["seq"] / pace(make.scores(facts["batch"], model.num_attention_heads, h)),
         head=6 * few * h * vocabulary / pace(make.head(few, h, vocabulary)),
         bandwidth=12 * TABLE / pace(_adds()),
+        fresh=4 * TABLE / pace(lambda: torch.empty(TABLE, device=accelerator.device()).fill_(1.0)),
         norm_s=pace(make.norms(config)) / (tokens * h),
         heads_s=pace(make.heads(config)) / (tokens * h),
         gate_s=pace(make.gate(f)) / (tokens * f),
