@@ -14,6 +14,7 @@ page and the result files differ, as a test does.
 | gpu_step_GPU.json | `elas bench step --device cuda --preset 60m --dtypes bfloat16 --batch 128 --variants … --json …` |
 | step_4x256_DTYPE.json, step_16x1024_DTYPE_WHAT.json | `elas bench step --preset 350m --layers 8 …` (docs/memory.md) |
 | micro_batch.json, loss.json, dry_run.json, report.json, metrics_cost.json | `python docs/experiments/NAME.py` |
+| plan_check.json, plan_published.json | `python docs/experiments/NAME.py` |
 | engines.json | `python tests/export/engines.py RUN --vllm PYTHON --llama PYTHON --llama-cpp CHECKOUT --json …` |
 | EXPERIMENT.json | `python docs/experiments/run.py EXPERIMENT` |
 """
@@ -28,12 +29,15 @@ from pathlib import Path
 import against_full_rank
 import memory
 import metrics_cost
+import plan
 import report
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 ROOT = HERE.parents[1]
-WITH_FIGURES = ("index", "results", "kernels", "megatron", "generate", "export", "memory", "metrics", "report")
+WITH_FIGURES = (
+    "index", "results", "kernels", "megatron", "generate", "export", "memory", "metrics", "plan", "report",
+)  # fmt: skip
 PAGES = ("README.md", *(f"docs/{name}.md" for name in WITH_FIGURES))
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 
@@ -240,6 +244,10 @@ BLOCKS = {
     "metrics_cost": metrics_cost.table,
     "loss": memory.loss,
     "dry_run": memory.dry_run,
+    "plan_check": plan.check,
+    "plan_parameters": plan.parameters,
+    "plan_activations": plan.activations,
+    "plan_boost": plan.boost,
 }
 
 
