@@ -23,6 +23,12 @@ pytestmark = pytest.mark.timeout(240)
 
 LAYOUTS = {
     "tp2-sp": {"parallel.tensor": 2, "parallel.sequence": True},
+    "tp2 full rank": {
+        "parallel.tensor": 2,
+        "low_rank.kind": "none",
+        "model.activation": "swiglu",
+        "sparsity.kind": "none",
+    },
     "pp2 bf16": {"parallel.pipeline": 2, "train.dtype": "bfloat16"},
     "dp2-zero2": {"parallel.zero": 2},
 }
@@ -42,7 +48,7 @@ def test_exact_components_agree(layout):
     assert not differing
     by_name = {one.name: one for one in found}
     assert by_name["FLOPs"].measured > 1e6 and by_name["kept by a layer"].measured > 1000
-    kind = {"tp2-sp": "tensor", "pp2 bf16": "pipeline", "dp2-zero2": "data"}[layout]
+    kind = {"tp2-sp": "tensor", "tp2 full rank": "tensor", "pp2 bf16": "pipeline", "dp2-zero2": "data"}[layout]
     assert by_name[f"sent, {kind}"].measured > 10_000
     parts = [by_name[name].measured for name in ("forward and backward", "update")]
     waited = by_name["messages and bubble" if "pp2" in layout else "collectives"].measured
