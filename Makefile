@@ -70,7 +70,7 @@ typecheck: $(BIN)/elas
 
 # The documentation, into site/. Fails for a broken link, and for a setting, command or option without a description.
 docs: $(BIN)/elas
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file docs/site/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file docs/site/mkdocs.yml
 	@echo "site/index.html; with search: python -m http.server --directory site"
 
 clean:

@@ -28,7 +28,7 @@ def table() -> str:
         lines.append(f"| {text} | {' | '.join(cells)} | {values[-1] / values[0]:.2f} |")
     shape = f"{cpu['preset']} shape ({cpu['layers']} layers for training), r = h/4, fp32, "
     shape += f"{cpu['threads']} threads of {cpu['device']}"
-    tokens = f"{quality[0]['tokens'] / 1e6:.2f} M tokens on a model of width 256, one seed"
+    tokens = f"{quality[0]['tokens'] / 1e6:.2f} M tokens on a model of width 256, one seed, rates not tuned for each"
     where = f"CPU and memory: the {shape}. GPU: {gpu['preset']}, bf16, {gpu['device']}. Perplexity: {tokens}."
     return "\n".join([*lines, "", where]) + "\n"
 

@@ -78,8 +78,8 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "`elas COMMAND --help` shows the same on a terminal. Exit status: 0 done, 2 an error in what was given (one "
-        "line on standard error), 1 everything else; those of `elas launch` are in [Starting runs](../launch.md). "
+        "`elas COMMAND --help` shows the same on a terminal. Exit status: 0 done, 2 a user error (one line on "
+        "standard error), 1 everything else; those of `elas launch` are in [Starting runs](../launch.md). "
         "Every command has `--json FILE`.",
         "",
         "| command | |",

@@ -20,7 +20,7 @@ from mkdocs.structure.pages import Page
 SITE = Path(__file__).resolve().parent
 DOCS, ROOT = SITE.parent, SITE.parents[1]
 sys.path.insert(0, str(SITE))
-os.environ["COLUMNS"] = "100"  # the width of usages
+os.environ["COLUMNS"] = "80"  # the width of usages
 
 import generated  # noqa: E402  found through the path above
 

@@ -109,6 +109,12 @@ def test_nothing_is_loaded_from_the_network(config):
     assert not _ADDRESS.findall((DOCS / "site" / "style.css").read_text())
 
 
+def test_the_build_fails_for_a_warning():
+    """`--quiet` would drop warnings before `--strict` counts them."""
+    (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if "mkdocs build" in line]
+    assert "--strict" in line and "--quiet" not in line and " -q" not in line
+
+
 @pytest.mark.parametrize("path", sorted((DOCS / "figures").glob("*.svg")), ids=lambda path: path.stem)
 def test_drawings_follow_light_and_dark(path):
     """Colours are variables: in the file for both schemes, in the site's style sheet for its own toggle."""
