@@ -61,7 +61,12 @@ def _walk(above: tuple[str, ...], commands) -> Iterator[Command]:
         if below := getattr(module, "COMMANDS", None):
             yield from _walk((*above, name), below)
         else:
-            yield Command((*above, name), summary, parser_of(module.main if module else main, (*above, name)))
+            words = (*above, name)
+            for flag, mode in getattr(module, "MODES", {}).items():  # a command of its own behind a flag
+                yield Command((*words, flag), summary, parser_of(importlib.import_module(mode).main, (*words, flag)))
+            plain = getattr(module, "PLAIN", None)
+            of_all = importlib.import_module(plain).main if plain else module.main if module else main
+            yield Command(words, summary, parser_of(of_all, words))
 
 
 def parser_of(main: Callable[[list[str]], int], words: tuple[str, ...]) -> Parser:

@@ -79,7 +79,7 @@ def _image(made, values: np.ndarray, across: tuple[float, float]) -> ColorBar:
     """Draw rows of values from `across[0]` on, `across[1]` wide, and their color bar."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     high = high if high > low else low + 1e-9
-    colors = LinearColorMapper(Viridis256, low=low, high=high, nan_color="#00000000")
+    colors = LinearColorMapper(palette=Viridis256, low=low, high=high, nan_color="#00000000")
     made.image([values], x=across[0], y=-0.5, dw=across[1], dh=len(values), color_mapper=colors)
     bar = ColorBar(color_mapper=colors, width=10, background_fill_alpha=0.0)
     made.add_layout(bar, "right")

@@ -13,7 +13,7 @@ from elas.report.run_files import Row, RunFiles
 
 AXES = ("tokens", "step", "hours", "flops")
 """What a chart can be drawn over."""
-Columns = dict[str, np.ndarray]
+Columns = dict[str, Any]
 
 
 def column(rows: list[Row], key: str) -> np.ndarray:

@@ -40,10 +40,11 @@ def check_elas(words: list[str]) -> None:
     words = [word for word in words if word != "…"]
     if words[1:] in ([], ["--help"], ["--version"]):
         return
-    name = next((tuple(words[:n]) for n in (3, 2) if tuple(words[:n]) in parsers()), None)
+    flagged = [name for word in words for name in [(*words[:2], word)] if word.startswith("--") and name in parsers()]
+    name = next((name for name in (*flagged, tuple(words[:3]), tuple(words[:2])) if name in parsers()), None)
     if name is None:
         raise UserError(f"{' '.join(words)}: no such command")
-    parser, rest = parsers()[name].parser, words[len(name) :]
+    parser, rest = parsers()[name].parser, words[2 if flagged else len(name) :]
     if any(re.match(r"--[a-z_]+\.", word) for word in rest):
         if type(parser).__name__ != "SettingsParser" and name[1] not in SETTINGS_TOO:
             raise UserError(f"{' '.join(name)}: takes no settings")
