@@ -8,7 +8,7 @@ Megatron-core's, in the manner of its `run_simple_mcore_train_loop.py`. It runs 
 
 It prints loss and gradient norm of every step. After `--save`, each rank reads the checkpoint into a new model, and it
 prints in how many weights they differ by a bit: none. The optimizer is Megatron's plain one: without Apex or
-Transformer Engine, Megatron-core 0.16 cannot load the state of its distributed one, for any model.
+Transformer Engine, Megatron-core 0.16 cannot load its distributed one's state (`assert len(steps) == 1`), of any model.
 """
 
 import argparse

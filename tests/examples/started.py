@@ -2,11 +2,12 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -41,12 +42,13 @@ def start(words: list[object], folder: Path, timeout: float, status: int = 0, **
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        for one in psutil.Process(process.pid).children(recursive=True):  # torchrun gives ranks their own sessions
+            one.kill()
+        process.kill()
         output, _ = process.communicate()
         raise AssertionError(f"not finished in {timeout:g} s: {words}\n{output[-4000:]}") from None
     assert process.returncode == status, f"status {process.returncode}: {words}\n{output[-4000:]}"

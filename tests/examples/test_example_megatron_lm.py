@@ -15,7 +15,7 @@ from started import EXAMPLES, ROOT, start, torchrun
 CHECKOUT = os.environ.get("MEGATRON_LM", "")
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(not Path(CHECKOUT, "pretrain_gpt.py").is_file(), reason="MEGATRON_LM: no checkout of Megatron-LM")
 def test_the_page_trains_in_megatron_lm(tmp_path):
     page = (ROOT / "docs/megatron.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import pytest
 from started import copied, start
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(400)
 def test_ray_prep(tmp_path):
     pytest.importorskip("ray")
     sessions = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's sockets allow short paths only

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from started import copied, start
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(400)
 
 HF = """
 import gzip, json, sys, sysconfig
