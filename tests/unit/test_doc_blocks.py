@@ -198,11 +198,11 @@ def run(line: str) -> None:
         assert exit_status(cli.run, words[1:]) == 0, line
         return
     command = [sys.executable, "-m", "elas.cli", *words[1:], *SMALL.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("page, left_out", [("README.md", ()), ("docs/index.md", ("eval", "export"))])
 def test_training_on_text_runs_as_it_stands(page, left_out, corpus):
