@@ -13,7 +13,7 @@ COMMANDS = {
     "train": ("elas.launch.pretrain", "one training run; several ranks when started by a launcher"),
     "watch": ("elas.watch.cli", "how runs stand, from their files alone: on this host or another"),
     "config": ("elas.config.cli", "what a setting means: `config`, `config SECTION`, `config KEY`"),
-    "plan": ("elas.plan.cli", "layouts, memory and time of a run on a number of GPUs, on paper"),
+    "plan": ("elas.plan_check.cli", "layouts, memory and time of a run on a number of GPUs; checked by real steps"),
     "report": ("elas.report.cli", "one HTML page about a run, or several beside each other"),
     "launch": ("elas.launch.cli", "start a run: `launch local`, `ssh`, `slurm`; check hosts: `launch check`"),
     "checkpoint": (

@@ -73,24 +73,30 @@ def is_built(name: str, *, torch_version: str) -> bool:
     return _library(extensions_dir(torch_version), name) is not None
 
 
-def clear_stale_locks() -> list[Path]:
-    """Remove the `lock` files of killed builds, for all versions of torch and Python; those of running builds are kept.
+def stale_locks() -> list[Path]:
+    """The `lock` files of killed builds, for all versions of torch and Python, without those of running builds."""
+    return _stale_locks(remove=False)
 
-    Returns:
-        The removed files.
-    """
-    removed = []
+
+def clear_stale_locks() -> list[Path]:
+    """Remove the files of `stale_locks`; returns them."""
+    return _stale_locks(remove=True)
+
+
+def _stale_locks(*, remove: bool) -> list[Path]:
+    found = []
     for lock in sorted((cache_dir() / "extensions").glob("*/*/lock")):
         from filelock import FileLock, Timeout
 
         folder = lock.parent
         try:
             with FileLock(folder.parent / f"{folder.name}.elas-lock", timeout=0):
-                lock.unlink()
-                removed.append(lock)
+                if remove:
+                    lock.unlink()
+                found.append(lock)
         except (Timeout, FileNotFoundError):  # a build is running, or another process removed the file first
             continue
-    return removed
+    return found
 
 
 def compiler() -> str:

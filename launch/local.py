@@ -100,14 +100,19 @@ def run(job: Job, command: list[str], json_file=None) -> int:
 
 def command_of(job: Job, launcher: str, port: int, restarts: int = 0) -> list[str]:
     """The launcher's command line."""
+    return [*launcher_command(launcher, job.world, port, restarts), pretrain.__file__, *job.arguments]
+
+
+def launcher_command(launcher: str, world: int, port: int, restarts: int = 0) -> list[str]:
+    """The part of the command line before the file that the ranks run."""
     if launcher == "torchrun":
-        where = [f"--nproc_per_node={job.world}", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}"]
+        where = [f"--nproc_per_node={world}", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}"]
         start = [sys.executable, "-m", "torch.distributed.run", *where, "--local_addr=127.0.0.1"]
         start.append(f"--max_restarts={restarts}")
     else:
-        where = [f"--num_gpus={job.world}", f"--master_port={port}", "--log_level=critical"]
+        where = [f"--num_gpus={world}", f"--master_port={port}", "--log_level=critical"]
         start = [sys.executable, "-m", "deepspeed.launcher.runner", f"--hostfile={os.devnull}", *where]
-    return [*start, pretrain.__file__, *job.arguments]
+    return start
 
 
 def environment(ranks: int) -> dict[str, str]:

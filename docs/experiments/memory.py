@@ -112,8 +112,9 @@ def micro_batch() -> str:
     first = facts["rows"][0]["samples"]
     lines = ["| | samples | ÷ first |", "|---|---|---|"]
     for row in facts["rows"]:
+        least = "at least " if row.get("more_may_fit") else ""
         ratio = f"{row['samples'] / first:.1f}" if first else "–"
-        lines.append(f"| {NAMES[row['variant']]} | {row['samples']:,} | {ratio} |")
+        lines.append(f"| {NAMES[row['variant']]} | {least}{row['samples']:,} | {least}{ratio} |")
     what = f"{facts['preset']}, {facts['dtype']}, {facts['seq']} tokens a sample, {facts['gib']:g} GiB"
     return "\n".join([*lines, "", f"{what}; to 5 %."]) + "\n"
 

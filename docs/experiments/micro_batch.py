@@ -2,8 +2,8 @@
 
 Bisects, in steps of 5 %, over training steps of a preset in processes of a memory cgroup (root is needed), and writes
 docs/experiments/results/micro_batch.json after each variant, which docs/memory.md shows; variants that it has already
-are not measured again. A process takes one step of
-one sample, so that the optimizer's state exists, then one of the micro-batch.
+are not measured again. A process takes one step of one sample, so that the optimizer's state exists, then one of the
+micro-batch.
 """
 
 import argparse
@@ -38,6 +38,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--preset", default="60m")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--seq", type=int, default=256)
+    parser.add_argument("--first", type=int, default=8, help="samples to try first (default: %(default)s)")
+    parser.add_argument("--most", type=int, help="try no more samples than these (default: until memory ends)")
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--json", type=Path, default=RESULT, help="default: %(default)s")
     parser.add_argument("--try", dest="attempt", type=int, metavar="N", help=argparse.SUPPRESS)
@@ -58,7 +60,7 @@ def main(argv: list[str]) -> int:
             print(f"{variant}: measured before, in {options.json}", flush=True)
             continue
         with cgroup(int(options.gib * 2**30)) as group:
-            rows.append({"variant": variant, "samples": largest(variant, options, group)})
+            rows.append({"variant": variant, **largest(variant, options, group)})
         print(json.dumps(rows[-1]), flush=True)
         options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
     return 0
@@ -70,18 +72,21 @@ def _rows_so_far(path: Path, facts: dict) -> list[dict]:
     return found["rows"] if all(found.get(key) == value for key, value in facts.items()) else []
 
 
-def largest(variant: str, options: argparse.Namespace, group: Path) -> int:
-    """The largest number of samples that fits, to 5 %; 0 if not even one does."""
+def largest(variant: str, options: argparse.Namespace, group: Path) -> dict:
+    """`samples`: the largest number that fits, to 5 %, 0 if not even one does; `more_may_fit`: it is `--most`."""
     fits, too_many = 0, 0
-    wanted = 8
+    wanted = options.first
     while not too_many or too_many - fits > max(1, 0.05 * fits):
         begun = time.perf_counter()
         ok = trains(variant, wanted, options, group)
         result = "trains" if ok else "out of memory"
         print(f"{variant} {wanted} samples: {result} ({time.perf_counter() - begun:.0f} s)", flush=True)
         fits, too_many = (wanted, too_many) if ok else (fits, wanted)
+        if fits == options.most:
+            return {"samples": fits, "more_may_fit": True}
         wanted = 2 * fits if not too_many else (fits + too_many) // 2
-    return fits
+        wanted = min(wanted, options.most or wanted)
+    return {"samples": fits}
 
 
 def trains(variant: str, samples: int, options: argparse.Namespace, group: Path) -> bool:

@@ -13,7 +13,8 @@ page and the result files differ, as a test does.
 | gpu_ffn_GPU.json | `elas bench ffn --device cuda --dtypes bfloat16 --tokens 16384 --variants … --json …` |
 | gpu_step_GPU.json | `elas bench step --device cuda --preset 60m --dtypes bfloat16 --batch 128 --variants … --json …` |
 | step_4x256_DTYPE.json, step_16x1024_DTYPE_WHAT.json | `elas bench step --preset 350m --layers 8 …` (docs/memory.md) |
-| micro_batch.json, loss.json, dry_run.json, report.json | `python docs/experiments/NAME.py` |
+| micro_batch.json, loss.json, dry_run.json, report.json, metrics_cost.json | `python docs/experiments/NAME.py` |
+| plan_check.json, plan_published.json | `python docs/experiments/NAME.py` |
 | engines.json | `python tests/export/engines.py RUN --vllm PYTHON --llama PYTHON --llama-cpp CHECKOUT --json …` |
 | EXPERIMENT.json | `python docs/experiments/run.py EXPERIMENT` |
 """
@@ -27,13 +28,17 @@ from pathlib import Path
 
 import against_full_rank
 import memory
+import metrics_cost
+import plan
 import report
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 ROOT = HERE.parents[1]
-_DOCS = ("index", "results", "kernels", "megatron", "generate", "export", "memory", "report")
-PAGES = ("README.md", *(f"docs/{name}.md" for name in _DOCS))
+WITH_FIGURES = (
+    "index", "results", "kernels", "megatron", "generate", "export", "memory", "metrics", "plan", "report",
+)  # fmt: skip
+PAGES = ("README.md", *(f"docs/{name}.md" for name in WITH_FIGURES))
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 
 EXPERIMENTS = {
@@ -233,9 +238,16 @@ BLOCKS = {
     "gpu_step": gpu_step,
     "memory_account": memory.step_account,
     "memory_step_small": memory.step_small,
+    "memory_step_large": memory.step_large,
+    "micro_batch": memory.micro_batch,
+    "report_speed": report.table,
+    "metrics_cost": metrics_cost.table,
     "loss": memory.loss,
     "dry_run": memory.dry_run,
-    "report_speed": report.table,
+    "plan_check": plan.check,
+    "plan_parameters": plan.parameters,
+    "plan_activations": plan.activations,
+    "plan_boost": plan.boost,
 }
 
 

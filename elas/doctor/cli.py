@@ -55,7 +55,7 @@ def questions() -> list[list[str]]:
     late = ("megatron.core", "deepspeed")
     early = [f"import {of.module}" for of in software.REQUIRED if of.module not in late]
     return [
-        [*early, "torch", "cpu kernel", "triton tiles", "import deepspeed"],
+        [*early, "torch", "cpu kernel", "ffn kernel", "triton tiles", "import deepspeed"],
         ["megatron helpers", "import megatron.core"],
     ]
 
@@ -76,7 +76,7 @@ def examine(timeout_s: float) -> list[Finding]:
         "Python": software.python,
         "packages": lambda: software.packages(answers),
         "GPUs": lambda: _gpus(answers),
-        "machine": lambda: host.findings(seen, answers["cpu kernel"]),
+        "machine": lambda: host.findings(seen, answers["cpu kernel"], answers["ffn kernel"]),
     }
     return [finding for what, check in checks.items() for finding in _guarded(what, check)]
 

@@ -4,12 +4,13 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from elas import extensions
 from elas.doctor.ask import Answer
 from elas.doctor.finding import Finding, one_line
+from elas.launch import network
 from elas.launch.preflight.compare import SHM_PER_RANK
 
 GIB, MIB = 2**30, 2**20
@@ -19,14 +20,19 @@ DISK = GIB
 """Free space that `elas launch check` requires of a run's folder by default."""
 
 
-def findings(gpus: int, kernel: Answer) -> list[Finding]:
+def findings(gpus: int, kernel: Answer, chosen: Answer) -> list[Finding]:
     """Everything about the machine.
 
     Args:
         gpus: number that torch sees.
         kernel: answer to worker.py's `cpu kernel`.
+        chosen: answer to worker.py's `ffn kernel`.
     """
-    return [*_compilers(gpus), _kernel(kernel, gpus), _shared_memory(max(1, gpus)), _memory(), *_disk(), *launchers()]
+    kernels = [_kernel(kernel, gpus), build_locks(), _chosen(chosen)]
+    return [
+        *_compilers(gpus), *kernels, _shared_memory(max(1, gpus)), _memory(), *_disk(),
+        interfaces(network.interfaces()), *launchers(),
+    ]  # fmt: skip
 
 
 def _program(name: str) -> str | None:
@@ -62,6 +68,38 @@ def _kernel(answer: Answer, gpus: int) -> Finding:
         return Finding(what, True, f"built: {answer.value['library']}", needed_for)
     fix = "none needed on GPUs" if gpus else "elas build; the first run builds it otherwise, in about a minute"
     return Finding(what, False, f"not built in {answer.value['folder']}", needed_for, fix)
+
+
+def _chosen(answer: Answer) -> Finding:
+    what, needed_for = "FFN kernel, auto", "preset 60m; others may differ"
+    if answer.value is None:
+        return Finding(what, False, one_line(answer.error), needed_for, "fix torch first")
+    return Finding(what, True, one_line(f"{answer.value['name']}: {answer.value['why']}"), needed_for)
+
+
+def build_locks() -> Finding:
+    """Lock files of builds that were killed."""
+    what, needed_for = "build locks", "compiled extensions"
+    try:
+        stale = extensions.stale_locks()
+    except (OSError, RuntimeError) as error:
+        return Finding(what, False, one_line(error), needed_for, "set XDG_CACHE_HOME to another folder")
+    if not stale:
+        return Finding(what, True, "none of a killed build", needed_for)
+    found = f"{len(stale)} of killed builds: {stale[0]}" + (", …" if len(stale) > 1 else "")
+    return Finding(what, False, found, needed_for, "elas build removes them, as does the next run")
+
+
+def interfaces(found: Sequence[network.Interface]) -> Finding:
+    """Whether there is a network interface that other hosts can reach."""
+    what, needed_for = "network interfaces", "runs on several hosts"
+    usable = [one for one in found if one.up and not one.loopback and one.addresses]
+    if usable:
+        return Finding(what, True, ", ".join(f"{one.name} {one.addresses[0]}" for one in usable), needed_for)
+    down = [one.name for one in found if not one.loopback]
+    seen = f"only loopback; not up or without an IPv4 address: {', '.join(down)}" if down else "only loopback"
+    fix = "runs on this host alone need none; connect it, or start the container with --network host"
+    return Finding(what, False, seen, needed_for, fix)
 
 
 def _shared_memory(ranks: int) -> Finding:

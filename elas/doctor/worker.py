@@ -82,6 +82,15 @@ def cpu_kernel() -> dict[str, Any]:
     return {"folder": str(extensions.extensions_dir()), "library": library and str(library)}
 
 
+def ffn_kernel() -> dict[str, str]:
+    """Which implementation `auto` chooses for the preset 60m on this machine, and why; nothing is built for it."""
+    from elas.config import load_config
+    from elas.model.kernel import chosen
+
+    found, why = chosen(load_config("60m", {}))
+    return {"name": f"{found.ffn_memory} {found.name}", "why": why}
+
+
 def megatron_helpers() -> str:
     """Load Megatron-core's compiled data helpers alone; returns their file."""
     spec = importlib.util.find_spec("megatron")
@@ -101,6 +110,7 @@ QUESTIONS: dict[str, Callable[[], Any]] = {
     "torch": torch_facts,
     "triton tiles": triton_tiles,
     "cpu kernel": cpu_kernel,
+    "ffn kernel": ffn_kernel,
     "megatron helpers": megatron_helpers,
 }
 """By name; besides these, `import NAME` imports a module."""

@@ -17,11 +17,12 @@ from elas.errors import UserError
 from elas.files import write_json
 from elas.plan.counts import gated_width, parameter_count
 from elas.plan.flops import hardware_flops, model_flops
-from elas.plan.hardware import MACHINES, Machine
-from elas.plan.search import CONTEXT, USABLE, Plan, best, plans
-from elas.plan.step_time import EFFICIENCY
+from elas.plan.hardware import MACHINES, Machine, measured_machine
+from elas.plan.rates import EFFICIENCY, default_file, read_measured
+from elas.plan.search import USABLE, Plan, best, plans
 
 EXAMPLE = "elas plan --config 7b --hardware h100 --gpus 256"
+THIS_MACHINE = "this-machine"
 MOST_GPUS = 2**20
 MOST_ROWS = 200
 """Of layouts in the JSON, the best first."""
@@ -40,7 +41,11 @@ def main(argv: list[str]) -> int:
         if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
             raise UserError(f"{flag} {path}: is a folder or cannot be written; give a file's path")
     config = load_config(options.config, overrides)
-    machine = MACHINES[options.hardware]
+    machine = machine_of(options.hardware, options.hardware_file)
+    if machine.device == "cuda" and machine.measured:
+        options.gpus = options.gpus or machine.gpus
+        if options.gpus > machine.gpus:
+            raise UserError(f"--gpus {options.gpus}: {machine.gpus} were measured, and no link to others; give fewer")
     tokens = _tokens(options.tokens) if options.tokens else None
     if options.deadline:
         if tokens is None:
@@ -51,20 +56,27 @@ def main(argv: list[str]) -> int:
     found = plans(config, gpus, machine)
     chosen = best(config, gpus, machine)
     rivals = {name: best(one, gpus, machine) for name, one in _rivals(config).items()}
-    facts = _facts(config, gpus, options.hardware, found, chosen, rivals, tokens)
+    facts = _facts(config, gpus, options.hardware, machine, found, chosen, rivals, tokens)
     write_json(options.json, facts)
     if options.yaml and chosen:
         options.yaml.write_text(_yaml(options.config, overrides, chosen))
-    _print(config, gpus, options, found, chosen, rivals, tokens)
+    _print(config, gpus, options, machine, found, chosen, rivals, tokens)
     if options.picture and found:
         _draw(found, chosen, machine, options.picture)
     return 0 if chosen else 1
 
 
 def _parser() -> Parser:
-    parser = SettingsParser("elas plan", "Layouts, memory and time of a run on a number of GPUs, on paper.", EXAMPLE)
+    what = "Layouts, memory and time of a run on a number of GPUs, on paper. "
+    what += (
+        "See also elas plan --measure --help (this machine's rates) and elas plan --check --help (beside real steps)."
+    )
+    parser = SettingsParser("elas plan", what, EXAMPLE)
     parser.add_argument("--config", "--preset", required=True, help="YAML file, or a preset: " + ", ".join(presets()))
-    parser.add_argument("--hardware", choices=list(MACHINES), default="h100", help="nodes of eight (default: h100)")
+    known = [*MACHINES, THIS_MACHINE]
+    parser.add_argument("--hardware", choices=known, default="h100", help="default: h100, nodes of eight")
+    where = "of this-machine (default: where elas plan --measure writes)"
+    parser.add_argument("--hardware-file", type=Path, metavar="FILE", help=where)
     parser.add_argument("--gpus", metavar="N", help="number of GPUs (default: a node; with --deadline, most)")
     parser.add_argument("--tokens", metavar="T", help="of the run, such as 300B or 1.5T: adds days")
     parser.add_argument("--deadline", metavar="D", help="such as 30d or 12h: how many GPUs finish --tokens until then")
@@ -72,6 +84,19 @@ def _parser() -> Parser:
     parser.add_argument("--yaml", type=Path, metavar="FILE", help="write the recommended configuration")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write a PNG: memory against step time")
     return parser
+
+
+def machine_of(name: str, path: Path | None) -> Machine:
+    """The machine that `--hardware` names.
+
+    Raises:
+        UserError: it is this machine, which was not measured; or a file is given for another.
+    """
+    if name == THIS_MACHINE:
+        return measured_machine(read_measured(path or default_file()))
+    if path is not None:
+        raise UserError(f"--hardware-file {path}: only with --hardware {THIS_MACHINE}")
+    return MACHINES[name]
 
 
 def _count(flag: str, text: str) -> int:
@@ -164,8 +189,7 @@ def _row(plan: Plan, machine: Machine, tokens: float | None) -> dict[str, Any]:
     return row | ({"days": tokens / plan.tokens_per_s / 86400} if tokens else {})
 
 
-def _facts(config, gpus, hardware, found, chosen, rivals, tokens) -> dict[str, Any]:
-    machine = MACHINES[hardware]
+def _facts(config, gpus, hardware, machine: Machine, found, chosen, rivals, tokens) -> dict[str, Any]:
     return {
         "model": describe(config),
         "parameters": parameter_count(config),
@@ -176,7 +200,8 @@ def _facts(config, gpus, hardware, found, chosen, rivals, tokens) -> dict[str, A
         "tokens": tokens,
         "layouts": len(found),
         "fitting": sum(plan.fits for plan in found),
-        "efficiency": EFFICIENCY,
+        "efficiency": None if machine.measured else EFFICIENCY,
+        "measured": machine.measured.to_dict() if machine.measured else None,
         "recommended": {**_row(chosen, machine, tokens), "settings": chosen.settings} if chosen else None,
         "rivals": {name: _row(plan, machine, tokens) if plan else None for name, plan in rivals.items()},
         "rows": [_row(plan, machine, tokens) for plan in found[:MOST_ROWS]],
@@ -203,15 +228,14 @@ def _scalar(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-def _print(config, gpus, options, found, chosen, rivals, tokens) -> None:
-    machine = MACHINES[options.hardware]
+def _print(config, gpus, options, machine: Machine, found, chosen, rivals, tokens) -> None:
     print(f"{describe(config)}, {parameter_count(config) / 1e6:,.1f} M parameters, {config.train.dtype}; "
           f"{gpus:,} × {options.hardware}, {machine.memory / 1e9:.0f} GB each")  # fmt: skip
     if not found:
         print("no layout divides the model, the batch (train.global_batch_size) and the GPUs")
         return
-    print(f"{len(found):,} layouts divide, {sum(plan.fits for plan in found):,} fit in {USABLE:.0%} of a GPU less "
-          f"{CONTEXT / 1e9:g} GB for CUDA and NCCL\n")  # fmt: skip
+    fitting = sum(plan.fits for plan in found)
+    print(f"{len(found):,} layouts divide, {fitting:,} fit in {USABLE:.0%} of {_less(machine)}\n")
     days = ["days"] if tokens else []
     headers = ["layout", "micro-batch", "recompute", "GB", "step s", "tokens/s", "MFU", *days]
     shown = found[: options.top] if chosen else found[: min(3, options.top)]
@@ -221,7 +245,7 @@ def _print(config, gpus, options, found, chosen, rivals, tokens) -> None:
         return
     parts = [f"{name} {value / chosen.time.total:.0%}" for name, value in asdict(chosen.time).items() if value > 0]
     print(f"\nthe first: time {', '.join(parts)}")
-    memory = asdict(chosen.memory) | {"runtime": int(CONTEXT)}
+    memory = asdict(chosen.memory) | {"runtime": int(chosen.context)}
     print(f"memory {', '.join(f'{name} {size / 1e9:.2f} GB' for name, size in memory.items())}")
     if rivals:
         print("\neach at its best layout:")
@@ -229,13 +253,31 @@ def _print(config, gpus, options, found, chosen, rivals, tokens) -> None:
         rows += [[name, *_cells(plan, machine, tokens)] if plan else [name, "nothing fits", *[""] * (len(headers) - 1)]
                  for name, plan in rivals.items()]  # fmt: skip
         print(table(["", *headers], rows, left=4))
-    shares = ", ".join(f"{kind} {share:.0%}" for kind, share in EFFICIENCY.items())
-    print(f"\nassumed shares of the peak: {shares}; nothing overlaps")
+    print(f"\n{_basis(machine, gpus, config.train.dtype)}; nothing overlaps")
     if options.yaml:
         each = max(n for n in range(1, machine.gpus + 1) if gpus % n == 0)  # nodes alike, with exactly these GPUs
         nodes = gpus // each
         print(f"\nwritten: {options.yaml}; elas launch slurm --nodes {nodes} --gpus-per-node {each} "
               f"--config {options.yaml} …")  # fmt: skip
+
+
+def _less(machine: Machine) -> str:
+    if machine.device == "cpu":
+        return "a rank's share of the memory"
+    return f"a GPU less {machine.context / 1e9:g} GB for CUDA and NCCL"
+
+
+def _basis(machine: Machine, gpus: int, dtype: str) -> str:
+    """Where the rates come from, in a line."""
+    measured = machine.measured
+    if measured is None:
+        return "assumed shares of the peak: " + ", ".join(f"{kind} {share:.0%}" for kind, share in EFFICIENCY.items())
+    rates = measured.rates(gpus, dtype)
+    named = {"full-rank products": rates.full_rank, "factor products": max(rates.factor.values())}
+    named |= {"2:4 FFN core": max(rates.core.values()), "scores": rates.scores, "head": rates.head}
+    shown = ", ".join(f"{kind} {rate / 1e9:,.0f} GFLOP/s" for kind, rate in named.items())
+    crowd = f"; {gpus} ranks share what {measured.ranks} had" if gpus > measured.ranks else ""
+    return f"measured on {measured.name}, {measured.about.get('date', '')}: {shown}{crowd}"
 
 
 def _cells(plan: Plan, machine: Machine, tokens: float | None) -> list[str]:

@@ -6,7 +6,8 @@ A product of [m, k] and [k, n] has 2·m·k·n. Three counts, which must not be m
 
 - **model**: what the model's function and its gradients need: each product of the forward pass and two of the backward
   pass. Of the s scores of a token's causal attention, half on average. MFU is this over time and the device's peak.
-- **hardware**: what is computed: also what the backward pass computes again (`train.recompute`, the fused FFN).
+- **hardware**: what is computed: also what the backward pass computes again (`train.recompute`, the fused FFN), and the
+  products of replicated factors on every tensor-parallel rank, where sequence parallelism does not divide the tokens.
 - **dense-equivalent**: what the full-rank twin would need for the same tokens: a Llama of the same widths, whose gated
   FFN has as many weights (two thirds of a squared ReLU's width).
 
@@ -69,18 +70,59 @@ def _flops(config: Config, rank: int | None, matrices: int, h: int, f: float) ->
     return Flops(2 * layers * attention, 2 * layers * scores, 2 * layers * ffn, 2 * h * model.vocab_size)
 
 
-def hardware_flops(config: Config) -> float:
-    """FLOPs for one token of forward and backward pass, with what is computed again."""
-    model, r = config.model, config.low_rank.rank
-    found, recompute = model_flops(config), recompute_of(config)
-    h, f, g = model.hidden_size, ffn_width(config), key_value_width(config)
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of one token in one layer on one tensor-parallel rank, by kind of product."""
+
+    linear: float
+    """Of full-rank weights or of factors, outside the core."""
+    core: float
+    """Up and down product of a squared-ReLU FFN: from and to u and v, r wide, at full rank h wide."""
+    scores: float
+
+    @property
+    def total(self) -> float:
+        """Of all kinds."""
+        return self.linear + self.core + self.scores
+
+
+def layer_work(config: Config) -> Work:
+    """FLOPs of one token's forward pass in one layer, on one tensor-parallel rank.
+
+    The factor on the side of the hidden vector is whole on every rank: without sequence parallelism all ranks of a
+    group compute its products of all tokens, with it each those of its own.
+    """
+    model, t = config.model, config.parallel.tensor
+    h, f, g, r = model.hidden_size, ffn_width(config), key_value_width(config), config.low_rank.rank
     gated = model.activation == "swiglu"
-    again = 0.0
+    scores = 2 * h * model.seq_length / t
+    if config.low_rank.kind == "none":
+        linear = 2 * (h * (2 * h + 2 * g) + (3 * h * f if gated else 0)) / t
+        return Work(linear, 0.0 if gated else 4 * h * f / t, scores)
+    inputs = 2 if gated else 1
+    replicated = 2 * (5 + inputs) * r * h / (t if config.parallel.sequence else 1)
+    split = 2 * r * (2 * h + 2 * g + ((inputs + 1) * f if gated else 0)) / t
+    return Work(replicated + split, 0.0 if gated else 4 * r * f / t, scores)
+
+
+def again_work(config: Config) -> Work:
+    """FLOPs of one token in one layer, on one tensor-parallel rank, that the backward pass computes again."""
+    model, t, r = config.model, config.parallel.tensor, config.low_rank.rank
+    h, f, g = model.hidden_size, ffn_width(config), key_value_width(config)
+    gated, recompute = model.activation == "swiglu", recompute_of(config)
+    linear = core = scores = 0.0
     if recompute == "layer":
-        again += found.forward - found.head
+        whole = layer_work(config)
+        linear, core, scores = whole.linear, whole.core, whole.scores
     elif recompute == "bottleneck":
-        again += 2 * model.num_layers * r * (h + 2 * g + (2 * f if gated else 0))
+        linear = 2 * r * (h + 2 * g + (2 * f if gated else 0)) / t
     if not gated and config.sparsity.ffn_memory == "fused":
         # The up projection, from u: f × r, or f × h at full rank.
-        again += 2 * model.num_layers * f * (h if config.low_rank.kind == "none" else r)
-    return found.training + again
+        core += 2 * f * (h if config.low_rank.kind == "none" else r) / t
+    return Work(linear, core, scores)
+
+
+def hardware_flops(config: Config) -> float:
+    """FLOPs for one token of forward and backward pass: with what is computed again, and on several ranks alike."""
+    layers = (1 + BACKWARD) * layer_work(config).total + again_work(config).total
+    return config.model.num_layers * config.parallel.tensor * layers + (1 + BACKWARD) * model_flops(config).head

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from elas.plan.rates import Measured
+
 
 class Peak(NamedTuple):
     """Of one GPU."""
@@ -51,6 +53,15 @@ class Machine(NamedTuple):
     """Bytes/s to other nodes."""
     gpus: int
     """Of a node."""
+    context: float = 1.5e9
+    """Bytes of each GPU that CUDA, NCCL and the kernels' workspaces take."""
+    measured: Measured | None = None
+    """Rates by `elas plan --measure`; None for shares of the peak that are assumed."""
+
+    @property
+    def device(self) -> str:
+        """cuda or cpu."""
+        return self.measured.device if self.measured else "cuda"
 
 
 MACHINES: dict[str, Machine] = {
@@ -61,3 +72,12 @@ MACHINES: dict[str, Machine] = {
 }
 """SXM modules in DGX or HGX nodes of eight: NVLink, and one network adapter a GPU (200 Gbit/s HDR with A100, else 400
 Gbit/s NDR), by NVIDIA's data sheets."""
+
+
+def measured_machine(measured: Measured) -> Machine:
+    """The machine that was measured, as one node; its peaks are the rates of its own full-rank products and copies."""
+    best = measured.busy[measured.ranks]
+    peak = Peak(max(rates.full_rank for rates in best.values()), max(rates.bandwidth for rates in best.values()))
+    link = measured.links["all_reduce"].bytes_per_s if measured.links else float("inf")
+    context = 1.5e9 if measured.device == "cuda" else 0.0
+    return Machine(peak, measured.memory, link, link, measured.ranks, context, measured)

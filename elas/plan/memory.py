@@ -6,7 +6,7 @@ What layers save for the backward pass is exact (`token_bytes`; `elas bench step
 of kernels and allocator overhead are not included.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from elas.config import Config, ffn_width, recompute_of
 from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_stage
@@ -36,7 +36,7 @@ class Memory:
     @property
     def total(self) -> int:
         """Sum of all components."""
-        return sum(asdict(self).values())
+        return sum(vars(self).values())
 
 
 def estimate(config: Config, world_size: int, device: str = "cpu") -> Memory:
@@ -58,7 +58,7 @@ def estimate(config: Config, world_size: int, device: str = "cpu") -> Memory:
         gradients=_gradients(values, stage, held, part, e, micro_batches, largest_weight(config)),
         optimizer=0 if offloads_optimizer(values) else (masters + 8) * (part if stage else held),
         activations=_activations(config, micro_batches, e),
-        head=_head(config, e, device),
+        head=_head(config, e, device, micro_batches),
         runtime=RUNTIME,
     )
 
@@ -153,11 +153,17 @@ def _bottlenecks(config: Config, shard: int) -> float:
     return found
 
 
-def _head(config: Config, e: int, device: str) -> int:
-    """Head and loss: a chunk's logits, in fp32 and in the weights' dtype, and gradients found in the forward pass."""
+def _head(config: Config, e: int, device: str, micro_batches: int) -> int:
+    """Head and loss: a chunk's logits, in fp32 and in the weights' dtype, and gradients found in the forward pass.
+
+    The weight's gradient is in fp32 what stays, with several micro-batches beside their sum; in bf16 it is summed in
+    fp32, from slices.
+    """
     model, tokens = config.model, config.train.micro_batch_size * config.model.seq_length
     vocabulary = model.vocab_size // config.parallel.tensor
     chunk = min(tokens, chunk_tokens(vocabulary, device)) * vocabulary * (4 if e == 4 else 4 + e)
-    # The weight's gradient: in fp32 what stays; in bf16 summed in fp32, from slices.
-    weight = 0 if e == 4 else (4 * vocabulary + (4 + e) * min(SLICE, vocabulary)) * model.hidden_size
+    if e == 4:
+        weight = 4 * vocabulary * model.hidden_size if micro_batches > 1 else 0
+    else:
+        weight = (4 * vocabulary + (4 + e) * min(SLICE, vocabulary)) * model.hidden_size
     return chunk + weight + tokens * model.hidden_size * e

@@ -13,8 +13,6 @@ from elas.plan.memory import Memory, estimate
 from elas.plan.step_time import StepTime, step_time
 from elas.plan.traffic import Traffic, traffic
 
-CONTEXT = 1.5 * 10**9
-"""Bytes of a GPU that CUDA, NCCL and the kernels' workspaces take."""
 USABLE = 0.9
 """Share of the rest that a plan may use: allocators leave gaps, and temporary tensors are not in the formulas."""
 
@@ -29,11 +27,13 @@ class Plan:
     traffic: Traffic
     time: StepTime
     fits: bool
+    context: float
+    """Bytes of each GPU besides (`Machine.context`); of a CPU's rank those of the process."""
 
     @property
     def bytes(self) -> float:
         """Of a GPU, on the rank that needs most."""
-        return self.memory.total - self.memory.runtime + CONTEXT
+        return self.memory.total - self.memory.runtime + self.context
 
     @property
     def tokens_per_s(self) -> float:
@@ -63,10 +63,10 @@ def plans(config: Config, gpus: int, machine: Machine) -> list[Plan]:
     """Every layout that divides, the fastest that fits first, then those that do not fit, the smallest first."""
     found = []
     for candidate in candidates(config, gpus, machine):
-        memory, sent = estimate(candidate, gpus, "cuda"), traffic(candidate, gpus)
-        needed = memory.total - memory.runtime
-        fits = needed <= USABLE * (machine.memory - CONTEXT)
-        found.append(Plan(candidate, gpus, memory, sent, step_time(candidate, gpus, machine, sent), fits))
+        memory, sent = estimate(candidate, gpus, machine.device), traffic(candidate, gpus)
+        context = machine.context if machine.device == "cuda" else memory.runtime
+        fits = memory.total - memory.runtime <= USABLE * (machine.memory - context)
+        found.append(Plan(candidate, gpus, memory, sent, step_time(candidate, gpus, machine, sent), fits, context))
     return sorted(found, key=_rank)
 
 
@@ -78,15 +78,23 @@ def _rank(plan: Plan) -> tuple:
 
 
 def best(config: Config, gpus: int, machine: Machine) -> Plan | None:
-    """The fastest layout that fits and is valid; None if there is none."""
+    """The fastest layout that fits and is valid; None if nothing fits.
+
+    Raises:
+        UserError: every layout that fits breaks a rule, such as one between settings that no layout changes.
+    """
+    refused: UserError | None = None
     for plan in plans(config, gpus, machine):
         if not plan.fits:
-            return None
+            break
         try:
             validate(plan.config, gpus)
-        except UserError:  # a rule that the enumeration does not know
+        except UserError as error:  # a rule that the enumeration does not know
+            refused = refused or error
             continue
         return plan
+    if refused is not None:
+        raise refused
     return None
 
 

@@ -1,5 +1,7 @@
 """Names and shapes of all weights of the whole model, by formula, without building the model."""
 
+import math
+
 from elas.config import Config, ffn_width
 from elas.plan.counts import key_value_width
 
@@ -30,6 +32,16 @@ def layer_shapes(config: Config) -> dict[str, Shape]:
         **_linear(config, "mlp.linear_fc1", h, inputs),
         **_linear(config, "mlp.linear_fc2", f, {"out": h}),
     }
+
+
+def rank_sizes(config: Config) -> list[int]:
+    """Parameters of each weight on a tensor-parallel rank, without a pipeline."""
+    t, sizes = config.parallel.tensor, []
+    whole = ("linear_qkv.factor_in", "linear_proj.factor_out", "linear_fc1.factor_in", "linear_fc2.factor_out")
+    for name, shape in weight_shapes(config).items():
+        split = len(shape) > 1 and not name.endswith(whole)
+        sizes.append(math.prod(shape) // (t if split else 1))
+    return sizes
 
 
 def _linear(config: Config, name: str, width: int, outputs: dict[str, int]) -> dict[str, Shape]:

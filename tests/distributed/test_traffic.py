@@ -9,6 +9,8 @@ pytestmark = pytest.mark.timeout(300)
 SWIGLU = {"model.activation": "swiglu", "sparsity.kind": "none"}
 FULL = {"low_rank.kind": "none", **SWIGLU}
 LAYER = {"train.recompute": "layer"}
+LARGE = {"model.vocab_size": 4096, "model.hidden_size": 128}
+"""Tables that ZeRO 3 does not keep whole."""
 
 
 def layout(**sizes) -> dict:
@@ -26,6 +28,7 @@ CASES = {
     "tp2-sp bf16": (2, {**SP2, "train.dtype": "bfloat16"}),
     "pp2": (2, layout(pipeline=2)),
     "pp2-interleaved": (2, layout(pipeline=2, virtual_pipeline=2)),
+    "pp2 tied": (2, {**layout(pipeline=2), "model.tie_embeddings": True}),
     "pp4": (4, layout(pipeline=4)),
     "dp2-zero0": (2, layout(zero=0)),
     "dp2-zero1": (2, layout(zero=1)),
@@ -33,10 +36,12 @@ CASES = {
     "dp2-zero2": (2, layout(zero=2)),
     "dp2-zero2 bf16": (2, {**layout(zero=2), "train.dtype": "bfloat16"}),
     "dp2-zero3": (2, layout(zero=3)),
+    "dp2-zero3 large weights": (2, {**layout(zero=3), **LARGE}),
     "dp4-zero1": (4, layout(zero=1)),
     "tp2-sp-pp2": (4, layout(tensor=2, sequence=True, pipeline=2)),
     "tp2-dp2-zero1": (4, layout(tensor=2, zero=1)),
     "tp2-sp-dp2-zero2": (4, layout(tensor=2, sequence=True, zero=2)),
+    "tp2-dp2-zero3 large weights": (4, {**layout(tensor=2, zero=3), **LARGE}),
     "tp2-dp2-zero3": (4, layout(tensor=2, zero=3)),
 }
 

@@ -11,35 +11,6 @@ pytestmark = [pytest.mark.timeout(300)]
 SWIGLU = {"model.activation": "swiglu", "sparsity.kind": "none"}
 
 
-@contextlib.contextmanager
-def without_waiting():
-    """Collectives of tensor parallelism as copies, with the right shapes and wrong values.
-
-    gloo's threads free what they have sent, which the profiler of this thread does not see.
-    """
-    import torch
-    from megatron.core.tensor_parallel import mappings
-
-    def gather(out, x, group=None, **_):
-        out.view(-1, *x.shape).copy_(x)
-
-    def scatter(out, x, group=None, **_):
-        out.copy_(x[: len(out)])
-
-    names = {"dist_all_gather_func": gather, "dist_reduce_scatter_func": scatter}
-    before = {name: getattr(mappings, name) for name in names}
-    all_reduce = torch.distributed.all_reduce
-    try:
-        for name, copy in names.items():
-            setattr(mappings, name, copy)
-        torch.distributed.all_reduce = lambda *_args, **_kwargs: None
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(mappings, name, function)
-        torch.distributed.all_reduce = all_reduce
-
-
 def kept(overrides: dict) -> tuple[int, int]:
     """On a rank: bytes that its layers keep of one micro-batch, measured and by formula."""
     import torch
@@ -51,6 +22,7 @@ def kept(overrides: dict) -> tuple[int, int]:
     from elas.engine.engine import Engine
     from elas.model.activation import set_step
     from elas.plan.memory import token_bytes
+    from elas.plan_check.watch import copied_collectives
 
     settings = {**SMALL, "model.seq_length": 64, "sparsity.dense_steps": 0, "train.global_batch_size": 4}
     config = load_config(None, {**settings, "train.micro_batch_size": 4, **overrides})
@@ -60,7 +32,7 @@ def kept(overrides: dict) -> tuple[int, int]:
     ids = torch.randint(256, (4, 65), generator=torch.Generator().manual_seed(7))
     batch = [(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())]
     model.engine.step(iter(batch))
-    with without_waiting() if config.parallel.tensor > 1 else contextlib.nullcontext():
+    with copied_collectives() if config.parallel.tensor > 1 else contextlib.nullcontext():
         account = measure_step(lambda: model.engine.step(iter(batch)), model, torch.device("cpu"))
     tokens, layers = 4 * 64, config.model.num_layers // config.parallel.pipeline
     return account.layers, int(layers * tokens * token_bytes(config, 4))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from elas.doctor.finding import NOT_ON_CPUS, Finding, report
 
 ROOT = Path(elas.__path__[0]).parent
 FIELDS = {"what": str, "ok": bool, "found": str, "needed_for": str, "fix": str, "required": bool}
+HOLDS = "from filelock import FileLock; lock = FileLock('{}.elas-lock'); lock.acquire(); print(flush=True); input()"
 NO_SMI = {"gpus": [], "driver": None, "gpu_error": None}
 
 
@@ -58,6 +60,7 @@ def test_this_environment_is_ready(tmp_path):
     assert found["megatron-core"]["found"] == "0.16.1" and found["gloo"]["ok"]
     assert found["megatron-core's compiled helpers"]["found"].startswith("helpers_cpp.")
     assert str(tmp_path) in found["disk"]["found"]
+    assert found["FFN kernel, auto"]["ok"] and "fused" in found["FFN kernel, auto"]["found"]
     assert all(name in out for name in found)
 
 
@@ -231,6 +234,37 @@ def test_the_compiler_is_the_one_that_builds_use(tmp_path):
     _, found = doctor(tmp_path, first=package(tmp_path / "first", "torch", "raise ImportError"), CXX="no-such-compiler")
     assert not found["C++ compiler"]["ok"] and found["C++ compiler"]["found"] == "no no-such-compiler"
     assert not found["C++ compiler"]["required"]
+
+
+def test_a_lock_of_a_killed_build_is_a_finding(tmp_path):
+    folder = tmp_path / "elas" / "extensions" / "torch-x" / "some_extension"
+    folder.mkdir(parents=True)
+    (folder / "lock").touch()
+    first = package(tmp_path / "first", "torch", "raise ImportError")
+    _, found = doctor(tmp_path, first=first, XDG_CACHE_HOME=str(tmp_path))
+    assert found["build locks"]["found"] == f"1 of killed builds: {folder / 'lock'}" and (folder / "lock").exists()
+    assert "elas build removes them" in found["build locks"]["fix"] and not found["FFN kernel, auto"]["ok"]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDS.format(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout.readline()  # a build that is running
+    _, found = doctor(tmp_path, first=first, XDG_CACHE_HOME=str(tmp_path))
+    holder.communicate(b"")
+    assert found["build locks"]["ok"]
+
+
+@pytest.mark.parametrize("command, words", [
+    ([], "only loopback"),
+    (["ip", "link", "add", "dark0", "type", "veth", "peer", "name", "dark1"], "without an IPv4 address: dark"),
+])  # fmt: skip
+def test_a_machine_without_an_interface_but_lo(command, words):
+    """In a network namespace of its own, which root can make."""
+    show = [sys.executable, "-c", "from elas.doctor.host import *; print(interfaces(network.interfaces()))"]
+    script = f"{shlex.join(command) or 'true'} && {shlex.join(show)}"
+    done = subprocess.run(["unshare", "--net", "sh", "-c", script], capture_output=True, text=True)
+    if done.returncode and "unshare" in done.stderr:
+        pytest.skip("no network namespace can be made here")
+    assert "ok=False" in done.stdout and words in done.stdout, done.stderr
 
 
 def test_nvidia_smi_that_cannot_start_is_a_finding(tmp_path):
