@@ -30,8 +30,12 @@ SETTINGS_TOO = {"eval"}
 
 
 @functools.cache
-def parsers() -> dict[tuple[str, ...], commands.Command]:
-    return {command.words: command for group in commands.groups() for command in group.commands}
+def parsers() -> dict[tuple[str, ...], dict[str, commands.Command]]:
+    """Commands by their words, and by mode."""
+    found: dict[tuple[str, ...], dict[str, commands.Command]] = {}
+    for command in (one for group in commands.groups() for one in group.commands):
+        found.setdefault(command.words, {})[command.mode] = command
+    return found
 
 
 def check_elas(words: list[str]) -> None:
@@ -43,7 +47,8 @@ def check_elas(words: list[str]) -> None:
     name = next((tuple(words[:n]) for n in (3, 2) if tuple(words[:n]) in parsers()), None)
     if name is None:
         raise UserError(f"{' '.join(words)}: no such command")
-    parser, rest = parsers()[name].parser, words[len(name) :]
+    modes, rest = parsers()[name], words[len(name) :]
+    parser = modes[next((mode for mode in modes if mode and mode in rest), "")].parser
     if any(re.match(r"--[a-z_]+\.", word) for word in rest):
         if type(parser).__name__ != "SettingsParser" and name[1] not in SETTINGS_TOO:
             raise UserError(f"{' '.join(name)}: takes no settings")
