@@ -25,11 +25,18 @@ class Command:
         words: as typed.
         summary: what the list of its group says of it.
         parser: its options.
+        mode: an option that makes it another command with options of its own (`elas plan --check`); else empty.
     """
 
     words: tuple[str, ...]
     summary: str
     parser: Parser
+    mode: str = ""
+
+    @property
+    def title(self) -> str:
+        """The words in one, and the mode."""
+        return " ".join([*self.words, self.mode]).strip()
 
 
 @dataclass(frozen=True)
@@ -60,24 +67,21 @@ def _walk(above: tuple[str, ...], commands) -> Iterator[Command]:
         module = importlib.import_module(main) if isinstance(main, str) else None
         if below := getattr(module, "COMMANDS", None):
             yield from _walk((*above, name), below)
-        else:
-            words = (*above, name)
-            for flag, mode in getattr(module, "MODES", {}).items():  # a command of its own behind a flag
-                yield Command((*words, flag), summary, parser_of(importlib.import_module(mode).main, (*words, flag)))
-            plain = getattr(module, "PLAIN", None)
-            of_all = importlib.import_module(plain).main if plain else module.main if module else main
-            yield Command(words, summary, parser_of(of_all, words))
+            continue
+        function, words = (module.main if module else main), (*above, name)
+        for mode in ("", *getattr(module, "MODES", ())):
+            yield Command(words, summary, parser_of(function, words, [mode] if mode else []), mode)
 
 
-def parser_of(main: Callable[[list[str]], int], words: tuple[str, ...]) -> Parser:
-    """The parser that a command makes before anything else."""
+def parser_of(main: Callable[[list[str]], int], words: tuple[str, ...], argv: list[str]) -> Parser:
+    """The parser that a command makes before anything else, of its arguments `argv`."""
 
     def catch(self, args=None, namespace=None):
         raise _Caught(self)
 
     with mock.patch.object(Parser, "parse_args", catch):
         try:
-            main([])
+            main(argv)
         except _Caught as caught:
             return caught.parser
     raise TypeError(f"{' '.join(words)}: does not parse its arguments by elas.command.Parser first")

@@ -94,13 +94,13 @@ def commands_page() -> str:
             lines += [f"{_sentence(_described(group.summary, f'elas {group.name}'))}", ""]
         for command in group.commands:
             if not single:
-                lines += [f"### {' '.join(command.words)}", ""]
+                lines += [f"### {command.title}", ""]
             lines += _command(command)
     return "\n".join(lines) + "\n"
 
 
 def _command(command: Command) -> list[str]:
-    parser, name = command.parser, " ".join(command.words)
+    parser, name = command.parser, command.title
     usage = parser.format_usage().removeprefix("usage: ").rstrip().replace("\n       ", "\n")
     lines = [_sentence(_escaped(_described(parser.description, name))), "", "```text", usage, "```", ""]
     for group in parser._action_groups:

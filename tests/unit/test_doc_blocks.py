@@ -30,8 +30,12 @@ SETTINGS_TOO = {"eval"}
 
 
 @functools.cache
-def parsers() -> dict[tuple[str, ...], commands.Command]:
-    return {command.words: command for group in commands.groups() for command in group.commands}
+def parsers() -> dict[tuple[str, ...], dict[str, commands.Command]]:
+    """Commands by their words, and by mode."""
+    found: dict[tuple[str, ...], dict[str, commands.Command]] = {}
+    for command in (one for group in commands.groups() for one in group.commands):
+        found.setdefault(command.words, {})[command.mode] = command
+    return found
 
 
 def check_elas(words: list[str]) -> None:
@@ -40,11 +44,11 @@ def check_elas(words: list[str]) -> None:
     words = [word for word in words if word != "…"]
     if words[1:] in ([], ["--help"], ["--version"]):
         return
-    flagged = [name for word in words for name in [(*words[:2], word)] if word.startswith("--") and name in parsers()]
-    name = next((name for name in (*flagged, tuple(words[:3]), tuple(words[:2])) if name in parsers()), None)
+    name = next((tuple(words[:n]) for n in (3, 2) if tuple(words[:n]) in parsers()), None)
     if name is None:
         raise UserError(f"{' '.join(words)}: no such command")
-    parser, rest = parsers()[name].parser, words[2 if flagged else len(name) :]
+    modes, rest = parsers()[name], words[len(name) :]
+    parser = modes[next((mode for mode in modes if mode and mode in rest), "")].parser
     if any(re.match(r"--[a-z_]+\.", word) for word in rest):
         if type(parser).__name__ != "SettingsParser" and name[1] not in SETTINGS_TOO:
             raise UserError(f"{' '.join(name)}: takes no settings")
@@ -199,11 +203,11 @@ def run(line: str) -> None:
         assert exit_status(cli.run, words[1:]) == 0, line
         return
     command = [sys.executable, "-m", "elas.cli", *words[1:], *SMALL.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("page, left_out", [("README.md", ()), ("docs/index.md", ("eval", "export"))])
 def test_training_on_text_runs_as_it_stands(page, left_out, corpus):

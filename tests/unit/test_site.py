@@ -76,7 +76,7 @@ def test_commands_page_has_every_command_and_option():
     text = generated.commands_page()
     for group in commands.groups():
         for command in group.commands:
-            assert f" {' '.join(command.words)}\n" in text
+            assert f" {command.title}\n" in text
             for action in command.parser._actions:
                 if action.help != "==SUPPRESS==" and action.option_strings and action.dest != "help":
                     assert action.option_strings[0] in text
