@@ -6,7 +6,7 @@ import sys
 import pytest
 from started import copied, start, torchrun
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 
 def steps_of(output: str) -> dict[int, float]:
@@ -20,9 +20,9 @@ def test_megatron_cores_loop(tmp_path):
     2:4 begins after step 4, so the last losses also require that the step came back with the weights.
     """
     example, checkpoint = copied("megatron_core_loop.py", tmp_path), tmp_path / "checkpoint"
-    whole = start([*torchrun(2), example, "--tensor", 2, "--steps", 16], tmp_path, 120)
-    first = start([*torchrun(2), example, "--tensor", 2, "--steps", 12, "--save", checkpoint], tmp_path, 120)
-    then = start([*torchrun(2), example, "--steps", 16, "--load", checkpoint], tmp_path, 120)
+    whole = start([*torchrun(2), example, "--tensor", 2, "--steps", 16], tmp_path, 180)
+    first = start([*torchrun(2), example, "--tensor", 2, "--steps", 12, "--save", checkpoint], tmp_path, 180)
+    then = start([*torchrun(2), example, "--steps", 16, "--load", checkpoint], tmp_path, 180)
     losses = steps_of(whole)
     assert sorted(losses) == list(range(1, 17)) and losses[16] < losses[1] - 1.0  # from log 128 = 4.85
     parts = steps_of(first) | steps_of(then)
@@ -38,7 +38,7 @@ def test_trainer(tmp_path, way):
     pytest.importorskip("accelerate")
     example = copied("hf_trainer.py", tmp_path)
     command = [sys.executable, example] if way == "Trainer alone" else [*torchrun(2), example, "--deepspeed"]
-    output = start([*command, "--steps", 20], tmp_path, 120)
+    output = start([*command, "--steps", 20], tmp_path, 180)
     found = re.search(r"^(.*), processes: (\d), loss: ([\d.]+) to ([\d.]+) in 20 steps", output, re.MULTILINE)
     assert found is not None, output
     assert (found[1], found[2]) == (way, "1" if way == "Trainer alone" else "2")

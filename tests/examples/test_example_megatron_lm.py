@@ -15,7 +15,7 @@ from started import EXAMPLES, ROOT, start, torchrun
 CHECKOUT = os.environ.get("MEGATRON_LM", "")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not Path(CHECKOUT, "pretrain_gpt.py").is_file(), reason="MEGATRON_LM: no checkout of Megatron-LM")
 def test_the_page_trains_in_megatron_lm(tmp_path):
     page = (ROOT / "docs/megatron.md").read_text(encoding="utf-8")
@@ -24,7 +24,7 @@ def test_the_page_trains_in_megatron_lm(tmp_path):
     words = shlex.split(command.replace("\\\n", " ").split(script)[1])
     path = os.pathsep.join([CHECKOUT, str(ROOT)])
     example = [*torchrun(2), EXAMPLES / Path(script).name]
-    output = start([*example, *words], tmp_path, 120, PYTHONPATH=path)
+    output = start([*example, *words], tmp_path, 180, PYTHONPATH=path)
     losses = [float(loss) for loss in re.findall(r"lm loss: (\S+)", output)]
     assert len(losses) == 5 and losses[-1] < losses[0]
     dropped = [float(share) for share in re.findall(r"dropped: (\S+)", output)]

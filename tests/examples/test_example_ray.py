@@ -10,13 +10,13 @@ import pytest
 from started import copied, start
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_ray_prep(tmp_path):
     pytest.importorskip("ray")
     sessions = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's sockets allow short paths only
     try:
         words = [sys.executable, copied("ray_prep.py", tmp_path), "--out", tmp_path / "out"]
-        output = start(words, tmp_path, 120, RAY_TMPDIR=str(sessions))
+        output = start(words, tmp_path, 180, RAY_TMPDIR=str(sessions))
         assert any(sessions.rglob("session_*/logs/raylet.out")), "Ray has not run"
     finally:
         shutil.rmtree(sessions)

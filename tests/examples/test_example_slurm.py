@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from started import copied, start
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 HF = """
 import gzip, json, sys, sysconfig
@@ -54,7 +54,7 @@ class Site:
     def bash(self, script: str, *words: object, status: int = 0, **environment: str) -> str:
         """Run one of the scripts."""
         environment = {"SHARED": str(self.shared), "PATH": self.path, **environment}
-        return start(["bash", self.scripts / script, *words], self.folder, 120, status, **environment)
+        return start(["bash", self.scripts / script, *words], self.folder, 180, status, **environment)
 
     def submitted(self, output: str) -> tuple[dict[str, str], list[str], Path, list[str]]:
         """What a dry run would submit: variables, options of sbatch, the job's script, and its arguments."""
