@@ -27,7 +27,10 @@ COMMANDS = {
     "doctor": ("elas.doctor.cli", "what this machine has and lacks for ELAS, each with a fix"),
     "build": ("elas.build", "compile the extensions for this machine ahead of time"),
     "tune": ("elas.bench.tune", "measure the tiles of the fused kernels on this GPU, and keep the fastest"),
-    "bench": ("elas.bench.cli", "measure time and memory: `bench ffn`, `step`, `comm`, `checkpoint`, `prep`"),
+    "bench": (
+        "elas.bench.cli",
+        "time and memory: `bench ffn`, `step`, `generate`, `comm`, `checkpoint`, `prep`",
+    ),
     "gpu-check": ("elas.gpu_check.cli", "check a GPU in ten minutes: what is right, what is wrong, how fast it is"),
     "prep": ("elas.data_prep.cli", "prepare data: `prep tokenizer`, `tokenize`, `merge`, `verify`, `info`"),
 }

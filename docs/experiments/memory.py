@@ -46,7 +46,8 @@ def read(name: str) -> dict:
 
 def found(prefix: str) -> list[dict]:
     """The result files with this prefix, in order."""
-    return [json.loads(path.read_text()) for path in sorted((HERE / "results").glob(f"{prefix}*.json"), reverse=True)]
+    files = sorted((HERE / "results").glob(f"{prefix}*.json"), reverse=True)
+    return sorted((json.loads(path.read_text()) for path in files), key=lambda facts: -facts["repeats"])
 
 
 def step_account() -> str:
@@ -83,7 +84,7 @@ def steps(prefix: str) -> str:
             lines.append(f"| {NAMES[name]} | {row['dtype']} | {speed} | {sizes} |")
         for what, of, to, text in RATIOS:
             if of in rows and to in rows and rows[of][what] and rows[to][what]:
-                ratios[text, rows[of]["dtype"]] = f"{rows[of][what] / rows[to][what]:.2f}"
+                ratios.setdefault((text, rows[of]["dtype"]), f"{rows[of][what] / rows[to][what]:.2f}")
     dtypes = list(dict.fromkeys(dtype for _, dtype in ratios))
     lines += ["", f"| ratio | {' | '.join(dtypes)} |", "|---" * (1 + len(dtypes)) + "|"]
     for text in dict.fromkeys(text for _, _, _, text in RATIOS):
@@ -93,7 +94,11 @@ def steps(prefix: str) -> str:
     where = (
         f"{facts['preset']}, {facts['layers']} layers, {facts['batch']} × {facts['seq']} tokens, {facts['device']}, "
     )
-    return "\n".join([*lines, "", f"{where}{facts['threads']} threads; medians of {facts['repeats']}."]) + "\n"
+    rounds = [facts["repeats"] for facts in found(prefix)]
+    how = f"medians of {rounds[0]}"
+    if len(set(rounds)) > 1:
+        how = f"ratios are within one run; rounds of the runs: {', '.join(map(str, rounds))} (0: memory only)"
+    return "\n".join([*lines, "", f"{where}{facts['threads']} threads; {how}."]) + "\n"
 
 
 def step_small() -> str:

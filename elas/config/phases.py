@@ -78,12 +78,12 @@ def _loro(config: Config, start: int) -> Iterator[Line]:
     what = {"with_exact": "exact step and no refresh", "only": "refresh", "none": "exact step"}[optimizer.refresh]
     if not _due(optimizer.exact_every, start, steps):
         where = _between(start, steps) if start else f"in {steps} steps"
-        yield "optimizer.exact_every", f"no {what} {where}", _fewer(steps)
+        yield "optimizer.exact_every", f"no {what} {where}", _fewer(steps, start)
     elif not _due(optimizer.exact_every, start, steps - 1):
         yield (
             "optimizer.exact_every",
             f"no {what} {_between(start, steps)}, so no training follows one",
-            _fewer(steps),
+            _fewer(steps, start),
         )
 
 
@@ -92,10 +92,10 @@ def _events(config: Config, start: int) -> Iterator[Line]:
     train, checkpoint, steps = config.train, config.checkpoint, config.train.steps
     if train.eval_batches and train.eval_every and not _due(train.eval_every, start, steps - 1) and steps > start + 1:
         where = _between(start, steps) if start else f"between the start and the last step, {steps}"
-        yield "train.eval_every", f"no validation {where}", _fewer(steps)
+        yield "train.eval_every", f"no validation {where}", _fewer(steps, start)
     every = checkpoint.every_steps
     if every and not _due(every, start, steps - 1) and steps > start + 1:
-        yield "checkpoint.every_steps", f"no checkpoint {_between(start, steps)}", _fewer(steps)
+        yield "checkpoint.every_steps", f"no checkpoint {_between(start, steps)}", _fewer(steps, start)
     if checkpoint.keep and checkpoint.keep_every:
         saved = math.lcm(every, checkpoint.keep_every) if every else 0
         if steps % checkpoint.keep_every and not (saved and _due(saved, start, steps)):
@@ -103,7 +103,7 @@ def _events(config: Config, start: int) -> Iterator[Line]:
             fix = f"give a multiple of checkpoint.every_steps={every} that the run reaches, or 0"
             yield "checkpoint.keep_every", why, fix
     if not _due(config.log.every_steps, start, steps - 1) and steps > start + 2:
-        yield "log.every_steps", f"no metrics between the first step and the last, {steps}", _fewer(steps)
+        yield "log.every_steps", f"no metrics between the first step and the last, {steps}", _fewer(steps, start)
 
 
 def _spikes(config: Config, start: int) -> Iterator[Line]:
@@ -129,8 +129,14 @@ def _between(start: int, steps: int) -> str:
     )
 
 
-def _fewer(steps: int, *, share: bool = False) -> str:
-    """The fix for a number of steps that must be below `steps`; `share` for keys that may also be a share."""
+def _fewer(steps: int, start: int = 0, *, share: bool = False) -> str:
+    """The fix for a number of steps that must be below `steps`; `share` for keys that may also be a share.
+
+    With `start`, a multiple of it must lie between both, as one of every number up to their distance does.
+    """
+    if start:
+        left = steps - start - 1
+        return f"give {left} or less, or more train.steps" if left > 0 else "give more train.steps"
     if share:
         low = f"give less than {steps}" if steps > 1 else "give 0"
         return f"{low}, or a share such as 0.1, or more train.steps"

@@ -166,8 +166,9 @@ def facts_line(run: RunFiles) -> str:
 
 
 def dates(run: RunFiles) -> str:
-    """First start and last line."""
-    end = max((row["time"] for row in run.metrics if row.get("time")), default=run.began)
+    """First start, and the last line or event."""
+    times = [row["time"] for row in (*run.metrics, *run.validation) if row.get("time")]
+    end = max([*times, *(one.time for one in run.incidents)], default=run.began)
     return f"{_date(run.began)} to {_date(end)} UTC" if run.began else ""
 
 

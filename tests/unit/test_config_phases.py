@@ -88,6 +88,17 @@ def test_a_share_becomes_steps_of_the_run(steps, dense, warmup):
     assert load_config(None, {"sparsity.dense_steps": 0}).sparsity.dense_steps == 0
 
 
+@pytest.mark.parametrize("key", ["train.eval_every", "checkpoint.every_steps", "log.every_steps"])
+@pytest.mark.parametrize("start", [0, 20, 45])
+def test_what_a_warning_advises_ends_it(key, start):
+    """Of a resumed run too, where a number may be less than train.steps and still have no multiple that is left."""
+    given = {**QUIET, key: 15 if start == 45 else 60}
+    (line,) = [line for line in unreached(load_config("quickstart", given), start) if line.startswith(key)]
+    advised = int(line.split("; give ")[1].split()[0 if start else 2].rstrip(","))
+    for value in range(1, advised + bool(start)):
+        assert not [1 for line in unreached(load_config("quickstart", {**QUIET, key: value}), start) if key in line]
+
+
 def test_training_says_on_stderr_what_it_will_not_reach(tmp_path, capsys, monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
