@@ -143,7 +143,8 @@ def best(model: str, optimizer: str) -> tuple[float, float | None]:
 
 def rows() -> list[dict]:
     """Results so far."""
-    return json.loads(RESULT.read_text()) if RESULT.exists() else []
+    with LOCK:  # while another run's are written
+        return json.loads(RESULT.read_text()) if RESULT.exists() else []
 
 
 def train(workdir: Path, run: Run) -> dict | None:
@@ -192,7 +193,7 @@ def _lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-LOCK = threading.Lock()
+LOCK = threading.RLock()
 
 if __name__ == "__main__":
     sys.exit(main())

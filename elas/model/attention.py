@@ -17,10 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
-from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
-    _yarn_get_concentration_factor_from_config,
-)
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.attention import SelfAttention
@@ -32,9 +28,12 @@ from elas.errors import UserError
 from elas.model.check import check
 from elas.model.low_rank import LowRankColumnParallelLinear
 from elas.model.recompute import Again
+from elas.model.rotary import rotate
 
 _Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Query `[s, b, np, hn]`, key and value `[s, b, ng, hn]`."""
+_Angles = tuple[torch.Tensor | None, torch.Tensor | None]
+"""Rotary angles of query and key, `[s, 1, 1, d]`."""
 
 
 @lru_cache(maxsize=32)
@@ -224,53 +223,51 @@ class ElasSelfAttention(SelfAttention):
         super().__init__(config, *args, **kwargs)
         self._recomputes = config.recompute_bottleneck
         self._bottleneck: list[torch.Tensor] = []
+        self._angles: _Angles | None = None  # of the call under way
         if self._recomputes:
             self.linear_qkv.remembers = True
 
     def forward(self, hidden_states, attention_mask, *args, rotary_pos_emb=None, **kwargs):
-        """Megatron's forward: `hidden_states [s, b, h]` (`[s/t, b, h]`) to the same shape, and the bias or None."""
+        """Megatron's forward: `hidden_states [s, b, h]` (`[s/t, b, h]`) to the same shape, and the bias or None.
+
+        `get_query_key_value_tensors` applies the rotary embedding, and Megatron's forward none, except with a cache of
+        keys, of which it selects positions.
+        """
+        frequency: Any = self.config.no_rope_freq  # a list by now
+        if any(kwargs.get(name) is not None for name in ("inference_context", "inference_params")):
+            kwargs["rotary_pos_emb"] = rotary_pos_emb
+        elif rotary_pos_emb is not None and not (frequency and frequency[self.layer_number - 1]):
+            self._angles = rotary_pos_emb if isinstance(rotary_pos_emb, tuple) else (rotary_pos_emb, rotary_pos_emb)
         if self._recomputes and torch.is_grad_enabled():
             bottleneck: list[torch.Tensor] = []  # of this call, from `get_query_key_value_tensors`
-            self._bottleneck = bottleneck
-            self.core_attention.compute_again = lambda: self._heads(bottleneck[0], rotary_pos_emb)
+            self._bottleneck, angles = bottleneck, self._angles
+            self.core_attention.compute_again = lambda: self._heads(self.linear_qkv(bottleneck[0], expand=True), angles)
         try:
-            return super().forward(hidden_states, attention_mask, *args, rotary_pos_emb=rotary_pos_emb, **kwargs)
+            return super().forward(hidden_states, attention_mask, *args, **kwargs)
         finally:
-            self.core_attention.compute_again, self._bottleneck = None, []
-
-    def _heads(self, u: torch.Tensor, rotary: Any) -> _Heads:
-        """Query, key and value as `Attention.forward` gives them to the core: after norms and rotary embedding.
-
-        Args:
-            u: bottleneck of `linear_qkv`.
-            rotary: angles `[s, 1, 1, hn]`, a pair of them for query and key, or None.
-        """
-        query, key, value = self._by_head_and_norm(self.linear_qkv(u, expand=True))
-        frequency: Any = self.config.no_rope_freq  # a list by now
-        if rotary is None or (frequency and frequency[self.layer_number - 1]):
-            return query, key, value
-        angles = rotary if isinstance(rotary, tuple) else (rotary, rotary)
-        options: Any = {
-            "config": self.config,
-            "mscale": _yarn_get_concentration_factor_from_config(self.config),
-            "cp_group": self.pg_collection.cp,
-        }
-        turned = [
-            x if angle is None else apply_rotary_pos_emb(x, angle, **options) for x, angle in zip((query, key), angles)
-        ]
-        return turned[0], turned[1], value
+            self.core_attention.compute_again, self._bottleneck, self._angles = None, [], None
 
     def get_query_key_value_tensors(self, hidden_states, key_value_states=None, output_gate=False, split_qkv=True):
-        """`hidden_states [s, b, h]` to query `[s, b, np, hn]`, key and value `[s, b, ng, hn]`."""
+        """`hidden_states [s, b, h]` to query `[s, b, np, hn]`, key and value `[s, b, ng, hn]`, rotated."""
         if not isinstance(self.linear_qkv, LowRankColumnParallelLinear):
-            return super().get_query_key_value_tensors(hidden_states, key_value_states, output_gate, split_qkv)
+            parts = super().get_query_key_value_tensors(hidden_states, key_value_states, output_gate, split_qkv)
+            return self._turned(*parts, angles=self._angles)
         parts = self.linear_qkv(hidden_states, split=True)
         if (u := self.linear_qkv.recall()) is not None:
             self._bottleneck.append(u)
-        return self._by_head_and_norm(parts)
+        return self._heads(parts, self._angles)
 
-    def _by_head_and_norm(self, parts: tuple[torch.Tensor, ...]) -> _Heads:
+    def _heads(self, parts: tuple[torch.Tensor, ...], angles: _Angles | None) -> _Heads:
+        """Query, key and value as `Attention.forward` gives them to the core, from `linear_qkv`'s outputs."""
         query, key, value = (x.view(*x.shape[:-1], -1, self.hidden_size_per_attention_head) for x in parts)
         query = query if self.q_layernorm is None else self.q_layernorm(query)
         key = key if self.k_layernorm is None else self.k_layernorm(key)
+        return self._turned(query, key, value, angles=angles)
+
+    def _turned(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, angles: _Angles | None) -> _Heads:
+        for_query, for_key = angles or (None, None)
+        if for_query is not None:
+            query = rotate(query, for_query, self.config, self.pg_collection.cp)
+        if for_key is not None:
+            key = rotate(key, for_key, self.config, self.pg_collection.cp)
         return query, key, value

@@ -190,8 +190,9 @@ class _Maker:
 
     def heads(self, config: Config) -> Call:
         """Rotary embedding of q and k, and the attention's output back from heads."""
-        from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
         from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+
+        from elas.model.rotary import rotate
 
         model, batch = config.model, config.train.micro_batch_size
         width = model.hidden_size // model.num_attention_heads
@@ -202,7 +203,7 @@ class _Maker:
         dy, dout = torch.randn_like(q), torch.randn_like(q).flatten(2)
 
         def run() -> None:
-            turned = [apply_rotary_pos_emb(x, angles, config=megatron) for x in (q, k)]
+            turned = [rotate(x, angles, megatron) for x in (q, k)]
             joined = out.permute(2, 0, 1, 3).reshape(model.seq_length, batch, -1)
             torch.autograd.backward([*turned, joined], [dy, dy, dout])
             q.grad = k.grad = out.grad = None
