@@ -29,7 +29,7 @@ LEFT_OUT = 20
 def main() -> int:
     """Run what is missing, then write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rates", type=float, nargs="+", help="learning rates (default: the preset's)")
+    parser.add_argument("--rates", type=float, nargs="+", help="learning rates (default: the preset's; lr_other in proportion)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: %(default)s")
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA), help="default: both")
     parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart_rates"), help="default: %(default)s")
@@ -64,10 +64,12 @@ def _prepare(folder: Path, name: str) -> None:
 def train(workdir: Path, corpus: str, rate: float, seed: int) -> dict | None:
     """One run to its end; its facts, or None when it failed."""
     data, run = workdir / corpus, workdir / corpus / f"lr{rate:g}_seed{seed}"
+    preset = load_config("quickstart").optimizer
+    other = rate * (preset.lr_other or preset.lr) / preset.lr
     command = [
         sys.executable, "-m", "elas.cli", "train", "--config", "quickstart", "--data.train", f"{data}/tokens/train",
         "--data.valid", f"{data}/tokens/valid", "--data.tokenizer", f"{data}/tokenizer", "--train.run_dir", str(run),
-        "--optimizer.lr", f"{rate:g}", "--train.seed", str(seed),
+        "--optimizer.lr", f"{rate:g}", "--optimizer.lr_other", f"{other:g}", "--train.seed", str(seed),
     ]  # fmt: skip
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     if done.returncode:

@@ -5,7 +5,6 @@ and a concatenation, and autograd repeats each step backward. `rotate` gives the
 operations, of which four are on halves.
 """
 
-import weakref
 from typing import Any
 
 import torch
@@ -67,16 +66,18 @@ def rotate(x: torch.Tensor, angles: torch.Tensor, config: Any, cp_group: Any = N
     return _Rotate.apply(x, *_cos_sin(angles, x.dtype, scale))
 
 
-_last: tuple[weakref.ref, tuple, tuple[torch.Tensor, torch.Tensor]] | None = None
+_last: tuple[torch.Tensor, tuple, tuple[torch.Tensor, torch.Tensor]] | None = None
 
 
 def _cos_sin(angles: torch.Tensor, dtype: torch.dtype, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Both in `dtype`. The last are kept: all layers of a step turn by the same angles."""
     global _last
-    key = (dtype, scale, None if angles.is_inference() else angles._version)
-    if _last is not None and _last[0]() is angles and _last[1] == key:
+    version = None if angles.is_inference() else angles._version
+    # An address identifies the angles as long as they are held here; checkpointing gives a new tensor of the same data.
+    key = (angles.data_ptr(), angles.shape, angles.stride(), version, dtype, scale)
+    if _last is not None and _last[1] == key:
         return _last[2]
     with torch.inference_mode(False), torch.no_grad():  # a tensor of inference mode could not be saved for a backward
         found = tuple((f(angles) * scale).to(dtype) for f in (torch.cos, torch.sin))
-    _last = (weakref.ref(angles), key, found)
+    _last = (angles, key, found)
     return found

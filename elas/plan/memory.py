@@ -116,7 +116,6 @@ def token_parts(
     model, tp = config.model, config.parallel.tensor
     h, f, heads = model.hidden_size, ffn_width(config), model.num_attention_heads
     shard = tp if config.parallel.sequence else 1
-    layers = model.num_layers // config.parallel.pipeline
     if recompute == "layer":
         return {"norm inputs": h / shard * e}
     gated = model.activation == "swiglu"
@@ -136,8 +135,8 @@ def token_parts(
         "attention output": h / tp * e,
         "bottlenecks": _bottlenecks(config, shard) * e,
         "FFN": wide * f / tp * e,
-        # fp32 scales of the norms' rows, fp32 sums of the softmax, and this layer's part of the stage's cos and sin
-        "small": 2 * 4 / shard + 4 * heads / tp + 2 * h / heads * e / config.train.micro_batch_size / layers,
+        # fp32 scales of the norms' rows, fp32 sums of the softmax
+        "small": 2 * 4 / shard + 4 * heads / tp,
     }
 
 
