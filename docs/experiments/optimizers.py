@@ -1,7 +1,7 @@
 """What a token teaches, by optimizer: `python docs/experiments/optimizers.py rates`, then three_million, then twins.
 
-Trains the models of docs/experiments/base.yaml under AdamW, LORO, Muon and Spectron on the source of Python's standard
-library, and writes docs/experiments/results/optimizers.json, which docs/muon.md shows. A finished run is not repeated;
+Trains the models of docs/experiments/base.yaml under AdamW, LORO, Muon and Spectron on the source of Python's
+standard library, and writes docs/experiments/results/optimizers.json, for docs/results.md. A finished run is not repeated;
 one that was cut off resumes. One rank a run, several runs side by side: losses do not depend on the layout.
 
 - `rates`: every optimizer at four rates or more, 614k tokens, one seed.
@@ -45,7 +45,7 @@ RATES = {
     "adamw": [(rate, None) for rate in (0.00075, 0.0015, 0.003, 0.005)],
     "loro": [(rate, None) for rate in (0.0015, 0.003, 0.006, 0.012)],
     "muon": [(0.003, 0.0015), (0.006, 0.003), (0.009, 0.004), (0.012, 0.005)],
-    "spectron": [(0.025, 0.0015), (0.05, 0.003), (0.08, 0.004), (0.12, 0.005)],
+    "spectron": [(0.0125, 0.0015), (0.025, 0.0015), (0.025, 0.003), (0.05, 0.003), (0.08, 0.004), (0.12, 0.005)],
 }
 """Rates, and of what is no matrix."""
 SHORT, LONG, SEEDS = 300, 1500, (1, 2, 3)
@@ -154,14 +154,7 @@ def train(workdir: Path, run: Run) -> dict | None:
         if {name: row[name] for name in key} == key:
             return row
     folder = workdir / run.name
-    command = [
-        sys.executable, "-m", "elas.cli", "train", "--config", str(HERE / "base.yaml"),
-        "--data.train", f"{workdir}/tokens/train", "--data.valid", f"{workdir}/tokens/valid",
-        "--data.tokenizer", f"{workdir}/tokenizer", "--train.run_dir", str(folder),
-        *(word for name, value in run.settings().items() for word in (f"--{name}", str(value))),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    done = run_train(workdir, run, folder, {})
     if done.returncode:
         print(f"{run.name}\n{done.stderr}", file=sys.stderr)
         return None
@@ -187,6 +180,18 @@ def train(workdir: Path, run: Run) -> dict | None:
         found = sorted([*rows(), row], key=lambda one: [str(one[name]) for name in key])
         RESULT.write_text("[\n" + ",\n".join(json.dumps(one) for one in found) + "\n]\n")
     return row
+
+
+def run_train(workdir: Path, run: Run, folder: Path, changes: dict) -> subprocess.CompletedProcess[str]:
+    """`elas train` of a run on one core, into `folder`."""
+    command = [
+        sys.executable, "-m", "elas.cli", "train", "--config", str(HERE / "base.yaml"),
+        "--data.train", f"{workdir}/tokens/train", "--data.valid", f"{workdir}/tokens/valid",
+        "--data.tokenizer", f"{workdir}/tokenizer", "--train.run_dir", str(folder),
+        *(word for name, value in {**run.settings(), **changes}.items() for word in (f"--{name}", str(value))),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def _lines(path: Path) -> list[dict]:

@@ -29,7 +29,7 @@ LEFT_OUT = 20
 def main() -> int:
     """Run what is missing, then write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rates", type=float, nargs="+", help="learning rates (default: the preset's; lr_other in proportion)")
+    parser.add_argument("--rates", type=float, nargs="+", help="default: the preset's; lr_other in proportion")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: %(default)s")
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA), help="default: both")
     parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart_rates"), help="default: %(default)s")

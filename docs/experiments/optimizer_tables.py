@@ -1,0 +1,138 @@
+"""Tables of docs/results.md: what each optimizer reaches, from optimizers.json and optimizer_pace.json."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+MODELS = {
+    "elas": "ELAS",
+    "lowrank_relu2": "ELAS without 2:4",
+    "lowrank_swiglu": "low-rank SwiGLU",
+    "full_swiglu": "full-rank SwiGLU",
+}
+OPTIMIZERS = {"adamw": "AdamW", "loro": "LORO", "spectron": "Spectron", "muon": "Muon"}
+SHORT, LONG = 300, 1500
+AGAINST = ("full_swiglu", "adamw")
+"""Whose final perplexity the others are timed to."""
+
+
+def rates() -> str:
+    """Perplexity after 614k tokens at every rate, the best of each in bold."""
+    lines = ["| model | optimizer | rate of matrices / of the rest: perplexity |", "|---|---|---|"]
+    for model, optimizer, rows in _pairs(SHORT):
+        least = min(row["ppl"] for row in rows)
+        cells = []
+        for row in sorted(rows, key=lambda row: (row["lr"], row["lr_other"] or 0)):
+            rate = f"{row['lr']:g}" + (f" / {row['lr_other']:g}" if row["lr_other"] else "")
+            value = f"{row['ppl']:.1f}"
+            cells.append(f"{rate}: {f'**{value}**' if row['ppl'] == least else value}")
+        lines.append(f"| {MODELS[model]} | {OPTIMIZERS[optimizer]} | {', '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def long() -> str:
+    """Perplexity after 3.07 M tokens over seeds, zeros and dropped shares, and seconds to full rank's perplexity."""
+    lines = [
+        "| model | optimizer | rate | perplexity | zeros | dropped | s a step | time to full-rank AdamW's, ÷ its |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    pace = _pace()
+    goal = statistics.mean(row["ppl"] for row in _rows() if (row["model"], row["optimizer"]) == AGAINST and _long(row))
+    whole = LONG * pace[AGAINST]
+    found = sorted(_pairs(LONG), key=lambda pair: statistics.mean(row["ppl"] for row in pair[2]))
+    for model, optimizer, rows in found:
+        steps = [_steps_to(row, goal) for row in rows]
+        pair = (model, optimizer)
+        reached = None not in steps and pair in pace
+        cells = [
+            MODELS[model],
+            OPTIMIZERS[optimizer],
+            f"{rows[0]['lr']:g}",
+            _mean([row["ppl"] for row in rows]),
+            *(_share(rows, key) for key in ("sparsity", "dropped")),
+            f"{pace[pair]:.3f}" if pair in pace else "–",
+            f"{statistics.mean(steps) * pace[pair] / whole:.2f}" if reached else "–",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def twins() -> str:
+    """What 2:4 costs under each optimizer."""
+    lines = ["| optimizer | ELAS | without 2:4 | ratio, by seed |", "|---|---|---|---|"]
+    by = {(row["model"], row["optimizer"], row["seed"]): row["ppl"] for row in _rows() if _long(row)}
+    for optimizer, name in OPTIMIZERS.items():
+        twin = ("elas", "lowrank_relu2")
+        seeds = [seed for seed in (1, 2, 3) if all((model, optimizer, seed) in by for model in twin)]
+        if not seeds:
+            continue
+        with_, without = ([by[model, optimizer, seed] for seed in seeds] for model in twin)
+        ratios = ", ".join(f"{one / other:.3f}" for one, other in zip(with_, without, strict=True))
+        lines.append(f"| {name} | {_mean(with_)} | {_mean(without)} | {ratios} |")
+    return "\n".join(lines) + "\n"
+
+
+def transfer() -> str:
+    """Muon's rates at other widths and ranks."""
+    rows = [row for row in _rows() if (row["model"], row["optimizer"], row["steps"]) == ("elas", "muon", SHORT)]
+    columns = sorted({(row["lr"], row["lr_other"]) for row in rows})
+    lines = ["| width, rank | " + " | ".join(f"{lr:g} / {other:g}" for lr, other in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for width, rank in sorted({(row["width"], row["rank"]) for row in rows}):
+        ppl = {(row["lr"], row["lr_other"]): row["ppl"] for row in rows if (row["width"], row["rank"]) == (width, rank)}
+        least = min(ppl.values())
+        cells = [f"{ppl[one]:.1f}" if one in ppl else "–" for one in columns]
+        cells = [f"**{cell}**" if cell == f"{least:.1f}" else cell for cell in cells]
+        lines.append(f"| {width}, h/{width // rank} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rows() -> list[dict]:
+    return json.loads((RESULTS / "optimizers.json").read_text())
+
+
+def _pace() -> dict[tuple[str, str], float]:
+    file = RESULTS / "optimizer_pace.json"
+    rows = json.loads(file.read_text())["rows"] if file.exists() else []
+    return {(row["model"], row["optimizer"]): row["step_s"] for row in rows}
+
+
+def _long(row: dict) -> bool:
+    return row["steps"] == LONG
+
+
+def _pairs(steps: int) -> list[tuple[str, str, list[dict]]]:
+    """Rows of the same model and optimizer, at the width and rank that all were trained at."""
+    rows = [row for row in _rows() if (row["steps"], row["width"], row["rank"]) == (steps, 256, 64)]
+    pairs = [
+        (model, optimizer, [row for row in rows if (row["model"], row["optimizer"]) == (model, optimizer)])
+        for model in MODELS
+        for optimizer in OPTIMIZERS
+    ]
+    return [pair for pair in pairs if pair[2]]
+
+
+def _mean(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f} (one seed)"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def _share(rows: list[dict], key: str) -> str:
+    values = [row[key] for row in rows if row[key]]
+    return f"{100 * statistics.mean(values):.1f} %" if values else "–"
+
+
+def _steps_to(row: dict, goal: float) -> float | None:
+    """Steps until a run's validation perplexity is at most `goal`, between validations by the logarithm."""
+    before = None
+    for step, ppl in row["validation"]:
+        if ppl <= goal:
+            if before is None:
+                return step
+            share = (math.log(before[1]) - math.log(goal)) / (math.log(before[1]) - math.log(ppl))
+            return before[0] + share * (step - before[0])
+        before = (step, ppl)
+    return None
