@@ -1,8 +1,9 @@
 """What a token teaches, by optimizer: `python docs/experiments/optimizers.py rates`, then three_million, then twins.
 
 Trains the models of docs/experiments/base.yaml under AdamW, LORO, Muon and Spectron on the source of Python's
-standard library, and writes docs/experiments/results/optimizers.json, for docs/results.md. A finished run is not repeated;
-one that was cut off resumes. One rank a run, several runs side by side: losses do not depend on the layout.
+standard library, and writes docs/experiments/results/optimizers.json, which docs/results.md shows. A finished run is
+not repeated; one that was cut off resumes. One rank a run, several runs side by side: losses do not depend on the
+layout.
 
 - `rates`: every optimizer at four rates or more, 614k tokens, one seed.
 - `three_million`: every optimizer at its best rate, 3.07 M tokens, three seeds.
