@@ -14,6 +14,8 @@ page and the result files differ, as a test does.
 | gpu_step_GPU.json | `elas bench step --device cuda --preset 60m --dtypes bfloat16 --batch 128 --variants … --json …` |
 | step_4x256_DTYPE.json, step_16x1024_DTYPE_WHAT.json | `elas bench step --preset 350m --layers 8 …` (docs/memory.md) |
 | micro_batch.json, loss.json, dry_run.json, report.json, metrics_cost.json | `python docs/experiments/NAME.py` |
+| optimizers.json | `python docs/experiments/optimizers.py rates`, `three_million`, `twins`, `transfer` |
+| optimizer_pace.json | `python docs/experiments/optimizer_pace.py` |
 | plan_check.json, plan_published.json | `python docs/experiments/NAME.py` |
 | engines.json | `python tests/export/engines.py RUN --vllm PYTHON --llama PYTHON --llama-cpp CHECKOUT --json …` |
 | EXPERIMENT.json | `python docs/experiments/run.py EXPERIMENT` |
@@ -29,6 +31,7 @@ from pathlib import Path
 import against_full_rank
 import memory
 import metrics_cost
+import optimizer_tables
 import plan
 import report
 
@@ -243,6 +246,10 @@ BLOCKS = {
     "report_speed": report.table,
     "metrics_cost": metrics_cost.table,
     "loss": memory.loss,
+    "optimizer_rates": optimizer_tables.rates,
+    "optimizer_long": optimizer_tables.long,
+    "optimizer_twins": optimizer_tables.twins,
+    "optimizer_transfer": optimizer_tables.transfer,
     "dry_run": memory.dry_run,
     "plan_check": plan.check,
     "plan_parameters": plan.parameters,
