@@ -60,11 +60,12 @@ def measure(engine: Engine) -> dict[str, Any]:
     """
     names = {id(parameter): name for chunk in engine.chunks for name, parameter in global_names(chunk).items()}
     exchange, mine = Exchange(engine), {}
-    for owned in exchange.rounds(list(pairs_of(engine.chunks))):
-        for ((out, into),), owner in owned:
-            found = exchange.gather([(rows, Fragment.master) for rows in (out, into)], owner)
-            if found:
-                mine[names[id(out.parameter)]] = statistics(*found)
+    exchange.begin()
+    for owned in exchange.rounds(list(pairs_of(engine.chunks))):  # a rank has one pair at a time
+        wanted = [([(rows, Fragment.master) for rows in pair], owner) for (pair,), owner in owned]
+        if found := exchange.gather(wanted):
+            ((out, _),) = next(pairs for pairs, owner in owned if owner == exchange.rank)
+            mine[names[id(out.parameter)]] = statistics(*found)
     everywhere: list[dict[str, dict[str, float]]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(everywhere, mine)
     of_all = {name: found for one in everywhere for name, found in one.items()}

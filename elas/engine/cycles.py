@@ -7,6 +7,6 @@ from elas.engine.muon_cycle import MuonCycle
 
 def cycle_of(engine: Engine) -> LoroCycle | MuonCycle | None:
     """The cycle of an engine's optimizer: call `begin` before and `end` after each of its steps; None for AdamW."""
-    config = engine.config.optimizer
-    kind = {"loro": LoroCycle, "muon": MuonCycle}.get(config.kind)
-    return kind(engine, config) if kind else None
+    if engine.config.optimizer.kind == "loro":
+        return LoroCycle(engine, engine.config.optimizer)
+    return engine.muon

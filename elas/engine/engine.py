@@ -36,6 +36,7 @@ from elas.engine.deepspeed import deepspeed_config, fit_buckets, quiet_deepspeed
 from elas.engine.losses import Count, LossModel, mean_loss
 from elas.engine.matrices import layer_matrices
 from elas.engine.micro_batches import Abandoned, MicroBatches, idle_output
+from elas.engine.muon_cycle import MuonCycle
 from elas.engine.zero import local_weights
 from elas.extensions import load_deepspeed
 from elas.model.provider import build_chunks
@@ -89,6 +90,7 @@ class Engine:
         stage: ZeRO stage.
         deepspeed: DeepSpeed's engine.
         base_optimizer: the optimizer inside DeepSpeed's: AdamW, LORO or Muon.
+        muon: moves matrices within the optimizer's step; None with another optimizer.
         between: `between.mark` names the next operation.
         labels: number of labels in the last step's global batch that count, without padding of a document's sample.
         data_s: seconds that the last step waited for its batch on this rank.
@@ -147,8 +149,7 @@ class Engine:
             self.deepspeed.optimizer.overflow_checker.check = lambda *_: False
         if config.optimizer.kind in ("loro", "muon"):
             refresh(self.base_optimizer.state.values())  # undoes the step that ZeRO takes to allocate its state
-        if config.optimizer.kind == "muon":
-            self.base_optimizer.directions.clear()
+        self.muon = MuonCycle(self, config.optimizer) if config.optimizer.kind == "muon" else None
 
         self.labels, self.flags, self.data_s = 0, [], 0.0
         self._accumulation = None

@@ -87,12 +87,11 @@ class LoroCycle:
             return fragment.moment(state, "exp_avg") / root
 
         not_taken = 0
-        for owned in self.exchange.rounds(self.pairs):  # a rank holds one pair at a time
-            mine: list[Tensor] = []
-            for ((out, into),), owner in owned:  # all are gathered before any is moved: ranks compute at the same time
-                wanted = [(rows, values) for values in (Fragment.master, direction) for rows in (out, into)]
-                mine += self.exchange.gather(wanted, owner)
-            result = None
+        self.exchange.begin()
+        for owned in self.exchange.rounds(self.pairs):  # a rank has one pair at a time
+            sources = (Fragment.master, direction)
+            wanted = [([(rows, one) for one in sources for rows in pair], owner) for (pair,), owner in owned]
+            mine, result = self.exchange.gather(wanted), None
             if mine:  # M [o, r], N [i, r] and their directions
                 m, n, d_m, d_n = mine
                 result = self._move([m, n.T.contiguous(), d_m, d_n.T.contiguous()], lr, lr_t)
@@ -102,6 +101,7 @@ class LoroCycle:
                 new = result if owner == self.exchange.rank else None
                 not_taken += self._is_not_taken(new, owner)
                 self.exchange.spread((out, into), () if new is None else (new.factors[0], new.factors[1].T), owner)
+        self.exchange.publish()
         counts = torch.tensor([len(self.pairs), not_taken], device=torch.cuda.current_device())
         dist.all_reduce(counts, group=mpu.get_pipeline_model_parallel_group())
         return ExactReport(time.perf_counter() - start, int(counts[0]), int(counts[1]))

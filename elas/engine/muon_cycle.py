@@ -1,23 +1,26 @@
-"""Muon's steps of matrices over sharded weights, after the optimizer has moved their momenta.
+"""Muon's steps of matrices over sharded weights, within the optimizer's step, after their momenta.
 
-Every matrix is gathered on one rank of its stage, moved there, and its parts go back (`elas.engine.exchange`). Its
-weights and its direction are summed and its new weights broadcast, in fp32: 12 bytes for each of its numbers, if the
-stage has more than one rank.
+Every matrix's direction is gathered on one rank of its stage, orthogonalized there, and its parts go back to whoever
+holds them (`elas.engine.exchange`), before ZeRO spreads the new weights as after any optimizer's step. Of R ranks one
+sends about 4/R bytes for each number of a matrix, and 4 for each that it holds a part of.
 """
 
 import math
-import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from elas.config import OptimizerConfig
-from elas.engine.engine import Engine
-from elas.engine.exchange import Exchange
+from elas.engine.exchange import Exchange, Values
 from elas.engine.matrices import Rows, matrices_of, pairs_of
 from elas.engine.zero import Fragment
-from elas.optim.muon import moved, spectral_norm
+from elas.errors import ConfigError
+from elas.optim.muon import apply_step, matrix_step, spectral_norm
+
+if TYPE_CHECKING:
+    from elas.engine.engine import Engine
 
 AT_ONCE = 2**24
 """Numbers of all matrices, about, that a rank owns at a time."""
@@ -30,7 +33,7 @@ class MuonReport:
     seconds: float
     """The optimizer's share of the step on this rank: momenta, AdamW for all that is no matrix, and matrices."""
     bytes: int
-    """Of the tensors exchanged within this rank's stage."""
+    """That this rank sent to others of its stage to move matrices."""
 
     def metrics(self) -> dict[str, float]:
         """Entries for metrics.jsonl."""
@@ -38,21 +41,28 @@ class MuonReport:
 
 
 class MuonCycle:
-    """Moves matrices.
+    """Moves matrices when the optimizer asks for it.
 
     Args:
-        engine: whose optimizer is `elas.optim.muon.Muon`.
+        engine: whose optimizer is `elas.optim.muon.Muon`; built but for its first step.
         config: weight decay, steps of the iteration, normalisation.
+
+    Raises:
+        ConfigError: spectron, and ZeRO 3 steps the factors of a pair at different times.
     """
 
-    def __init__(self, engine: Engine, config: OptimizerConfig):
+    def __init__(self, engine: "Engine", config: OptimizerConfig):
         self.engine, self.config, self.exchange = engine, config, Exchange(engine)
         pairs: list[tuple[Rows, ...]] = list(pairs_of(engine.chunks))
         if config.normalize == "none":
             pairs = [(one,) for pair in pairs for one in pair]
         self.units = [*pairs, *((one,) for one in matrices_of(engine.chunks))]
-        sizes = (sum(math.prod(self.exchange.shape(rows)) for rows in unit) for unit in self.units)
-        self._at_once = max(1, AT_ONCE // max(sizes, default=1))
+        self._sent = 0
+        self.exchange.begin()
+        if any(len({id(self._flat(rows)) for rows in unit}) > 1 for unit in self.units):
+            why = "divides a pair by the norms of both factors, which are in different sub-groups of ZeRO 3"
+            raise ConfigError("optimizer.normalize", "spectron", why, "set zero_optimization.sub_group_size higher")
+        engine.base_optimizer.move_matrices = self._move
 
     def due(self, step: int) -> bool:
         """False: no step is out of the ordinary."""
@@ -61,38 +71,44 @@ class MuonCycle:
     def begin(self, step: int) -> None:
         """Called before the optimizer's step."""
 
-    @torch.no_grad()
     def end(self, step: int, lr: float) -> MuonReport:
-        """Move all matrices; called after the optimizer's step, on every rank, unless that was skipped."""
-        begun, sent = time.perf_counter(), self.exchange.sent
+        """What the optimizer's step cost; called after it, on every rank, unless it was skipped."""
+        optimizer, sent = self.engine.base_optimizer, self.exchange.sent
+        report = MuonReport(optimizer.seconds, sent - self._sent)
+        optimizer.seconds, self._sent = 0.0, sent
+        return report
+
+    @torch.no_grad()
+    def _move(self, lr: float) -> None:
+        """Move the matrices that the optimizer has directions of; every rank of the stage has those of the same."""
         directions = self.engine.base_optimizer.directions
 
         def direction(fragment: Fragment) -> Tensor:
             return directions[fragment.flat].view(-1).narrow(0, fragment.offset, fragment.numel)
 
-        for owned in self.exchange.rounds(self.units, self._at_once):
+        spectron = self.config.normalize == "spectron"
+        sources: tuple[Values, ...] = (direction, Fragment.master) if spectron else (direction,)
+        self.exchange.begin()
+        units = [unit for unit in self.units if self._flat(unit[0]) in directions]
+        sizes = (sum(math.prod(self.exchange.shape(rows)) for rows in unit) for unit in units)
+        at_once = max(1, AT_ONCE // max(sizes, default=1))
+        for owned in self.exchange.rounds(units, at_once):
+            wanted = [
+                ([(rows, one) for unit in units for one in sources for rows in unit], owner) for units, owner in owned
+            ]
+            mine = iter(self.exchange.gather(wanted))
             new: list[Tensor] = []
-            mine: list[Tensor] = []
-            for units, owner in owned:  # all are gathered before any is moved, so that ranks compute at the same time
-                wanted = [(rows, values) for unit in units for rows in unit for values in (Fragment.master, direction)]
-                mine += self.exchange.gather(wanted, owner)
-            for units, owner in owned:
-                if owner == self.exchange.rank:
-                    given = iter(mine)
-                    for unit in units:
-                        new += self._moved([(next(given), next(given)) for _ in unit], lr)
-            del mine
-            for units, owner in owned:
-                changed = [rows for unit in units for rows in unit]
-                self.exchange.spread(changed, new if owner == self.exchange.rank else (), owner)
-        directions.clear()
-        seconds = self.engine.base_optimizer.seconds + time.perf_counter() - begun
-        return MuonReport(seconds, self.exchange.sent - sent)
+            for unit in next((units for units, owner in owned if owner == self.exchange.rank), ()):
+                new += self._steps([next(mine) for _ in unit], [next(mine) for _ in unit] if spectron else [], lr)
+            changed = [([rows for unit in units for rows in unit], owner) for units, owner in owned]
+            for fragment, offset, step in self.exchange.give_back(changed, new):
+                apply_step(fragment.master().narrow(0, offset, step.numel()), step, lr * self.config.weight_decay)
 
-    def _moved(self, mine: list[tuple[Tensor, Tensor]], lr: float) -> list[Tensor]:
-        """New weights of a unit, from its weights and directions."""
-        divisor = 1.0
-        if self.config.normalize == "spectron" and len(mine) == 2:
-            divisor += sum(float(spectral_norm(weight)) for weight, _ in mine)
-        step = {"lr": lr, "weight_decay": self.config.weight_decay, "steps": self.config.muon_steps}
-        return [moved(weight, u, **step, divisor=divisor) for weight, u in mine]
+    def _steps(self, directions: list[Tensor], weights: list[Tensor], lr: float) -> list[Tensor]:
+        """Steps of a unit's matrices; `weights` with spectron, which divides those of a pair by their norms."""
+        divisor = 1 + sum(float(spectral_norm(weight)) for weight in weights) if len(weights) == 2 else 1.0
+        return [matrix_step(u, lr=lr, steps=self.config.muon_steps, divisor=divisor) for u in directions]
+
+    def _flat(self, rows: Rows) -> Tensor:
+        """The fp32 tensor of the optimizer that the matrix's parameter lies in."""
+        return self.exchange.homes[rows.parameter].flat

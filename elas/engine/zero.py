@@ -64,6 +64,11 @@ def base_state(engine: "Engine") -> dict:
 
 def fragments(engine: "Engine") -> dict[torch.nn.Parameter, Fragment]:
     """This rank's fragments by parameter; parameters without elements on this rank are left out."""
+    return {parameter: one for parameter, one in homes(engine).items() if one.numel > 0}
+
+
+def homes(engine: "Engine") -> dict[torch.nn.Parameter, Fragment]:
+    """The same of all parameters; one without elements on this rank has an empty range of a flat tensor."""
     optimizer = engine.deepspeed.optimizer
     if engine.stage == 3:
         return _stage3(engine)
@@ -86,8 +91,8 @@ def _stages_1_and_2(optimizer) -> dict[torch.nn.Parameter, Fragment]:
         members, offsets = optimizer.round_robin_bit16_groups[group], optimizer.round_robin_bit16_offsets[group]
         for parameter, offset in zip(members, offsets, strict=True):
             start, end = max(first, offset), min(first + size, offset + parameter.numel())
-            if start < end:
-                found[parameter] = Fragment(flat, start - first, start - offset, end - start)
+            here = Fragment(flat, start - first, start - offset, end - start)
+            found[parameter] = here if start < end else Fragment(flat, 0, 0, 0)
     return found
 
 
@@ -99,8 +104,8 @@ def _stage3(engine: "Engine") -> dict[torch.nn.Parameter, Fragment]:
             whole, part = _partitioned(p).ds_numel, _partitioned(p).ds_tensor.numel()
             start = engine.layout.dp_rank * part
             numel = min(held, part, whole - start)  # the last ranks hold padding
-            if numel > 0:
-                found[p] = Fragment(optimizer.fp32_partitioned_groups_flat[group], offset, start, numel)
+            flat = optimizer.fp32_partitioned_groups_flat[group]
+            found[p] = Fragment(flat, offset, start, numel) if numel > 0 else Fragment(flat, 0, 0, 0)
     return found
 
 

@@ -11,7 +11,7 @@ polynomial, which multiplies them by 500, is steepest. Hence fp64, in which the 
 `normalize: spectron` divides the step of a pair by ‖factor_out‖₂ + ‖factor_in‖₂ + 1.
 
 The optimizer here is element-wise, as ZeRO's flat partitions require: it moves momenta, and all that is no matrix by
-AdamW. `elas.engine.muon_cycle` then moves the matrices.
+AdamW. At the end of its step it calls `move_matrices`, which `elas.engine.muon_cycle` gives it.
 """
 
 import time
@@ -52,11 +52,13 @@ def _polynomial(gram: Tensor, steps: int) -> Tensor:
     """q with X·q the result of the iteration from X, by XᵀX `[…, k, k]`, fp64."""
     a, b, c = COEFFICIENTS
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    q = eye.expand_as(gram)
-    for _ in range(steps):
+    q = None
+    for number in range(steps):
         one = a * eye + b * gram + c * (gram @ gram)
-        q = q @ one
-        gram = one @ gram @ one
+        q = one if q is None else q @ one
+        if number < steps - 1:
+            gram = one @ gram @ one
+    assert q is not None
     return q
 
 
@@ -67,22 +69,24 @@ def spectral_norm(weight: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()
 
 
-def moved(weight: Tensor, u: Tensor, *, lr: float, weight_decay: float, steps: int, divisor: float = 1.0) -> Tensor:
-    """A matrix after its step.
+def matrix_step(u: Tensor, *, lr: float, steps: int, divisor: float = 1.0) -> Tensor:
+    """What is subtracted from a matrix.
 
     Args:
-        weight: `[n, k]`, fp32.
-        u: its direction, the same shape.
+        u: its direction, `[n, k]`.
         lr: learning rate.
-        weight_decay: decoupled.
         steps: of the iteration.
         divisor: of the step, such as spectron's.
 
     Returns:
         fp32 `[n, k]`.
     """
-    size = lr * RMS * max(weight.shape) ** 0.5 / divisor
-    return (weight.double() * (1 - lr * weight_decay) - size * orthogonalized(u, steps)).float()
+    return (orthogonalized(u, steps) * (lr * RMS * max(u.shape) ** 0.5 / divisor)).float()
+
+
+def apply_step(weight: Tensor, step: Tensor, decay: float) -> None:
+    """weight ← weight (1 − decay) − step in place, any part of a matrix, fp32; rounded once."""
+    weight.copy_(weight.double().mul_(1 - decay).sub_(step))
 
 
 class Muon(Guarded):
@@ -95,8 +99,9 @@ class Muon(Guarded):
         blocked: as of `Guarded`.
 
     Attributes:
-        directions: u of every matrix's tensor after a step, until `elas.engine.muon_cycle` has used it.
-        seconds: that the last step took.
+        directions: u of every tensor with matrices that a step has moved the momentum of, while matrices are moved.
+        move_matrices: is called with the learning rate then; it moves what `directions` has.
+        seconds: that steps took; ZeRO takes one for each group of parameters.
     """
 
     def __init__(
@@ -111,11 +116,12 @@ class Muon(Guarded):
         defaults = dict(lr=0.0, momentum=momentum, betas=betas, eps=eps, weight_decay=0.0, muon=False, rate=1.0)
         super().__init__(groups, blocked=blocked, defaults=defaults)
         self.directions: dict[Tensor, Tensor] = {}
+        self.move_matrices: Callable[[float], None] | None = None
         self.seconds = 0.0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Momenta of matrices and their directions; AdamW's step of all else."""
+        """Momenta of matrices, and then the matrices; AdamW's step of all else."""
         if self.blocked():
             return None
         begun = time.perf_counter()
@@ -125,7 +131,10 @@ class Muon(Guarded):
             for p in group["params"]:
                 if p.grad is not None:
                     (self._momentum if group["muon"] else self._adamw)(p, p.grad.float(), group)
-        self.seconds = time.perf_counter() - begun
+        if self.directions and self.move_matrices is not None:  # not in the step that ZeRO takes while it sets up
+            self.move_matrices(next(group["lr"] for group in self.param_groups if group["muon"]))
+        self.directions.clear()
+        self.seconds += time.perf_counter() - begun
         return loss
 
     def _momentum(self, p: Tensor, grad: Tensor, group: dict) -> None:

@@ -12,6 +12,7 @@ from elas.config import Config, ffn_width, recompute_of
 from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_stage
 from elas.model.loss_chunks import SLICE, chunk_tokens
 from elas.plan.counts import largest_weight, rank_parameters
+from elas.plan.muon import matrix_parameters
 
 RUNTIME = 520 * 10**6
 """Python, torch, Megatron-core and DeepSpeed in a process without a GPU, as measured (docs/results.md)."""
@@ -25,7 +26,7 @@ class Memory:
     gradients: int
     """Includes the fp32 sums over micro-batches and the reduction bucket."""
     optimizer: int
-    """fp32 master weights and two moments; 0 if they are offloaded to the host."""
+    """fp32 master weights and two moments, Muon's one of matrices; 0 if they are offloaded to the host."""
     activations: int
     """Saved by the layers for backward, for every micro-batch in flight."""
     head: int
@@ -56,11 +57,17 @@ def estimate(config: Config, world_size: int, device: str = "cpu") -> Memory:
     return Memory(
         weights=e * (part if stage == 3 else held),
         gradients=_gradients(values, stage, held, part, e, micro_batches, largest_weight(config)),
-        optimizer=0 if offloads_optimizer(values) else (masters + 8) * (part if stage else held),
+        optimizer=0 if offloads_optimizer(values) else _optimizer(config, masters, held, dp if stage else 1),
         activations=_activations(config, micro_batches, e),
         head=_head(config, e, device, micro_batches),
         runtime=RUNTIME,
     )
+
+
+def _optimizer(config: Config, masters: int, held: int, parts: int) -> int:
+    """Bytes of masters and moments, of which a rank has one of `parts`."""
+    of_matrices = matrix_parameters(config) if config.optimizer.kind == "muon" else 0
+    return -(-((masters + 8) * held - 4 * of_matrices) // parts)
 
 
 def _gradients(values: dict, stage: int, held: int, part: int, e: int, micro_batches: int, largest: int) -> int:

@@ -16,7 +16,7 @@ from elas.errors import UserError
 from elas.extensions import cache_dir
 
 EFFICIENCY = {"full-rank products": 0.55, "factor products": 0.35, "2:4 FFN core": 0.35, "scores": 0.35,
-              "head": 0.55, "memory": 0.75, "links": 0.75}  # fmt: skip
+              "head": 0.55, "fp64 products": 0.55, "memory": 0.75, "links": 0.75}  # fmt: skip
 """Share of the peak that each kind of work reaches, where nothing was measured."""
 HOST_S = 7e-3
 NORM_VALUES, HEAD_VALUES, GATE_VALUES = 24, 16, 10
@@ -53,6 +53,8 @@ class Rates:
     """Seconds for each token and feature of silu(gate) · up, both passes."""
     adam_s: float
     """Seconds of AdamW for each parameter."""
+    iteration: float
+    """FLOP/s of Muon's products, in fp64."""
     host_layer_s: float
     """Seconds that Python needs for one layer's passes of one micro-batch."""
     host_batch_s: float
@@ -110,12 +112,13 @@ class Measured:
         return asdict(self)
 
 
-def assumed(flops: float, bandwidth: float, dtype: str) -> Rates:
+def assumed(flops: float, bandwidth: float, fp64: float, dtype: str) -> Rates:
     """Rates by shares of a data sheet's peaks; fp32 is TF32.
 
     Args:
         flops: FLOP/s of dense bf16 products.
         bandwidth: bytes/s of the memory.
+        fp64: FLOP/s of fp64 products.
         dtype: of weights and activations.
     """
     peak, e = (flops / 2, 4) if dtype == "float32" else (flops, 2)
@@ -132,6 +135,7 @@ def assumed(flops: float, bandwidth: float, dtype: str) -> Rates:
         heads_s=HEAD_VALUES * e / moved,
         gate_s=GATE_VALUES * e / moved,
         adam_s=UPDATE_BYTES / moved,
+        iteration=fp64 * share["fp64 products"],
         host_layer_s=HOST_S,
         host_batch_s=0.0,
         host_step_s=0.0,

@@ -19,6 +19,7 @@ from elas.config.deepspeed import read_deepspeed_json, zero_stage
 from elas.plan.counts import layer_parameters, rank_parameters
 from elas.plan.flops import BACKWARD, again_work, layer_work
 from elas.plan.hardware import Machine
+from elas.plan.muon import iteration_flops
 from elas.plan.rates import EFFICIENCY, KINDS, Link, Rates, assumed
 from elas.plan.traffic import Traffic, data_calls, tensor_calls, traffic_by_kind
 
@@ -102,14 +103,16 @@ def step_time(config: Config, world_size: int, machine: Machine, sent: Traffic) 
     alone = _alone(config, machine, pace)
     idle = 1 - fill / ((p - 1) * slowest.total) if p > 1 else 0.0
     steady = micro_batches * (1 - idle * (1 - alone))
+    reduction = _reduction(config, world_size, machine, data, micro_batches)
+    update = _update(config, pace.rates, d, micro_batches)
     times = StepTime(
         products=steady * slowest.products,
         memory=steady * slowest.memory,
         tensor=steady * slowest.tensor,
         pipeline=pace.shared * _messages(config, machine, sent, micro_batches),
         bubble=alone * fill / v,
-        data=pace.shared * _reduction(config, world_size, machine, data, micro_batches),
-        update=pace.shared * _update(config, pace.rates, d, micro_batches),
+        data=pace.shared * (reduction + _exchange(world_size, machine, sent)),
+        update=pace.shared * (update + _iterations(config, pace.rates, world_size)),
         host=steady * slowest.host + pace.shared * pace.rates.host_step_s,
     )
     return _beside_gpu(times, p, v, micro_batches) if pace.overlaps else times
@@ -133,6 +136,21 @@ def _reduction(config: Config, world_size: int, machine: Machine, data: dict[str
     return sum(size / links[kind].bytes_per_s for kind, size in data.items()) + calls * links["all_reduce"].latency_s
 
 
+def _exchange(world_size: int, machine: Machine, sent: Traffic) -> float:
+    """Seconds in which Muon's matrices go to their owners and come back, two all-to-alls."""
+    if not sent.matrices:
+        return 0.0
+    link = _links(machine, within=world_size <= machine.gpus)["all_gather"]
+    return sent.matrices / link.bytes_per_s + 2 * link.latency_s
+
+
+def _iterations(config: Config, rates: Rates, world_size: int) -> float:
+    """Seconds in which a rank orthogonalizes the matrices that it owns."""
+    if config.optimizer.kind != "muon":
+        return 0.0
+    return iteration_flops(config) / (world_size // config.parallel.pipeline) / rates.iteration
+
+
 def _zero(config: Config) -> int:
     return zero_stage(read_deepspeed_json(config))
 
@@ -153,12 +171,12 @@ def _pace(config: Config, world_size: int, machine: Machine) -> _Pace:
 
 
 @lru_cache(maxsize=64)
-def _assumed_rates(flops: float, bandwidth: float, dtype: str) -> Rates:
-    return assumed(flops, bandwidth, dtype)
+def _assumed_rates(flops: float, bandwidth: float, fp64: float, dtype: str) -> Rates:
+    return assumed(flops, bandwidth, fp64, dtype)
 
 
 def _assumed(machine: Machine, dtype: str) -> Rates:
-    return _assumed_rates(machine.peak.flops, machine.peak.bandwidth, dtype)
+    return _assumed_rates(machine.peak.flops, machine.peak.bandwidth, machine.peak.fp64, dtype)
 
 
 def _links(machine: Machine, *, within: bool) -> dict[str, Link]:

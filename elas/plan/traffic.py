@@ -13,6 +13,7 @@ from elas.config import Config, recompute_of
 from elas.config.deepspeed import read_deepspeed_json, zero_stage
 from elas.model.loss_chunks import chunk_tokens
 from elas.plan.counts import rank_parameters, replicated_parameters
+from elas.plan.muon import exchanged_bytes
 from elas.plan.shapes import rank_sizes
 
 Values = dict[str, int]
@@ -56,6 +57,8 @@ class Traffic:
     """To the neighbouring stages, hidden states and their gradients."""
     data: float
     """Gradients, and weights where ZeRO partitions them."""
+    matrices: float = 0.0
+    """Muon's directions and steps, to owners of matrices and back: the mean of a stage's ranks."""
 
     @property
     def total(self) -> float:
@@ -71,7 +74,8 @@ def traffic(config: Config, world_size: int) -> Traffic:
         world_size: ranks.
     """
     tensor, pipeline, data = traffic_by_kind(config, world_size)
-    return Traffic(sum(tensor.values()), pipeline, sum(data.values()))
+    stage = zero_stage(read_deepspeed_json(config))
+    return Traffic(sum(tensor.values()), pipeline, sum(data.values()), exchanged_bytes(config, world_size, stage))
 
 
 def traffic_by_kind(config: Config, world_size: int) -> tuple[Bytes, float, Bytes]:

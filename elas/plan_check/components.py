@@ -82,7 +82,10 @@ def _exact(config: Config, world: int, ranks: list[dict[str, Any]]) -> list[Comp
         *(
             Component(f"sent, {kind}", "B", size, max(one["traffic"][kind] for one in ranks), 1e-3, 300.0)
             for kind, size in sent.items()
+            if kind != "matrices"
         ),
+        # The mean: where ZeRO's partitions begin and end, one rank sends more than another.
+        Component("sent, matrices", "B", sent["matrices"], _mean(ranks, "matrices"), 0.05, 300.0),
         Component("FLOPs", "FLOP", hardware_flops(config) * tokens, sum(one["flops"] for one in ranks), 0.02),
     ]
 
@@ -100,6 +103,10 @@ def _memory(config: Config, world: int, machine: Machine, ranks: list[dict[str, 
         Component("head and loss", "B", predicted.head, head),
         Component("peak", "B", predicted.total - predicted.runtime, _most(ranks, "peak")),
     ]
+
+
+def _mean(ranks: list[dict[str, Any]], kind: str) -> float:
+    return statistics.mean(one["traffic"][kind] for one in ranks)
 
 
 def _most(ranks: list[dict[str, Any]], name: str) -> float:

@@ -20,6 +20,7 @@ from elas import accelerator, parallel
 from elas.bench import measure
 from elas.config import Config, ParallelConfig, ffn_width, load_config
 from elas.model.transformer_config import DTYPES, transformer_config
+from elas.optim.muon import orthogonalized
 from elas.plan.rates import Rates
 from elas.plan_check import host_rank, links_rank
 
@@ -95,6 +96,7 @@ def _rates(facts: dict[str, Any], dtype: str, pace: Pace, host: host_rank.Host) 
         heads_s=pace(make.heads(config)) / (tokens * h),
         gate_s=pace(make.gate(f)) / (tokens * f),
         adam_s=pace(_adam()) / UPDATED,
+        iteration=_iteration(pace, f),
         host_layer_s=host.layer_s,
         host_batch_s=host.batch_s,
         host_step_s=host.step_s,
@@ -209,6 +211,13 @@ class _Maker:
             q.grad = k.grad = out.grad = None
 
         return run
+
+
+def _iteration(pace: Pace, f: int) -> float:
+    """FLOP/s of Muon's products for a factor of the FFN."""
+    rank, steps = 256, 5
+    u = torch.randn(f, rank, device=accelerator.device())
+    return (4 * f * rank**2 + 2 * (4 * steps - 3) * rank**3) / pace(lambda: orthogonalized(u, steps))
 
 
 def _adds() -> Call:

@@ -30,8 +30,8 @@ class CountTraffic(TorchDispatchMode):
     """Counts bytes that this rank sends while it is active, collectives as rings.
 
     Attributes:
-        sent: bytes by `tensor`, `pipeline` and `data`. A few numbers that all ranks exchange count with the group that
-            has the same ranks, else with `pipeline`.
+        sent: bytes by `tensor`, `pipeline`, `data`, and in all-to-alls `matrices`. A few numbers that all ranks
+            exchange count with the group that has the same ranks, else with `pipeline`.
 
     Raises:
         RuntimeError: a collective of an unknown kind, so that none is missed.
@@ -39,7 +39,7 @@ class CountTraffic(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.sent = {"tensor": 0.0, "pipeline": 0.0, "data": 0.0}
+        self.sent = {"tensor": 0.0, "pipeline": 0.0, "data": 0.0, "matrices": 0.0}
         groups = {"data": parallel.data_group(), "tensor": parallel.tensor_group()}
         ranks = {kind: tuple(dist.get_process_group_ranks(group)) for kind, group in groups.items()}
         self._kinds: dict[tuple[int, ...], str] = {which: kind for kind, which in ranks.items() if len(which) > 1}
@@ -60,6 +60,9 @@ class CountTraffic(TorchDispatchMode):
         size = sum(tensor.nbytes for tensor in whole)
         if name == "send":
             self.sent["pipeline"] += size
+        elif name == "alltoall_base_":
+            given, splits = args[1], args[4]
+            self.sent["matrices"] += given.nbytes - splits[group.rank()] * given.element_size()
         elif name in SHARES:
             kind = self._kinds.get(tuple(dist.get_process_group_ranks(group)), "pipeline")
             self.sent[kind] += SHARES[name] * (group.size() - 1) / group.size() * size

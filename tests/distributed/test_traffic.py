@@ -2,7 +2,7 @@
 
 import pytest
 from support.ranks import run_ranks
-from traffic_cases import sent_and_planned
+from traffic_cases import of_matrices, sent_and_planned
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -52,3 +52,28 @@ def test_planned_is_counted(case):
     results = run_ranks(ranks, sent_and_planned, overrides)
     sent, planned = max(sent for sent, _ in results), results[0][1]
     assert planned == pytest.approx(sent, rel=1e-3, abs=300), f"sent {sent:,.0f}, planned {planned:,.0f}"
+
+
+MUON = {
+    "tp2": (2, TP2),
+    "tp2 swiglu": (2, {**TP2, **SWIGLU}),
+    "tp2 full rank": (2, {**TP2, **FULL}),
+    "pp2": (2, layout(pipeline=2)),
+    "tp2-pp2 grouped": (4, {**layout(tensor=2, pipeline=2), "model.num_query_groups": 2}),
+    "dp2-zero0": (2, layout(zero=0)),
+    "dp2-zero1": (2, layout(zero=1)),
+    "dp2-zero1 spectron": (2, {**layout(zero=1), "optimizer.normalize": "spectron"}),
+    "dp2-zero3": (2, layout(zero=3)),
+    "dp4-zero2": (4, layout(zero=2)),
+    "tp2-dp2-zero0": (4, layout(tensor=2, zero=0)),
+    "tp2-dp2-zero1": (4, layout(tensor=2, zero=1)),
+}
+
+
+@pytest.mark.parametrize("case", MUON)
+def test_planned_for_matrices_is_counted(case):
+    """The mean of all ranks; where ZeRO cuts its partitions is not planned."""
+    ranks, overrides = MUON[case]
+    results = run_ranks(ranks, of_matrices, overrides)
+    sent = sum(sent for sent, _ in results) / ranks
+    assert results[0][1] == pytest.approx(sent, rel=0.05), f"sent {sent:,.0f}, planned {results[0][1]:,.0f}"

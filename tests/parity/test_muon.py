@@ -4,7 +4,7 @@ import math
 from functools import lru_cache
 
 import pytest
-from support.collectives import CountCollectives
+from support.collectives import CountSent
 from support.parity_run import SMALL, curve, tokens
 from support.ranks import run_ranks
 from test_layouts import layout
@@ -51,31 +51,49 @@ def curve_without_a_part(overrides: dict, steps: int) -> list[tuple[float, float
     """On a rank: as `curve`, but rank 1 leaves its part out of every matrix that is gathered."""
     from elas.engine.exchange import Exchange
 
-    contributes = Exchange._contributes
-    Exchange._contributes = lambda self, rows: self.rank != 1 and contributes(self, rows)
+    contributed = Exchange._contributed
+    Exchange._contributed = lambda self, rows, k, owner: () if k == 1 else contributed(self, rows, k, owner)
     try:
         return curve(overrides, steps=steps)
     finally:
-        Exchange._contributes = contributes
+        Exchange._contributed = contributed
 
 
-def exchanged(overrides: dict) -> tuple[int, int, int]:
-    """On a rank: bytes that a step says it exchanged, bytes of all collectives of that, numbers of the matrices."""
+def exchanged(overrides: dict) -> tuple[int, int, dict[str, list[int]]]:
+    """On a rank: bytes that a step says it sent, bytes that it gave to all-to-alls for others, and what it holds."""
     from elas import parallel
     from elas.config import load_config
     from elas.engine.cycles import cycle_of
     from elas.engine.engine import Engine
+    from elas.engine.zero import fragments
 
     config = load_config(None, {**SMALL, **overrides, "sparsity.dense_steps": 0})
     engine = Engine(config, parallel.initialize(config.parallel, seed=1))
     cycle = cycle_of(engine)
     engine.set_learning_rate(1e-3)
     samples = tokens(0)[: config.train.micro_batch_size]
-    engine.step((samples[:, :-1], samples[:, 1:]) for _ in range(engine.micro_batches))
-    with CountCollectives() as counted:
-        report = cycle.end(1, 1e-3)
-    numbers = sum(math.prod(cycle.exchange.shape(rows)) for unit in cycle.units for rows in unit)
-    return report.bytes, sum(counted.sizes.values()), numbers
+    with CountSent() as counted:
+        engine.step((samples[:, :-1], samples[:, 1:]) for _ in range(engine.micro_batches))
+    held = fragments(engine)
+    facts = {"numbers": [], "held": []}  # of each matrix
+    for (rows,) in cycle.units:
+        columns = cycle.exchange.shape(rows)[1] // (config.parallel.tensor if rows.split_dim == 1 else 1)
+        here = held.get(rows.parameter)
+        mine = set(range(here.start, here.start + here.numel)) if here else set()
+        wanted = {i for first, count in rows.runs for i in range(first * columns, (first + count) * columns)}
+        facts["numbers"].append(math.prod(cycle.exchange.shape(rows)))
+        facts["held"].append(len(mine & wanted))
+    return cycle.end(1, 1e-3).bytes, counted.bytes, facts
+
+
+def expected_bytes(ranks: list[dict]) -> int:
+    """That all ranks of a stage send: to a matrix's owner what it lacks, and back to each other one what that holds."""
+    total = 0
+    for number, whole in enumerate(ranks[0]["numbers"]):
+        held = [one["held"][number] for one in ranks]
+        owner = number % len(ranks)
+        total += whole - held[owner] + sum(held) - held[owner]
+    return 4 * total
 
 
 @lru_cache
@@ -123,10 +141,12 @@ def test_bf16_follows_fp32():
         assert max(abs(x / y - 1) for x, y in zip(ours, alone, strict=True)) <= 2e-3
 
 
-@pytest.mark.parametrize("name", ["tp2", "tp2-pp2", "tp2-dp2-zero1"])
-def test_twelve_bytes_for_each_number_of_a_matrix(name):
-    for said, counted, numbers in run_ranks(LAYOUTS[name][0], exchanged, {**MUON, **LAYOUTS[name][1]}):
-        assert said == counted == 12 * numbers > 0
+@pytest.mark.parametrize("name", ["tp2", "dp2-zero1", "dp2-zero3", "tp2-dp2-zero1"])
+def test_a_step_sends_what_owners_lack_and_holders_need(name):
+    ranks, parallel = LAYOUTS[name]
+    found = run_ranks(ranks, exchanged, {**MUON, **parallel})
+    assert all(said == counted > 0 for said, counted, _ in found)
+    assert sum(said for said, _, _ in found) == expected_bytes([facts for _, _, facts in found])
 
 
 def test_a_stage_of_one_rank_sends_nothing():

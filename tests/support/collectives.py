@@ -28,5 +28,20 @@ class CountCollectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class CountSent(TorchDispatchMode):
+    """Adds up the bytes that this rank gives to other ranks in all-to-alls."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name == "c10d::alltoall_base_":
+            _, given, group, _, splits = args[:5]
+            own = splits[torch.distributed.ProcessGroup.unbox(group).rank()] * given.element_size()
+            self.bytes += given.nbytes - own
+        return func(*args, **(kwargs or {}))
+
+
 def _flat(tensors) -> list[torch.Tensor]:
     return [tensors] if isinstance(tensors, torch.Tensor) else [t for inner in tensors for t in _flat(inner)]

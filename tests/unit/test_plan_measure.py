@@ -90,7 +90,7 @@ def test_a_rank_alone_has_the_rates_of_one():
 
 
 def test_rates_between_measured_ranks():
-    rates = assumed(1e12, 1e11, "bfloat16")
+    rates = assumed(1e12, 1e11, 1e11, "bfloat16")
     table = {64: 10.0, 256: 40.0}
     assert rates.of_rank(table, 128) == pytest.approx(20.0)
     assert rates.of_rank(table, 64) == 10.0 and rates.of_rank(table, 16) == 10.0 and rates.of_rank(table, 999) == 40.0
