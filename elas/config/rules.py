@@ -109,8 +109,10 @@ def _optimizer(config: Config) -> None:
             value, default = getattr(optimizer, name), getattr(OptimizerConfig, name)
             if optimizer.kind != of and value != default:
                 why = f"is of {of} alone, and optimizer.kind is {optimizer.kind}"
-                shown = "null" if default is None else default
-                raise ConfigError(f"optimizer.{name}", value, why, f"leave it out, or set it to {shown}")
+                fix = f"leave it out, or set it to {'null' if default is None else default}"
+                if name == "lr_other":  # of a preset that was changed to another optimizer
+                    fix += f", and optimizer.lr to a rate of {optimizer.kind}'s"
+                raise ConfigError(f"optimizer.{name}", value, why, fix)
     if optimizer.normalize == "spectron" and kind == "none":
         why = "divides by the norms of two factors, but the model is full rank"
         raise ConfigError("optimizer.normalize", "spectron", why, "set it to none, or low_rank.kind to lowrank")

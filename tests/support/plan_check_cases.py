@@ -4,7 +4,7 @@
 def made_up(scale: float = 1.0) -> dict:
     """A machine of two cores; `scale` multiplies its rates."""
     rates = {"full_rank": 40e9, "factor": {"128": 30e9}, "core": {"128": 30e9}, "scores": 12e9, "head": 35e9,
-             "bandwidth": 16e9, "fresh": 3e9}  # fmt: skip
+             "bandwidth": 16e9, "fresh": 3e9, "iteration": 15e9}  # fmt: skip
     rates = {
         name: {rank: one * scale for rank, one in rate.items()} if isinstance(rate, dict) else rate * scale
         for name, rate in rates.items()
