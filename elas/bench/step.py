@@ -11,9 +11,9 @@ Columns of a row:
 - `measured`, `predicted`: each part at its largest, and by `elas.plan.memory`.
 
 Our variants run in `elas.engine.engine.Engine`, as in training: DeepSpeed, with fp32 master weights in bf16. All
-variants get the same tokens. Loss and gradient norm of the first step must equal those of a plain model with the same
-weights and eager 2:4 under autograd; for `hf_llama` those of Megatron's full-rank model. If they differ, the row has no
-speed and the exit status is 1.
+variants get the same tokens, and AdamW whatever the preset's optimizer is. Loss and gradient norm of the first step
+must equal those of a plain model with the same weights and eager 2:4 under autograd; for `hf_llama` those of Megatron's
+full-rank model. If they differ, the row has no speed and the exit status is 1.
 """
 
 import gc

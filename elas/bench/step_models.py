@@ -79,7 +79,9 @@ def variant_config(variant: str, shape: Shape, dtype: str) -> Config:
         "train.micro_batch_size": shape.batch,
         "train.global_batch_size": shape.batch,
         "train.dtype": dtype,
+        "optimizer.kind": "adamw",  # for all alike, as of transformers' Llama
         "optimizer.lr": LEARNING_RATE,
+        "optimizer.lr_other": None,
         "parallel.zero": shape.zero,
         **overrides,
     }

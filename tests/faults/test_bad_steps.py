@@ -15,6 +15,9 @@ LAYOUTS = {
     "zero3": {"parallel.zero": 3},
     "tp2-pp2-zero1": {"parallel.tensor": 2, "parallel.pipeline": 2, "parallel.zero": 1},
     "loro-tp2-zero1": {"parallel.tensor": 2, "parallel.zero": 1, "optimizer.kind": "loro"},
+    "muon-tp2-zero1": {"parallel.tensor": 2, "parallel.zero": 1, "optimizer.kind": "muon"},
+    "muon-zero0": {"parallel.zero": 0, "optimizer.kind": "muon"},
+    "muon-zero3": {"parallel.zero": 3, "optimizer.kind": "muon"},
 }
 
 
