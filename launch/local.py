@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     print(f"{'would run' if options.dry_run else 'running'}: {shlex.join(command)}", flush=True)
     if options.dry_run:
         return 0
-    claim(job.config).release()  # fail now if another run holds the folder or it is not writable
+    claim(job.config, starts=True).release()  # fail now if another run holds the folder or it is not writable
     return run(job, command, options.json)
 
 

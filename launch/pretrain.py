@@ -156,6 +156,7 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
             facts |= export_at_end(config, done)  # asked for later, or the run ended before it
             write_json(options["json"], {**dataclasses.asdict(done), **facts})
         return None
+    lock = run_dir.claim(config, starts=True) if rank == 0 else None  # before the imports: `elas watch` sees the start
     if rank == 0:
         Console().say("loading Megatron-core and DeepSpeed")  # seconds, or a minute on a busy machine
         heartbeat.begin("loading Megatron-core and DeepSpeed")
@@ -163,7 +164,6 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
         from elas.engine.prebuild import prebuild
 
         prebuild(config)
-    lock = run_dir.claim(config) if rank == 0 else None
     if rank == 0 and resume is None:  # else the loop does, when it knows that the checkpoint is intact
         from elas.train.lines import warn
 
