@@ -1,7 +1,9 @@
 """Reads the files of a run."""
 
+import contextlib
 import json
 import time
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,7 @@ def _names(folders: list[Path]) -> list[str]:
 def _read(folder: Path, name: str) -> RunFiles:
     check_is_run(folder)
     try:
-        metrics = read_jsonl(folder / "metrics.jsonl")
+        metrics = read_jsonl(folder / "metrics.jsonl", _pack)
         validation = read_jsonl(folder / "validation.jsonl")
         events = _with_time(read_jsonl(folder / "events.jsonl"))
         history = read_jsonl(folder / "config_history.jsonl")
@@ -87,6 +89,14 @@ def _read(folder: Path, name: str) -> RunFiles:
         state=_state(folder, incidents, max(times, default=0.0)),
         began=min(times, default=0.0),
     )
+
+
+def _pack(row: Row) -> None:
+    """Make the values by layer arrays, a third of the memory of lists; those with a null remain lists."""
+    if isinstance(layers := row.get("layers"), dict):
+        for key, values in layers.items():
+            with contextlib.suppress(TypeError):
+                layers[key] = array("d", values)
 
 
 def _state(folder: Path, incidents: list[Incident], last: float) -> str:
