@@ -58,6 +58,14 @@ def check_is_no_input(path: Path | None, inputs: Iterable[Path | str]) -> None:
             raise UserError(f"--json {path}: is an input, which it would overwrite; give another file")
 
 
+def check_readable(option: str, path: Path, fix: str) -> None:
+    """Raise `UserError` with the fix unless the file that an option names can be opened."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be read ({error.strerror}); {fix}") from error
+
+
 def system_error(error: BaseException) -> OSError | None:
     """The system's error behind one of a library; None if there is none.
 
@@ -180,7 +188,9 @@ def read_jsonl(path: Path, each: Callable[[dict[str, Any]], None] = _as_it_is) -
         return _rows(json.loads, file, each)
 
 
-def _rows(loads: Callable[[Any], Any], lines: Iterable[bytes | str], each: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+def _rows(
+    loads: Callable[[Any], Any], lines: Iterable[bytes | str], each: Callable[[dict[str, Any]], None]
+) -> list[dict[str, Any]]:
     rows = []
     for line in lines:
         try:

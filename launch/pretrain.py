@@ -132,9 +132,6 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
         dry_run(config, world_of(options["ranks"], world), options["json"], shows=rank == 0)
         return None
     choose_interface()
-    from elas import accelerator
-
-    accelerator.prepare()
     from elas import run_dir
     from elas.checkpoint.choose import find_checkpoint
     from elas.checkpoint.initial import find_initial
@@ -148,6 +145,9 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
     check_corpus(config)
     resume = find_checkpoint(config)
     initial = find_initial(config, resume)
+    from elas import accelerator  # imports torch, which takes seconds: after the checks of paths
+
+    accelerator.prepare()
     facts = {"world_size": world, "run_dir": config.train.run_dir}
     done = finished(config, resume)
     if done is not None:

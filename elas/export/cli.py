@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+from elas.checkpoint.choose import find
 from elas.command import Parser, run_command
 from elas.console import Console, Heartbeat, facts_table
+from elas.data.token_files import check_exists
+from elas.errors import UserError
 from elas.files import check_is_no_input, write_json
 
 EXAMPLE = "elas export hf --checkpoint runs/60m --out exports/60m"
@@ -18,6 +21,13 @@ def hf(argv: list[str]) -> int:
     """`elas export hf`: write it, then compare it with the checkpoint."""
     options = _parser().parse_args(argv)
     check_is_no_input(options.json, [options.checkpoint, *([options.data] if options.data else [])])
+    if options.out.exists() or options.out.is_symlink():
+        raise UserError(f"--out {options.out}: exists; give a folder that does not")
+    if options.data:
+        check_exists("--data", options.data)
+    if options.tokenizer not in (None, "none") and not Path(options.tokenizer).exists():
+        raise UserError(f"--tokenizer {options.tokenizer}: does not exist; give a tokenizer's folder, or none")
+    find(options.checkpoint)
     with Heartbeat("starting"):
         from elas.export.run import Request, export_hf
 

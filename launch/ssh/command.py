@@ -81,7 +81,7 @@ def run(job: Job, command: list[str], hosts: dict[str, int], forwarded: dict, fo
     (folder / "environment").write_text(variables.deepspeed_environment(forwarded))
     first = next(iter(hosts))
     before = _markers(job, first)
-    outcome = Supervisor(command, parts, folder, environment(folder)).run()
+    outcome = Supervisor(command, parts, folder, environment(folder), job.new_stop()).run()
     return conclude(job, outcome, parts, before, _markers(job, first), json_file)
 
 
