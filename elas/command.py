@@ -63,7 +63,9 @@ class Parser(argparse.ArgumentParser):
         if found := _CHOICE.fullmatch(message):
             raise UserError(_choose(*found.groups()))
         if found := _INVALID.fullmatch(message):
-            raise UserError(f"{found[1]} {found[3]}: give {_KINDS.get(found[2], f'a valid {found[2]}')}")
+            option, kind, value = found.groups()
+            fix = f"give {_KINDS.get(kind, f'a valid {kind}')}"
+            raise UserError(f"{option} {value.strip(chr(39))}: cannot be read; {fix}")
         if message.startswith("unrecognized arguments: "):
             words = message.removeprefix("unrecognized arguments: ").split()
             hint = next((found for word in words if (found := self.meant(word))), None)
