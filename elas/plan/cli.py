@@ -193,7 +193,7 @@ def _facts(config, gpus, hardware, machine: Machine, found, chosen, rivals, toke
     return {
         "model": describe(config),
         "parameters": parameter_count(config),
-        "full_rank_parameters": parameter_count(_rivals(config).get("full rank", config)),
+        "full_rank_parameters": parameter_count(_rivals(config).get("full rank") or config),
         "global_batch_size": config.train.global_batch_size,
         "tokens_per_step": config.train.global_batch_size * config.model.seq_length,
         "flops_per_token": model_flops(config).training,

@@ -125,7 +125,8 @@ def by_layer(rows: list[Row], key: str, buckets: int) -> tuple[np.ndarray, tuple
     if len(lengths) > 1:
         lists = [[*one, *[None] * (layers - len(one))] for one in lists]
     if set(map(type, lists)) == {array}:  # of `run_files`
-        values = np.frombuffer(b"".join(lists)).reshape(len(rows), layers)
+        packed: list[Any] = lists
+        values = np.frombuffer(b"".join(packed)).reshape(len(rows), layers)
     else:
         values = _array(list(chain.from_iterable(lists))).reshape(len(rows), layers)
     if np.isnan(values).all():

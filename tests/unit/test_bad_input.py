@@ -296,7 +296,8 @@ def test_checks_before_the_start_import_no_framework(corpus, tmp_path):
     "launch local --config 60m --data.train none/x --train.run_dir none/run",
     "eval --checkpoint none", "eval --checkpoint . --data none/x", "eval --checkpoint . --tokenizer none",
     "eval --checkpoint . --tasks x --task-dir none",
-    "generate --checkpoint none --prompt a", "generate --checkpoint . --file none", "export hf --checkpoint none --out x",
+    "generate --checkpoint none --prompt a", "generate --checkpoint . --file none",
+    "export hf --checkpoint none --out x",
     "export hf --checkpoint . --data none/x --out x", "export hf --checkpoint . --out .",
     "import hf --from none --out x", "import hf --from none --out .", "plan --check none.yaml",
     "plan --check 60m --hardware-file none.json", "checkpoint import none --config 60m", "watch none", "report none",
@@ -310,11 +311,12 @@ def test_a_path_that_is_not_there_is_said_before_heavy_imports(command, tmp_path
 
 
 @pytest.mark.parametrize("command, said", [
-    ("eval --checkpoint x --protocol packd", "--protocol packd: unknown; give one of packed, papers; did you mean packed?"),
+    ("eval --checkpoint x --protocol packd",
+     "--protocol packd: unknown; give one of packed, papers; did you mean packed?"),
     ("eval --checkpoint x --batch few", "--batch few: cannot be read; give a whole number"),
     ("watch x --every now", "--every now: cannot be read; give a number"),
-    ("prep tokenizer --input stdlib --output x --vocab-size 10", "--vocab-size=10: too small, since bytes and special ids "
-     "alone take 262; give 300 or more"),
+    ("prep tokenizer --input stdlib --output x --vocab-size 10",
+     "--vocab-size=10: too small, since bytes and special ids alone take 262; give 300 or more"),
 ])  # fmt: skip
 def test_a_value_of_an_option_that_is_wrong_has_a_fix(command, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
