@@ -290,7 +290,7 @@ def _table(facts: dict) -> str:
         if key == "held_out":
             value = held_out_in_words(value)
         if key == "loss":
-            value = in_words(value)
+            value = in_words(facts[key])
         if key == "unread_share":
             value = f"{value:.2%}"
         if isinstance(value, list):
