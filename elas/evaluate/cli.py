@@ -110,13 +110,13 @@ def _check_paths(options: argparse.Namespace) -> None:
     """Raise `UserError` for a path that is not there, before what takes seconds to import."""
     from elas.checkpoint.choose import check_model
     from elas.data.token_files import check_exists
+    from elas.data.tokenizer.found import check_given
 
     if options.task_dir is not None and not options.task_dir.is_dir():
         raise UserError(f"--task-dir {options.task_dir}: no such folder; give one with the tasks' YAML files")
     for prefix in options.data:
         check_exists("--data", prefix)
-    if options.tokenizer and not Path(options.tokenizer).exists():
-        raise UserError(f"--tokenizer {options.tokenizer}: does not exist; give a tokenizer's folder")
+    check_given(options.tokenizer)
     check_model(options.checkpoint)
 
 

@@ -6,6 +6,7 @@ from elas.checkpoint.choose import find
 from elas.command import Parser, run_command
 from elas.console import Console, Heartbeat, facts_table
 from elas.data.token_files import check_exists
+from elas.data.tokenizer.found import check_given
 from elas.errors import UserError
 from elas.files import check_is_no_input, write_json
 
@@ -25,8 +26,7 @@ def hf(argv: list[str]) -> int:
         raise UserError(f"--out {options.out}: exists; give a folder that does not")
     if options.data:
         check_exists("--data", options.data)
-    if options.tokenizer not in (None, "none") and not Path(options.tokenizer).exists():
-        raise UserError(f"--tokenizer {options.tokenizer}: does not exist; give a tokenizer's folder, or none")
+    check_given(None if options.tokenizer == "none" else options.tokenizer)
     find(options.checkpoint)
     with Heartbeat("starting"):
         from elas.export.run import Request, export_hf

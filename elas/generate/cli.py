@@ -9,6 +9,7 @@ from typing import Any
 from elas.checkpoint.choose import check_model
 from elas.command import Parser
 from elas.console import Heartbeat
+from elas.data.tokenizer.found import check_given
 from elas.errors import ConfigError, UserError
 from elas.files import check_is_no_input, check_readable, write_json
 
@@ -20,8 +21,7 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     for path in options.file:
         check_readable("--file", path, "give a text file")
-    if options.tokenizer and not Path(options.tokenizer).exists():
-        raise UserError(f"--tokenizer {options.tokenizer}: does not exist; give a tokenizer's folder")
+    check_given(options.tokenizer)
     check_model(options.checkpoint)
     with Heartbeat("starting"):
         from elas.generate.run import Generator, Request, read_prompts
