@@ -7,6 +7,7 @@ from pathlib import Path
 from elas.command import Parser, run_command
 from elas.data_prep.formats import FORMATS
 from elas.data_prep.held_out import held_out_in_words
+from elas.data_prep.loss import in_words
 from elas.data_prep.sources import Corpus
 from elas.errors import ConfigError, UserError
 from elas.files import write_json
@@ -267,20 +268,37 @@ def _corpus(args) -> Corpus:
     return corpus
 
 
+_LABELS = {
+    "skipped": "inputs skipped",
+    "skip_reasons": "skipped because",
+    "unread_share": "share not read",
+    "loss": "lost by the tokenizer",
+    "eod": "end-of-document id",
+    "mb_per_s": "MB of text per s",
+    "peak_rss_mb": "peak memory, MB",
+    "peak_rss_worker_mb": "peak memory of a worker, MB",
+}
+"""Labels of facts whose names do not say what they are."""
+
+
 def _table(facts: dict) -> str:
-    """Aligned `key  value` lines; numbers with thousands separators, nested facts in one row."""
+    """Aligned `label  value` lines; numbers with thousands separators, nested facts in one row."""
     rows = []
     for key, value in facts.items():
         if value is None:
             continue
         if key == "held_out":
             value = held_out_in_words(value)
+        if key == "loss":
+            value = in_words(facts[key])
+        if key == "unread_share":
+            value = f"{value:.2%}"
         if isinstance(value, list):
             value = ", ".join(map(str, value))
         elif isinstance(value, dict):
             value = ", ".join(f"{n:,} {what.replace('_', ' ')}" for what, n in value.items()) or "-"
         elif isinstance(value, int):
             value = f"{value:,}"
-        rows.append((key.replace("_", " "), str(value)))
+        rows.append((_LABELS.get(key, key.replace("_", " ")), str(value)))
     width = max(len(key) for key, _ in rows)
     return "\n".join(f"{key:<{width}}  {value}" for key, value in rows)

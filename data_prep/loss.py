@@ -101,6 +101,15 @@ class Loss:
         )
 
 
+def in_words(counts: dict[str, int]) -> str:
+    """The counts of a `Loss` for people."""
+    parts = [f"{counts['changed']:,} of {counts['checked']:,} documents decoded again differ from their text"]
+    parts.append(f"{counts['unknown_ids']:,} unknown tokens in {counts['unknown_documents']:,} documents")
+    if counts["respelled"]:
+        parts.append(f"{counts['respelled']:,} documents spell a special token, which stays text")
+    return "; ".join(parts)
+
+
 def _difference(text: str, decoded: str) -> dict[str, str]:
     """Up to `_EXAMPLE_CHARS` characters around the first difference."""
     offset = int(decoded.startswith(" ") and not text.startswith(" "))

@@ -58,7 +58,7 @@ def train_tokenizer(
     if model_type not in ("bpe", "unigram"):
         raise ConfigError("--model-type", model_type, "unknown", "choose bpe or unigram")
     if vocab_size < SMALLEST_VOCAB:
-        why = "too small: bytes and special ids alone take 262"
+        why = "too small, since bytes and special ids alone take 262"
         raise ConfigError("--vocab-size", vocab_size, why, f"give {SMALLEST_VOCAB} or more")
     if sample_bytes < 10_000:
         raise ConfigError("--sample-bytes", sample_bytes, "too small to train on", "give 10000 or more")
@@ -175,7 +175,7 @@ def _train(sample: list[str], vocab_size: int, model_type: str) -> bytes:
             raise ConfigError("--vocab-size", vocab_size, "more pieces than the text has", fix) from error
         if "required_chars" in str(error) or "smaller than" in str(error):
             raise ConfigError(
-                "--vocab-size", vocab_size, "fewer pieces than the text has characters", "raise it"
+                "--vocab-size", vocab_size, "fewer pieces than the text has characters", "give a larger one"
             ) from error
         raise
     return model.getvalue()

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import select
 import sys
 import time
@@ -59,6 +60,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise `UserError` instead of printing the usage and exiting."""
         hint = None
+        if found := _CHOICE.fullmatch(message):
+            raise UserError(_choose(*found.groups()))
+        if found := _INVALID.fullmatch(message):
+            option, kind, value = found.groups()
+            fix = f"give {_KINDS.get(kind, f'a valid {kind}')}"
+            raise UserError(f"{option} {value.strip(chr(39))}: cannot be read; {fix}")
         if message.startswith("unrecognized arguments: "):
             words = message.removeprefix("unrecognized arguments: ").split()
             hint = next((found for word in words if (found := self.meant(word))), None)
@@ -67,6 +74,22 @@ class Parser(argparse.ArgumentParser):
     def meant(self, word: str) -> str | None:
         """A hint which option an unknown one may mean; None if there is no similar one."""
         return None
+
+
+_CHOICE = re.compile(r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)")
+_INVALID = re.compile(r"argument (\S+): invalid (\w+) value: (.+)")
+"""Messages of argparse."""
+_KINDS = {"int": "a whole number", "float": "a number"}
+
+
+def _choose(option: str, given: str, choices: str) -> str:
+    """The error for a value that is no choice, with the one that may be meant."""
+    from difflib import get_close_matches
+
+    given, names = given.strip("'"), [name.strip("'") for name in choices.split(", ")]
+    near = get_close_matches(given, names, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return f"{option} {given}: unknown; give one of {', '.join(names)}{meant}"
 
 
 def _may_be_results(path: Path) -> bool:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,14 @@ def check_is_no_input(path: Path | None, inputs: Iterable[Path | str]) -> None:
         files = (source, *(source.with_name(source.name + end) for end in (".bin", ".idx", ".manifest.json")))
         if real in files or (source in real.parents and real.name.endswith(_OF_FOLDERS)):
             raise UserError(f"--json {path}: is an input, which it would overwrite; give another file")
+
+
+def check_readable(option: str, path: Path, fix: str) -> None:
+    """Raise `UserError` with the fix unless the file that an option names can be opened."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be read ({error.strerror}); {fix}") from error
 
 
 def system_error(error: BaseException) -> OSError | None:
@@ -153,20 +161,46 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def _as_it_is(row: dict[str, Any]) -> None:
+    pass
+
+
+def read_jsonl(path: Path, each: Callable[[dict[str, Any]], None] = _as_it_is) -> list[dict[str, Any]]:
     """Rows of a JSONL file; lines that are not a JSON object with an integer `step`, as after a kill, are skipped.
+
+    With orjson, which comes with trackio, it takes a quarter of the time.
+
+    Args:
+        path: of the file.
+        each: called with each row as it is read, and may change it.
 
     Returns:
         The rows; empty if the file does not exist.
     """
     if not path.exists():
         return []
+    with contextlib.suppress(ImportError):
+        import orjson
+
+        with path.open("rb") as file:
+            return _rows(orjson.loads, file, each)
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        return _rows(json.loads, file, each)
+
+
+def _rows(
+    loads: Callable[[Any], Any], lines: Iterable[bytes | str], each: Callable[[dict[str, Any]], None]
+) -> list[dict[str, Any]]:
     rows = []
-    for line in path.read_text().splitlines():
+    for line in lines:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+            row = loads(line)
+        except ValueError:
+            try:
+                row = json.loads(line)  # what orjson refuses: NaN, and integers above 64 bits
+            except ValueError:
+                continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
+            each(row)
             rows.append(row)
     return rows

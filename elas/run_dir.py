@@ -11,11 +11,25 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from elas.config import Config
-from elas.errors import ConfigError
+from elas.errors import ConfigError, UserError
 from elas.files import write_json
 
 DONE, REQUEUE = "DONE", "REQUEUE"
 LOCK = ".lock"
+_OF_RUNS = ("config.json", "run.json", "metrics.jsonl", LOCK, DONE, REQUEUE)
+
+
+def check_is_run(folder: Path) -> None:
+    """Raise `UserError` for a path that is no run's folder, with the one that may be meant."""
+    give = "give a run's folder (train.run_dir)"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: {'is a file' if folder.exists() else 'does not exist'}; {give}")
+    if any((folder / name).exists() for name in _OF_RUNS):
+        return
+    near = [*folder.absolute().parents[:2], *sorted(path.parent for path in folder.glob("*/metrics.jsonl"))]
+    meant = next((path for path in near if (path / "metrics.jsonl").exists() or (path / "run.json").exists()), None)
+    give = f"did you mean {meant}?" if meant else give
+    raise UserError(f"{folder}: is not a run's folder, it has no config.json and no metrics.jsonl; {give}")
 
 
 def checkpoints_dir(config: Config) -> Path:
@@ -23,8 +37,12 @@ def checkpoints_dir(config: Config) -> Path:
     return Path(config.train.run_dir) / "checkpoints"
 
 
-def claim(config: Config) -> BaseFileLock:
+def claim(config: Config, *, starts: bool = False) -> BaseFileLock:
     """Create the run's folder and lock it; the system releases the lock when this process ends for any reason.
+
+    Args:
+        config: the run's.
+        starts: training starts; the lock's file gets the current time, so that `elas watch` sees it on any host.
 
     Raises:
         ConfigError: another run holds the lock, or the folder cannot be created or written to.
@@ -34,6 +52,8 @@ def claim(config: Config) -> BaseFileLock:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
         lock.acquire(timeout=0)
+        if starts:
+            os.utime(folder / LOCK)
     except Timeout:
         fix = "wait for it to end, end it, or give another folder"
         raise ConfigError(key, config.train.run_dir, "another run is writing there", fix) from None

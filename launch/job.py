@@ -2,6 +2,7 @@
 
 import json
 from argparse import ArgumentParser
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,11 @@ class Job:
     def run_dir(self) -> Path:
         """`train.run_dir`."""
         return Path(self.config.train.run_dir)
+
+    def new_stop(self) -> Callable[[], bool]:
+        """A function that says whether the run has stopped and saved since this call, by its marker `REQUEUE`."""
+        before = markers(self.run_dir).get("REQUEUE")
+        return lambda: markers(self.run_dir).get("REQUEUE") not in (None, before)
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,17 @@ def read_job(settings: list[str], options, world: int, *, look_at_files: bool = 
         check_corpus(config)
         find_initial(config, find_checkpoint(config))
     return Job(config, [*arguments, *settings], world)
+
+
+def check_paths(settings: list[str], options) -> None:
+    """Raise `UserError` if a configuration file or a token file is not there, without importing torch."""
+    from elas.data.corpus import parse_blend
+    from elas.data.token_files import check_exists
+
+    config = load_config(options.config, split_overrides(settings)[0])
+    for key, value in (("data.train", config.data.train), ("data.valid", config.data.valid)):
+        for prefix in parse_blend(key, value)[0] if value is not None else ():
+            check_exists(key, prefix)
 
 
 def input_files(config: Config) -> tuple[str, ...]:

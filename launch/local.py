@@ -6,7 +6,6 @@ import socket
 import sys
 from pathlib import Path
 
-from elas.accelerator import check_gpus
 from elas.config.arguments import SettingsParser
 from elas.console import Heartbeat
 from elas.engine.deepspeed import check_deepspeed_json
@@ -14,7 +13,7 @@ from elas.errors import UserError
 from elas.launch import pretrain
 from elas.launch.dry_run import check_kernel
 from elas.launch.guard.supervise import Supervisor
-from elas.launch.job import Job, add_options, markers, read_job, split_argv, whole_number
+from elas.launch.job import Job, add_options, check_paths, markers, read_job, split_argv, whole_number
 from elas.launch.verdict import conclude
 from elas.run_dir import claim
 
@@ -51,7 +50,10 @@ def main(argv: list[str]) -> int:
     if options.parallel is not None:
         raise UserError(f"--parallel {options.parallel}: only with --sweep FILE")
     with Heartbeat("checking the settings"):
+        check_paths(settings, options)
         job = read_job(settings, options, options.ranks or _gpus() or 1)
+        from elas.accelerator import check_gpus
+
         check_gpus(options.ranks or 1)
         check_deepspeed_json(job.config)
         check_kernel(job.config)
@@ -62,7 +64,7 @@ def main(argv: list[str]) -> int:
     print(f"{'would run' if options.dry_run else 'running'}: {shlex.join(command)}", flush=True)
     if options.dry_run:
         return 0
-    claim(job.config).release()  # fail now if another run holds the folder or it is not writable
+    claim(job.config, starts=True).release()  # fail now if another run holds the folder or it is not writable
     return run(job, command, options.json)
 
 
@@ -94,7 +96,7 @@ def run(job: Job, command: list[str], json_file=None) -> int:
     """Run a command from `command_of` until it ends; returns the exit status for `main`."""
     parts = {os.uname().nodename: range(job.world)}
     before = markers(job.run_dir)
-    outcome = Supervisor(command, parts, None, environment(job.world)).run()
+    outcome = Supervisor(command, parts, None, environment(job.world), job.new_stop()).run()
     return conclude(job, outcome, parts, before, markers(job.run_dir), json_file, run_speaks=True)
 
 

@@ -121,7 +121,7 @@ def _start(run: _Run, options: list[str], parallel: int) -> subprocess.Popen | N
     """Start a run; None if its folder cannot be used."""
     run.began = time.monotonic()
     try:
-        claim(run.job.config).release()  # creates the folder
+        claim(run.job.config, starts=True).release()  # creates the folder
     except UserError as error:
         run.state, run.status = "failed", 2
         _say(f"{run.name}: {error}")

@@ -132,9 +132,6 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
         dry_run(config, world_of(options["ranks"], world), options["json"], shows=rank == 0)
         return None
     choose_interface()
-    from elas import accelerator
-
-    accelerator.prepare()
     from elas import run_dir
     from elas.checkpoint.choose import find_checkpoint
     from elas.checkpoint.initial import find_initial
@@ -148,6 +145,9 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
     check_corpus(config)
     resume = find_checkpoint(config)
     initial = find_initial(config, resume)
+    from elas import accelerator  # imports torch, which takes seconds: after the checks of paths
+
+    accelerator.prepare()
     facts = {"world_size": world, "run_dir": config.train.run_dir}
     done = finished(config, resume)
     if done is not None:
@@ -156,6 +156,7 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
             facts |= export_at_end(config, done)  # asked for later, or the run ended before it
             write_json(options["json"], {**dataclasses.asdict(done), **facts})
         return None
+    lock = run_dir.claim(config, starts=True) if rank == 0 else None  # before the imports: `elas watch` sees the start
     if rank == 0:
         Console().say("loading Megatron-core and DeepSpeed")  # seconds, or a minute on a busy machine
         heartbeat.begin("loading Megatron-core and DeepSpeed")
@@ -163,7 +164,6 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
         from elas.engine.prebuild import prebuild
 
         prebuild(config)
-    lock = run_dir.claim(config) if rank == 0 else None
     if rank == 0 and resume is None:  # else the loop does, when it knows that the checkpoint is intact
         from elas.train.lines import warn
 

@@ -6,6 +6,7 @@ Needs no process group.
 from pathlib import Path
 
 from elas.checkpoint.folder import (
+    MANIFEST,
     Checkpoint,
     checkpoints_in,
     newest_intact,
@@ -91,6 +92,21 @@ def find(path: Path | str, key: str | None = None) -> Checkpoint:
     if isinstance(found, str):
         raise unusable(path, found, "give a run's folder, or the folder of an intact checkpoint in it", key)
     return found
+
+
+def is_other_model(path: Path) -> bool:
+    """Whether a folder may hold a model of Hugging Face, and no checkpoint of ours."""
+    ours = (path / MANIFEST).exists() or (path / "checkpoints").is_dir()
+    return not ours and ((path / "config.json").is_file() or any(path.glob("*.safetensors")))
+
+
+def check_model(path: Path) -> None:
+    """Raise `UserError` unless a path holds a model, ours or of Hugging Face, by names, manifests and sizes alone.
+
+    For commands that import torch afterwards, which takes seconds.
+    """
+    if not is_other_model(path):
+        find(path)
 
 
 def _check_not_lost(config: Config) -> None:

@@ -122,19 +122,23 @@ def import_(argv: list[str]) -> int:
     options = parser.parse_args(rest)
     check_is_no_input(options.json, [options.path])
     config = load_config(options.config, overrides)
+    from elas.config.rules import validate
+    from elas.data.corpus import check_corpus
+
+    if not options.path.is_dir():
+        what = "is a file" if options.path.exists() else "does not exist"
+        raise UserError(f"{options.path}: {what}; give Megatron-LM's --save folder, or an iter_… in it")
+    validate(config, None)
+    if not options.weights_only:
+        check_corpus(config)
     import elas
 
     elas.prepare()
     from elas import run_dir
     from elas.checkpoint.arguments import notes
     from elas.checkpoint.importing import import_, read_foreign
-    from elas.config.rules import validate
-    from elas.data.corpus import check_corpus
     from elas.run_dir import checkpoints_dir
 
-    validate(config, None)
-    if not options.weights_only:
-        check_corpus(config)
     print(f"reading {options.path}", flush=True)
     foreign = read_foreign(options.path)
     lock = run_dir.claim(config)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elas.checkpoint.choose import find
-from elas.checkpoint.collective import load_on_all_ranks
 from elas.checkpoint.folder import Checkpoint
 from elas.checkpoint.identity import SHAPE, effective, typed, written_config
 from elas.config import Config
@@ -102,5 +101,7 @@ def load_initial(engine, initial: Initial) -> None:
 
     path = initial.checkpoint.path
     load_weights(engine.chunks, engine.layout, initial.checkpoint, KEY)
+    from elas.checkpoint.collective import load_on_all_ranks  # imports torch
+
     load_on_all_ranks(lambda: storage.read(path, state.master_weights(engine)), initial.checkpoint, KEY)
     publish(engine)

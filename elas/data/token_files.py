@@ -115,16 +115,8 @@ class TokenFiles:
         return int(max(tokens[:_SAMPLED_TOKENS].max(), tokens[-_SAMPLED_TOKENS:].max()))
 
 
-def read_token_files(key: str, prefix: str) -> TokenFiles:
-    """Read a `.bin/.idx` pair's tables and check them against each other and the files' sizes.
-
-    Args:
-        key: the setting, for messages.
-        prefix: path without extension.
-
-    Raises:
-        ConfigError: a file is missing, not in Megatron's format, damaged, or without tokens.
-    """
+def check_exists(key: str, prefix: str) -> None:
+    """Raise `ConfigError` of the setting `key` unless both files of a `.bin/.idx` pair are there."""
     for end in (".idx", ".bin"):
         if not Path(prefix + end).is_file():
             fix = "give the prefix of a .bin/.idx pair, see elas prep tokenize"
@@ -135,6 +127,19 @@ def read_token_files(key: str, prefix: str) -> TokenFiles:
                 inside = sorted(path.with_suffix("") for path in Path(prefix).glob("*.idx"))
                 fix = f"give the prefix of a pair in that folder: {inside[0]}" if inside else fix
             raise ConfigError(key, prefix, f"there is no {prefix + end}", fix)
+
+
+def read_token_files(key: str, prefix: str) -> TokenFiles:
+    """Read a `.bin/.idx` pair's tables and check them against each other and the files' sizes.
+
+    Args:
+        key: the setting, for messages.
+        prefix: path without extension.
+
+    Raises:
+        ConfigError: a file is missing, not in Megatron's format, damaged, or without tokens.
+    """
+    check_exists(key, prefix)
     index = f"{prefix}.idx"
     try:
         with open(index, "rb") as file:

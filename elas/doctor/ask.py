@@ -132,6 +132,7 @@ def ask(
         for worker, group in zip(workers, groups):
             at = worker.current() or next((name for name in group if name not in worker.answers), None)
             for name in group:
-                why = f"not finished within {timeout_s:g} s" if name == at else f"not checked: {at} did not finish"
+                slow = "" if name == at else f"{at} "
+                why = f"not checked ({slow}took longer than {timeout_s:g} s)"
                 found[name] = worker.answers.get(name, Answer(error=why, finished=False))
         return found

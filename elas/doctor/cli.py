@@ -18,18 +18,18 @@ from elas.files import write_json
 from elas.launch.preflight import facts
 
 ABOUT = """\
-Each finding is ✓ (present), ✗ (required, and missing or broken) or – (optional, not available); what is not available
-comes with a fix. Exit status: 0, or 1 if something required is missing or broken. GPUs, and what training on them
-takes, are required where the machine has one. --json FILE writes `ok` and `findings[]`: `what`, `ok`, `found`,
-`needed_for`, `fix`, `required`.
+Each finding is ✓ (present), ✗ (required, and missing or broken), – (optional, not available) or ? (not checked: it took
+longer than --timeout, as on a busy machine); what is not available comes with a fix. Exit status: 0, or 1 if something
+required is missing, broken or not checked. GPUs, and what training on them takes, are required where the machine has
+one. --json FILE writes `ok` and `findings[]`: `what`, `ok`, `found`, `needed_for`, `fix`, `required`, `checked`.
 
 """
 
 
 def main(argv: list[str]) -> int:
-    """Run `elas doctor` with the arguments `argv`; returns 0, or 1 if something required is missing or broken."""
+    """Run `elas doctor` with the arguments `argv`; returns 0, or 1 if something required is not seen to work."""
     parser = Parser("elas doctor", "Show what this machine has and lacks for ELAS.", "elas doctor", about=ABOUT)
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="S",
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="S",
                         help="seconds that imports and queries may take (default: %(default)g)")  # fmt: skip
     options = parser.parse_args(argv)
     if not 0 < options.timeout < float("inf"):

@@ -8,6 +8,8 @@ from elas.console import table
 
 NOT_ON_CPUS = "none needed on CPUs"
 """The fix of what only GPUs have, on machines without one."""
+AGAIN = "run again with a longer --timeout, or when the machine is less busy"
+"""The fix of what was not checked in time."""
 LINE = 240
 """Longest message of an error, in characters."""
 
@@ -23,6 +25,7 @@ class Finding:
         needed_for: what requires it.
         fix: what to do, in one line; empty if `ok`.
         required: whether ELAS cannot run here without it.
+        checked: False if the time was over before it could be checked; it may then be present or not.
     """
 
     what: str
@@ -31,15 +34,21 @@ class Finding:
     needed_for: str
     fix: str = ""
     required: bool = False
+    checked: bool = True
 
     @property
     def mark(self) -> str:
-        """`✓` present, `✗` required and missing or broken, `–` optional and missing or broken."""
-        return "✓" if self.ok else "✗" if self.required else "–"
+        """`✓` present, `✗` required and missing or broken, `–` optional and missing or broken, `?` not checked."""
+        return "?" if not self.checked else "✓" if self.ok else "✗" if self.required else "–"
 
     def to_dict(self) -> dict:
         """Fields as a dict, for JSON."""
         return asdict(self)
+
+
+def unchecked(what: str, why: str | None, needed_for: str, required: bool = False) -> Finding:
+    """The finding about what was not checked in time; `why` is the error of its `Answer`."""
+    return Finding(what, False, why or "not checked", needed_for, AGAIN, required, checked=False)
 
 
 def one_line(text: object) -> str:
@@ -68,9 +77,19 @@ def report(findings: Sequence[Finding], width: int | None = None) -> str:
     rows = [[of.mark, of.what, clipped(of.found, room), of.needed_for] for of in findings]
     lines = [table(headers, rows, left=4), ""]
     for title, required in (("missing or broken", True), ("optional, not available", False)):
-        bad = [of for of in findings if not of.ok and of.required == required and of.fix != NOT_ON_CPUS]
+        bad = [of for of in findings if not of.ok and of.checked]
+        bad = [of for of in bad if of.required == required and of.fix != NOT_ON_CPUS]
         if bad:
             lines += [f"{title}:", *(f"{of.mark} {of.what}: {of.found}; {of.fix}" for of in bad), ""]
-    bad = [of.what for of in findings if of.required and not of.ok]
-    lines.append(f"not ready for ELAS: {', '.join(bad)}" if bad else "ready for ELAS")
-    return "\n".join(lines)
+    late = [of for of in findings if not of.checked]
+    if late:
+        lines += [f"not checked: {', '.join(of.what for of in late)}; {AGAIN}", ""]
+    return "\n".join([*lines, _verdict(findings)])
+
+
+def _verdict(findings: Sequence[Finding]) -> str:
+    bad = ", ".join(of.what for of in findings if of.required and of.checked and not of.ok)
+    late = any(of.required and not of.checked for of in findings)
+    if bad:
+        return f"not ready for ELAS: {bad}" + ("; not all was checked" if late else "")
+    return "nothing is known to be missing or broken, but not all was checked" if late else "ready for ELAS"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elas.doctor.ask import Answer
-from elas.doctor.finding import NOT_ON_CPUS, Finding, one_line
+from elas.doctor.finding import NOT_ON_CPUS, Finding, one_line, unchecked
 from elas.doctor.software import install, satisfies, version_of
 
 TRITON = ">=3.6"
@@ -32,16 +32,12 @@ def findings(smi: Mapping[str, Any], nodes: int, visible: str | None, torch: Ans
     hidden = visible is not None and not visible.replace("-1", "").strip()
     required = here > 0 and not hidden
     found = [_driver(smi, here, required)]
+    if not torch.finished:
+        return [*found, unchecked("GPUs in torch", torch.error, "training on GPUs", required), _triton(required)]
     if torch.value is None:
-        why = one_line(torch.error)
         fix = "fix torch first; if the driver hangs, nvidia-smi hangs as well: restart the machine"
-        if not torch.finished:
-            fix = "fix what did not finish, or run again with a longer --timeout"
-        return [
-            *found,
-            Finding("GPUs in torch", False, why, "training on GPUs", fix, required),
-            _triton(required),
-        ]
+        why = one_line(torch.error)
+        return [*found, Finding("GPUs in torch", False, why, "training on GPUs", fix, required), _triton(required)]
     found += [_build(facts, required), _gpus(facts, here, visible, hidden, required), _nccl(facts, required)]
     gloo = "" if facts["gloo"] else "install a build of torch with gloo, such as those of pytorch.org"
     found.append(Finding("gloo", facts["gloo"], "in torch" if facts["gloo"] else "not in torch",
@@ -125,6 +121,8 @@ def _triton(gpus: bool) -> Finding:
 
 def _tiles(answer: Answer, gpus: bool) -> Finding:
     what, needed_for = "Triton kernels", "the fast FFN on GPUs"
+    if not answer.finished:
+        return unchecked(what, answer.error, needed_for)
     if answer.value is None:
         fix = "fix what the message names; without them, --sparsity.implementation torch"
         return Finding(what, False, one_line(answer.error), needed_for, fix)

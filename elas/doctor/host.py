@@ -9,7 +9,7 @@ from pathlib import Path
 
 from elas import extensions
 from elas.doctor.ask import Answer
-from elas.doctor.finding import Finding, one_line
+from elas.doctor.finding import Finding, one_line, unchecked
 from elas.launch import network
 from elas.launch.preflight.compare import SHM_PER_RANK
 
@@ -62,6 +62,8 @@ def _compilers(gpus: int) -> list[Finding]:
 
 def _kernel(answer: Answer, gpus: int) -> Finding:
     what, needed_for = "CPU kernel", "the fast FFN on CPUs"
+    if not answer.finished:
+        return unchecked(what, answer.error, needed_for)
     if answer.value is None:
         return Finding(what, False, one_line(answer.error), needed_for, "fix torch first")
     if answer.value["library"]:
@@ -72,6 +74,8 @@ def _kernel(answer: Answer, gpus: int) -> Finding:
 
 def _chosen(answer: Answer) -> Finding:
     what, needed_for = "FFN kernel, auto", "preset 60m; others may differ"
+    if not answer.finished:
+        return unchecked(what, answer.error, needed_for)
     if answer.value is None:
         return Finding(what, False, one_line(answer.error), needed_for, "fix torch first")
     return Finding(what, True, one_line(f"{answer.value['name']}: {answer.value['why']}"), needed_for)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import elas
 from elas.doctor.ask import Answer
-from elas.doctor.finding import Finding, one_line
+from elas.doctor.finding import Finding, one_line, unchecked
 
 PYTHONS = ((3, 11), (3, 13))
 """Oldest and newest Python that ELAS supports."""
@@ -124,6 +124,8 @@ def package(of: Package, answer: Answer | None, torch_error: str | None = None) 
     if of.name == "torch":
         fix = "install torch before ELAS, the build for this machine's GPU driver (docs/install.md)"
     if version is None and (answer is None or answer.error is not None):
+        if answer is not None and not answer.finished:
+            return unchecked(of.name, answer.error, of.needed_for, required)
         if answer is None or (answer.error or "").startswith("ModuleNotFoundError"):
             return Finding(of.name, False, "not installed", of.needed_for, fix, required)
         return Finding(of.name, False, f"import: {one_line(answer.error)}", of.needed_for, fix, required)
@@ -131,10 +133,7 @@ def package(of: Package, answer: Answer | None, torch_error: str | None = None) 
     if version is not None and not satisfies(version, of.wanted):
         return Finding(of.name, False, f"{found}, not {of.wanted}", of.needed_for, fix, required)
     if answer is not None and not answer.finished:
-        if (answer.error or "").startswith("not checked"):
-            return Finding(of.name, False, f"{found}, {answer.error}", of.needed_for, "fix that first", required)
-        slow = "run again with --timeout 120, from a faster disk if it hangs again"
-        return Finding(of.name, False, f"{found}, import {answer.error}", of.needed_for, slow, required)
+        return unchecked(of.name, f"{answer.error}; {found}", of.needed_for, required)
     if answer is not None and answer.error is not None:
         again = f"{shlex.quote(sys.executable)} -c 'import {of.module}' shows where; if its files are damaged, {fix}"
         again += "" if of.name == "torch" else " --force-reinstall --no-deps"
@@ -162,6 +161,8 @@ def _helpers(answer: Answer, wanted: str) -> Finding:
     what, needed_for = "megatron-core's compiled helpers", "batches of tokens"
     if answer.error is None:
         return Finding(what, True, str(answer.value), needed_for, required=True)
+    if not answer.finished:
+        return unchecked(what, answer.error, needed_for, required=True)
     fix = "install the wheel for this Python: " + install(f"megatron-core{wanted}")
     fix += " --force-reinstall --no-deps --only-binary megatron-core"
     return Finding(what, False, one_line(answer.error), needed_for, fix, required=True)

@@ -50,6 +50,7 @@ def main(argv: list[str], rank: int = 0, world: int = 1) -> int:
     check_is_no_input(options.json, [options.checkpoint, *tokenizer, *options.text, *options.data])
     if options.tasks is not None and not Console("err").is_terminal:
         os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; read when tqdm is imported
+    _check_paths(options)
     with Heartbeat("starting", shows=rank == 0):
         request = _of_tokens(options, parallel) if options.tasks is None else _of_tasks(options)
         request.check()
@@ -103,6 +104,20 @@ def _check_options(options: argparse.Namespace, settings: dict) -> None:
     if options.tasks is not None and settings:
         key, value = next(iter(settings.items()))
         raise UserError(f"--{key} {value}: not with --tasks, whose ranks are data parallel; leave it out")
+
+
+def _check_paths(options: argparse.Namespace) -> None:
+    """Raise `UserError` for a path that is not there, before what takes seconds to import."""
+    from elas.checkpoint.choose import check_model
+    from elas.data.token_files import check_exists
+    from elas.data.tokenizer.found import check_given
+
+    if options.task_dir is not None and not options.task_dir.is_dir():
+        raise UserError(f"--task-dir {options.task_dir}: no such folder; give one with the tasks' YAML files")
+    for prefix in options.data:
+        check_exists("--data", prefix)
+    check_given(options.tokenizer)
+    check_model(options.checkpoint)
 
 
 def _parallel(settings: dict) -> ParallelConfig:

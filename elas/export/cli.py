@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+from elas.checkpoint.choose import find
 from elas.command import Parser, run_command
 from elas.console import Console, Heartbeat, facts_table
+from elas.data.token_files import check_exists
+from elas.data.tokenizer.found import check_given
+from elas.errors import UserError
 from elas.files import check_is_no_input, write_json
 
 EXAMPLE = "elas export hf --checkpoint runs/60m --out exports/60m"
@@ -18,6 +22,12 @@ def hf(argv: list[str]) -> int:
     """`elas export hf`: write it, then compare it with the checkpoint."""
     options = _parser().parse_args(argv)
     check_is_no_input(options.json, [options.checkpoint, *([options.data] if options.data else [])])
+    if options.out.exists() or options.out.is_symlink():
+        raise UserError(f"--out {options.out}: exists; give a folder that does not")
+    if options.data:
+        check_exists("--data", options.data)
+    check_given(None if options.tokenizer == "none" else options.tokenizer)
+    find(options.checkpoint)
     with Heartbeat("starting"):
         from elas.export.run import Request, export_hf
 

@@ -4,10 +4,12 @@ import shlex
 from pathlib import Path
 
 from elas.command import run_command
-from elas.config import split_overrides
+from elas.config import read_yaml, split_overrides
 from elas.config.arguments import SettingsParser
 from elas.console import Console, Heartbeat
+from elas.errors import UserError
 from elas.files import check_is_no_input, write_json
+from elas.hf.model_type import model_type
 
 EXAMPLE = "elas import hf --from models/llama-160m --out runs/llama-160m --rank 192"
 
@@ -22,6 +24,11 @@ def hf(argv: list[str]) -> int:
     overrides, rest = split_overrides(argv)
     options = _parser().parse_args(rest)
     check_is_no_input(options.json, [options.source])
+    if options.out.exists() or options.out.is_symlink():
+        raise UserError(f"--out {options.out}: exists; give a folder that does not")
+    model_type(options.source)
+    if options.config is not None:
+        read_yaml(options.config)
     with Heartbeat("starting"):
         from elas.export.from_hf import Request, import_hf
 

@@ -8,8 +8,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import ArceeConfig, LlamaConfig, PreTrainedConfig
 
 from elas.errors import ConfigError, UserError
-from elas.hf.build import model_type
 from elas.hf.configuration_elas import ElasConfig
+from elas.hf.model_type import model_type
 
 _KINDS: dict[str, tuple[type[PreTrainedConfig], str, str]] = {
     "elas": (ElasConfig, "ElasForCausalLM", ""),

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from elas.checkpoint.choose import check_model
 from elas.command import Parser
 from elas.console import Heartbeat
+from elas.data.tokenizer.found import check_given
 from elas.errors import ConfigError, UserError
-from elas.files import check_is_no_input, write_json
+from elas.files import check_is_no_input, check_readable, write_json
 
 EXAMPLE = 'elas generate --checkpoint runs/60m --prompt "The" --temperature 0.8 --top-p 0.9'
 
@@ -17,6 +19,10 @@ EXAMPLE = 'elas generate --checkpoint runs/60m --prompt "The" --temperature 0.8 
 def main(argv: list[str]) -> int:
     """Run `elas generate ARGV…`; returns the exit status, raises `UserError` for mistakes."""
     options = _parser().parse_args(argv)
+    for path in options.file:
+        check_readable("--file", path, "give a text file")
+    check_given(options.tokenizer)
+    check_model(options.checkpoint)
     with Heartbeat("starting"):
         from elas.generate.run import Generator, Request, read_prompts
         from elas.hf.source import source_of

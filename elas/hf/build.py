@@ -1,6 +1,5 @@
 """The transformers model of a checkpoint, in one process and without Megatron-core or DeepSpeed."""
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from elas.checkpoint.weights import read_weights
 from elas.config import Config, ffn_width
 from elas.errors import UserError
 from elas.hf.configuration_elas import ElasConfig
+from elas.hf.model_type import model_type
 from elas.hf.modeling_elas import ElasForCausalLM, ElasRotaryEmbedding
 from elas.hf.weights import split
 
@@ -122,23 +122,3 @@ def open_folder(folder: Path, dtype: torch.dtype | str = "auto", device: str = "
         if not parameter.isfinite().all():
             raise UserError(f"{folder}: {name} has values that are not finite; export it again, or give another")
     return model.eval()
-
-
-def model_type(folder: Path) -> str:
-    """`model_type` of a Hugging Face folder's config.json; `elas` for `--form elas`.
-
-    Raises:
-        UserError: there is no such file, or it is not one.
-    """
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        why = f"no readable config.json ({error.strerror})"
-        raise UserError(f"{folder}: is no Hugging Face model: {why}; give a folder that has one") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON ({error}); give another folder") from error
-    kind = found.get("model_type") if isinstance(found, dict) else None
-    if not isinstance(kind, str):
-        raise UserError(f"{path}: names no model_type; give a Hugging Face model's folder")
-    return kind

@@ -6,14 +6,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from elas.checkpoint.choose import find
-from elas.checkpoint.folder import MANIFEST, Checkpoint, require_intact
+from elas.checkpoint.choose import find, is_other_model
+from elas.checkpoint.folder import Checkpoint, require_intact
 from elas.checkpoint.identity import written_config
 from elas.config import Config
 from elas.data.tokenizer import Tokenizer, load_tokenizer
 from elas.data.tokenizer.found import tokenizer_of
 from elas.errors import UserError
-from elas.hf.build import model_of, model_type, open_folder
+from elas.hf.build import model_of, open_folder
+from elas.hf.model_type import model_type
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,10 @@ def source_of(path: Path) -> Source:
     Raises:
         UserError: none of these.
     """
-    is_ours = (path / MANIFEST).exists() or (path / "checkpoints").is_dir()
-    if not is_ours and (path / "config.json").is_file():
-        model_type(path)
-        return Source(path, None)
-    if not is_ours and any(path.glob("*.safetensors")):
+    if is_other_model(path):
+        if (path / "config.json").is_file():
+            model_type(path)
+            return Source(path, None)
         raise UserError(f"{path}: holds weights but no config.json; give the whole folder of a Hugging Face model")
     found = find(path)
     return Source(found.path, found)

@@ -193,6 +193,9 @@ def _facts(config, gpus, hardware, machine: Machine, found, chosen, rivals, toke
     return {
         "model": describe(config),
         "parameters": parameter_count(config),
+        "full_rank_parameters": parameter_count(_rivals(config).get("full rank") or config),
+        "global_batch_size": config.train.global_batch_size,
+        "tokens_per_step": config.train.global_batch_size * config.model.seq_length,
         "flops_per_token": model_flops(config).training,
         "hardware_flops_per_token": hardware_flops(config),
         "gpus": gpus,
@@ -229,13 +232,16 @@ def _scalar(value: Any) -> str:
 
 
 def _print(config, gpus, options, machine: Machine, found, chosen, rivals, tokens) -> None:
-    print(f"{describe(config)}, {parameter_count(config) / 1e6:,.1f} M parameters, {config.train.dtype}; "
+    batch, seq = config.train.global_batch_size, config.model.seq_length
+    print(f"{describe(config)}, {_parameters(config)}, {config.train.dtype}")
+    print(f"global batch {batch:,} × {seq:,} tokens = {batch * seq:,} tokens a step; "
           f"{gpus:,} × {options.hardware}, {machine.memory / 1e9:.0f} GB each")  # fmt: skip
     if not found:
         print("no layout divides the model, the batch (train.global_batch_size) and the GPUs")
         return
     fitting = sum(plan.fits for plan in found)
-    print(f"{len(found):,} layouts divide, {fitting:,} fit in {USABLE:.0%} of {_less(machine)}\n")
+    print(f"{len(found):,} layouts divide the model, the batch and the GPUs; {fitting:,} of them fit into memory, "
+          f"that is into {USABLE:.0%} of {_less(machine)}\n")  # fmt: skip
     days = ["days"] if tokens else []
     headers = ["layout", "micro-batch", "recompute", "GB", "step s", "tokens/s", "MFU", *days]
     shown = found[: options.top] if chosen else found[: min(3, options.top)]
@@ -261,10 +267,17 @@ def _print(config, gpus, options, machine: Machine, found, chosen, rivals, token
               f"--config {options.yaml} …")  # fmt: skip
 
 
+def _parameters(config: Config) -> str:
+    """The number of parameters; of low rank, beside the one of the same shape at full rank."""
+    text = f"{parameter_count(config) / 1e6:,.1f} M parameters"
+    full = _rivals(config).get("full rank")
+    return f"{text} (low rank; at full rank {parameter_count(full) / 1e6:,.1f} M)" if full else text
+
+
 def _less(machine: Machine) -> str:
     if machine.device == "cpu":
-        return "a rank's share of the memory"
-    return f"a GPU less {machine.context / 1e9:g} GB for CUDA and NCCL"
+        return f"a rank's share of {machine.memory / 1e9:g} GB"
+    return f"a GPU's {machine.memory / 1e9:g} GB less {machine.context / 1e9:g} GB for CUDA and NCCL"
 
 
 def _basis(machine: Machine, gpus: int, dtype: str) -> str:

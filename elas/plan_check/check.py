@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from elas import accelerator
-from elas.accelerator import check_gpus
 from elas.config import Config, load_config, split_overrides
 from elas.config.arguments import SettingsParser
 from elas.config.deepspeed import choose_zero_stage, offloads_optimizer, read_deepspeed_json
@@ -22,8 +20,7 @@ from elas.plan.rates import halfway, measured_from
 from elas.plan.step_time import step_time
 from elas.plan.traffic import traffic
 from elas.plan_check.components import components
-from elas.plan_check.measure import SHAPES
-from elas.plan_check.ranks import on_ranks, usable
+from elas.plan_check.ranks import SHAPES, on_ranks, usable
 
 FIXED = {"sparsity.dense_steps": 0, "data.packing": "packed"}
 """Settings of every check: 2:4 from the first step on, and samples without padding."""
@@ -47,7 +44,6 @@ def main(argv: list[str]) -> int:
     here = "measure rates in the same ranks, before and after the steps, but Python's; for machines that others use too"
     parser.add_argument("--measure-here", action="store_true", help=here)
     options = parser.parse_args(rest)
-    accelerator.prepare()
     whole_number("--ranks", options.ranks)
     whole_number("--steps", options.steps)
     given = {**overrides, **FIXED}
@@ -55,8 +51,11 @@ def main(argv: list[str]) -> int:
     world = options.ranks or config.parallel.tensor * config.parallel.pipeline
     choose_zero_stage(config, world)
     validate(config, world)
-    check_gpus(world)
     machine = machine_of(THIS_MACHINE, options.hardware_file)
+    from elas import accelerator  # imports torch, which takes seconds: after the checks of files
+
+    accelerator.prepare()
+    accelerator.check_gpus(world)
     _check_device(machine)
     _say_first(config, world, machine, options.steps)
     facts = checked(options.check, given, world, machine, options.steps, measure_here=options.measure_here)
@@ -126,6 +125,8 @@ def _machine_then(machine: Machine, world: int, measured: list[dict[str, Any]]) 
 
 def _check_device(machine: Machine) -> None:
     """Raises `UserError` if rates of a GPU are to predict steps on a CPU, or the other way round."""
+    from elas import accelerator
+
     here = "cuda" if accelerator.has_cuda() else "cpu"
     if machine.device != here:
         raise UserError(f"--hardware-file: has rates of {machine.device}, steps would run on {here}; measure here")

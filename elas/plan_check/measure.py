@@ -14,9 +14,7 @@ from elas.errors import UserError
 from elas.files import write_json
 from elas.launch.job import whole_number
 from elas.plan.rates import KINDS, Measured, Rates, default_file, measured_from, read_measured
-from elas.plan_check.ranks import on_ranks, usable
-
-SHAPES = {"cpu": {"preset": "60m", "batch": 4, "seq": 256}, "cuda": {"preset": "1b", "batch": 32, "seq": 256}}
+from elas.plan_check.ranks import SHAPES, on_ranks, usable
 
 
 def main(argv: list[str]) -> int:

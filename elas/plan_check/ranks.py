@@ -6,16 +6,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from elas import accelerator
 from elas.errors import Failure, UserError
 from elas.launch.guard.supervise import Supervisor
 from elas.launch.local import environment, free_port, launcher_command
 
 JOB = "job.json"
+SHAPES = {"cpu": {"preset": "60m", "batch": 4, "seq": 256}, "cuda": {"preset": "1b", "batch": 32, "seq": 256}}
+"""What rates are measured with, by device."""
 
 
 def usable() -> int:
     """GPUs of this machine; without any, the cores that this process may use."""
+    from elas import accelerator  # imports torch
+
     return accelerator.gpus_here() or len(os.sched_getaffinity(0))
 
 
@@ -35,6 +38,8 @@ def on_ranks(job: str, facts: dict[str, Any], world: int) -> list[dict[str, Any]
         Failure: a rank failed.
         KeyboardInterrupt: this process was asked to stop.
     """
+    from elas import accelerator
+
     with tempfile.TemporaryDirectory(prefix="elas-plan-") as name:
         folder = Path(name)
         (folder / JOB).write_text(json.dumps({"job": job, "facts": facts}))

@@ -15,10 +15,12 @@ DASHES = ("solid", "dashed", "dotted", "dotdash")
 _SI = """
 const a = Math.abs(tick)
 if (a == 0) return "0"
+const apart = ticks.length > 1 ? Math.abs(ticks[1] - ticks[0]) : a
+const digits = Math.min(6, Math.max(3, Math.ceil(Math.log10(a / apart)) + 1))  // as many as ticks need to differ
 if (a >= 1e15 || a < 1e-3) return tick.toExponential(1).replace("+", "")
 for (const [size, unit] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]])
-  if (a >= size) return Number((tick / size).toPrecision(3)) + unit
-return String(Number(tick.toPrecision(3)))
+  if (a >= size) return Number((tick / size).toPrecision(digits)) + unit
+return String(Number(tick.toPrecision(digits)))
 """
 
 

@@ -90,6 +90,7 @@ class LineCharts:
         tips = [("", "$name"), ("value", value), ("step", "@step{0,0}"), ("tokens", "@tokens{0,0}")]
         made.add_tools(HoverTool(renderers=drawn, tooltips=tips, mode="vline", line_policy="nearest"))
         _scales(made, chart)
+        self._widen(made, [renderer.data_source.data for renderer in drawn], chart.log)
         self._incidents(made)
         return Chart(chart.title, chart.note, made, self._legend(chart, list(used)), chart.wide)
 
@@ -115,6 +116,20 @@ class LineCharts:
             columns = {**self.axes[number].of(rows), "y": column(rows, line.key)}
             source = ColumnDataSource({name: one[chosen] for name, one in columns.items()})
             made.add_glyph(source, Scatter(x="tokens", y="y", size=4, fill_color=COLORS[1], line_color=None))
+
+    def _widen(self, made: Any, drawn: list[Columns], log: bool) -> None:
+        """Give a chart of one step the width of the runs, and one of equal values a height of their size.
+
+        Else bokeh shows one token, or one unit, to either side.
+        """
+        y, steps = (np.unique(np.concatenate([columns[name] for columns in drawn])) for name in ("y", "step"))
+        y = y[~np.isnan(y)]
+        if len(y) == 1 and not log:
+            made.y_range.default_span = 0.2 * abs(float(y[0])) or 1.0
+        if len(steps) == 1:
+            ends = [axes.end for axes in self.axes]
+            whole = {name: [0.0, max(end[name] for end in ends) or 1.0] for name in ends[0]}
+            made.scatter("tokens", "y", source=ColumnDataSource({**whole, "y": [float(y[0])] * 2}), alpha=0.0)
 
     def _incidents(self, made: Any) -> None:
         for run, source in zip(self.runs, self._marks):

@@ -1,7 +1,9 @@
 """Reads the files of a run."""
 
+import contextlib
 import json
 import time
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from elas.console import clock
 from elas.errors import UserError
 from elas.files import read_jsonl
 from elas.report.incidents import Incident, incidents_of
-from elas.run_dir import DONE, REQUEUE
+from elas.run_dir import DONE, REQUEUE, check_is_run
 
 Row = dict[str, Any]
 
@@ -60,15 +62,9 @@ def _names(folders: list[Path]) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> RunFiles:
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"{folder}: {what}; give a run's folder (train.run_dir)")
-    if not (folder / "metrics.jsonl").exists():
-        inside = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
-        hint = f"; did you mean {inside[0]}?" if inside else "; it has no metrics.jsonl"
-        raise UserError(f"{folder}: is not a run's folder{hint}")
+    check_is_run(folder)
     try:
-        metrics = read_jsonl(folder / "metrics.jsonl")
+        metrics = read_jsonl(folder / "metrics.jsonl", _pack)
         validation = read_jsonl(folder / "validation.jsonl")
         events = _with_time(read_jsonl(folder / "events.jsonl"))
         history = read_jsonl(folder / "config_history.jsonl")
@@ -76,7 +72,9 @@ def _read(folder: Path, name: str) -> RunFiles:
         raise UserError(f"{folder}: cannot be read ({error})") from error
     metrics = [row for row in metrics if _number(row.get("loss")) and _number(row.get("tokens"))]
     if not metrics:
-        raise UserError(f"{folder}: has no step in metrics.jsonl yet; wait for its first")
+        raise UserError(
+            f"{folder}: has no step in metrics.jsonl yet; wait for its first, `elas watch {folder}` shows it"
+        )
     incidents = incidents_of(events, history)
     times = [row["time"] for row in [*events, *metrics] if _number(row.get("time"))]
     return RunFiles(
@@ -91,6 +89,14 @@ def _read(folder: Path, name: str) -> RunFiles:
         state=_state(folder, incidents, max(times, default=0.0)),
         began=min(times, default=0.0),
     )
+
+
+def _pack(row: Row) -> None:
+    """Make the values by layer arrays, a third of the memory of lists; those with a null remain lists."""
+    if isinstance(layers := row.get("layers"), dict):
+        for key, values in layers.items():
+            with contextlib.suppress(TypeError):
+                layers[key] = array("d", values)
 
 
 def _state(folder: Path, incidents: list[Incident], last: float) -> str:

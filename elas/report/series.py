@@ -4,7 +4,9 @@ Of each interval the rows with the smallest and the largest value stay, so that 
 it.
 """
 
-from itertools import pairwise
+from array import array
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,11 @@ Columns = dict[str, Any]
 
 def column(rows: list[Row], key: str) -> np.ndarray:
     """Values of a key, fp64 [rows]; NaN where a row has none."""
-    return _array([row.get(key) for row in rows])
+    try:
+        values = list(map(itemgetter(key), rows))
+    except KeyError:
+        values = [row.get(key) for row in rows]
+    return _array(values)
 
 
 def _array(values: list[Any]) -> np.ndarray:
@@ -40,7 +46,7 @@ class Axes:
     """
 
     def __init__(self, run: RunFiles):
-        self._began = run.began
+        self._began, self._rows = run.began, run.metrics
         self._known: dict[int, Columns] = {}
         self._step, self._tokens = column(run.metrics, "step"), column(run.metrics, "tokens")
         flops = column(run.metrics, "flops")
@@ -52,6 +58,11 @@ class Axes:
         if id(rows) not in self._known:
             self._known[id(rows)] = self.at(column(rows, "step"), column(rows, "time"))
         return self._known[id(rows)]
+
+    @property
+    def end(self) -> dict[str, float]:
+        """The last step of metrics.jsonl on every axis."""
+        return {name: float(values[-1]) for name, values in self.of(self._rows).items()}
 
     def at(self, step: np.ndarray, time: np.ndarray) -> Columns:
         """Every axis for steps and times."""
@@ -75,17 +86,21 @@ def thin(columns: Columns, values: list[str], buckets: int) -> Columns:
     length = len(columns[values[0]])
     if length <= 2 * buckets:
         return columns
-    kept = {0, length - 1}
     edges = np.linspace(0, length, buckets + 1).astype(int)
+    kept = [np.array([0, length - 1])]
     for name in values:
-        for low, high in pairwise(edges):
-            part = columns[name][low:high]
-            if np.isnan(part).all():
-                kept.add(int(low))  # so that a gap stays one
-            else:
-                kept |= {int(low + np.nanargmin(part)), int(low + np.nanargmax(part))}
-    rows = np.array(sorted(kept))
+        missing = np.isnan(columns[name])
+        kept += [_smallest(np.where(missing, np.inf, sign * columns[name]), edges) for sign in (1.0, -1.0)]
+    rows = np.unique(np.concatenate(kept))
     return {name: values[rows] for name, values in columns.items()}
+
+
+def _smallest(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Row of the smallest value between each two edges; the first of equal ones, so that a gap of infinities stays."""
+    least = np.repeat(np.minimum.reduceat(values, edges[:-1]), np.diff(edges))
+    found = np.flatnonzero(values == least)
+    _, first = np.unique(np.searchsorted(edges, found, side="right"), return_index=True)
+    return found[first]
 
 
 def by_layer(rows: list[Row], key: str, buckets: int) -> tuple[np.ndarray, tuple[float, float]] | None:
@@ -99,22 +114,31 @@ def by_layer(rows: list[Row], key: str, buckets: int) -> tuple[np.ndarray, tuple
     Returns:
         fp64 [layers, intervals], NaN where there is none; and first and last number of tokens. None without values.
     """
-    rows = [row for row in rows if isinstance(row.get("layers"), dict) and row["layers"].get(key)]
-    if not rows:
+    found = [of_row.get(key) if isinstance(of_row := row.get("layers"), dict) else None for row in rows]
+    if not all(found):
+        rows = [row for row, one in zip(rows, found) if one]
+    lists = [one for one in found if one]
+    if not lists:
         return None
-    layers = max(len(row["layers"][key]) for row in rows)
-    lists = [row["layers"][key] for row in rows]
-    if any(len(one) != layers for one in lists):
+    lengths = set(map(len, lists))
+    layers = max(lengths)
+    if len(lengths) > 1:
         lists = [[*one, *[None] * (layers - len(one))] for one in lists]
-    values = _array([value for one in lists for value in one]).reshape(len(rows), layers)
+    if set(map(type, lists)) == {array}:  # of `run_files`
+        packed: list[Any] = lists
+        values = np.frombuffer(b"".join(packed)).reshape(len(rows), layers)
+    else:
+        values = _array(list(chain.from_iterable(lists))).reshape(len(rows), layers)
     if np.isnan(values).all():
         return None
     tokens = column(rows, "tokens")
     buckets = max(1, min(buckets, len(rows) // 2))  # fewer than rows, which are not evenly spaced
     span = max(tokens[-1] - tokens[0], 1.0)
     number = np.minimum(((tokens - tokens[0]) / span * buckets).astype(int), buckets - 1)
-    sums, counts = np.zeros((buckets, layers)), np.zeros((buckets, layers))
-    np.add.at(sums, number, np.nan_to_num(values))
-    np.add.at(counts, number, ~np.isnan(values))
+    known = ~np.isnan(values)
+    sums, counts = (
+        np.array([np.bincount(number, of_layer, buckets) for of_layer in each.T])
+        for each in (np.where(known, values, 0.0), known)
+    )
     with np.errstate(invalid="ignore"):
-        return (sums / counts).T, (float(tokens[0]), float(tokens[0] + span))
+        return sums / counts, (float(tokens[0]), float(tokens[0] + span))

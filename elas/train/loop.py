@@ -153,10 +153,11 @@ class _Run:
         try:
             with self.metrics:
                 result = self._train()
+                # Before the trackers are closed, which may take seconds: a second signal then loses nothing here.
+                self.incidents.note("stopped" if result.stopped else "finished", self.step, why=result.stopped)
         except Exception as error:
             self.incidents.note("failed", self.step, why=(str(error).splitlines() or [type(error).__name__])[0])
             raise
-        self.incidents.note("stopped" if result.stopped else "finished", self.step, why=result.stopped)
         return result
 
     def _train(self) -> RunResult:

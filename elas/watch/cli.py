@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run (train.run_dir)")
     every = "seconds between two looks at the files (default: %(default)s)"
     parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help=every)
+    wait = "seconds to wait for a new start where all runs have ended (default: %(default)g)"
+    parser.add_argument("--wait", type=float, default=10.0, metavar="SECONDS", help=wait)
     parser.add_argument("--once", action="store_true", help="print how the runs stand now, and exit")
     options = parser.parse_args(argv)
     if not 0 < options.every < math.inf:
         raise UserError(f"--every {options.every:g}: must be above 0")
+    if not 0 <= options.wait < math.inf:
+        raise UserError(f"--wait {options.wait:g}: must be at least 0")
     runs = [Run(folder) for folder in options.run_dirs]
     check_is_no_input(options.json, options.run_dirs)
     if options.json and options.json.name in _OF_RUNS and options.json.resolve().parent in _resolved(runs):
@@ -43,9 +48,9 @@ def main(argv: list[str]) -> int:
         if options.once:
             print("\n".join(snapshot([run.state() for run in runs])))
         elif Console().has_blocks:
-            _block(runs, options.every)
+            _block(runs, options.every, options.wait)
         else:
-            _lines(runs, options.every)
+            _lines(runs, options.every, options.wait)
     finally:
         write_json(options.json, {"runs": [facts(run) for run in runs]})
     return 0
@@ -92,18 +97,47 @@ def _resolved(runs: list[Run]) -> set[Path]:
     return {run.folder.resolve() for run in runs}
 
 
-def _block(runs: list[Run], every: float) -> None:
+class _Wait:
+    """How long to wait for a new start, if all runs have ended at the first look: a resume may be coming up.
+
+    Args:
+        states: at the first look.
+        seconds: longest wait; runs that end later are not waited for.
+    """
+
+    def __init__(self, states: Iterable[State], seconds: float):
+        self._end = time.monotonic() + seconds if all(state.has_ended for state in states) else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that are left; 0 for no wait."""
+        return max(0.0, self._end - time.monotonic())
+
+    def is_over(self, states: Iterable[State]) -> bool:
+        """Whether all runs have ended and no start is waited for; a run that is not over ends the wait."""
+        if all(state.has_ended for state in states):
+            return not self.seconds
+        self._end = 0.0
+        return False
+
+    def __str__(self) -> str:
+        return f"waiting {math.ceil(self.seconds)} s for a new start (--wait; Ctrl-C ends this)"
+
+
+def _block(runs: list[Run], every: float, wait_s: float) -> None:
     """Rewrite a block until all runs have ended, and leave a snapshot."""
     console, states, due = Console(), [run.state() for run in runs], time.monotonic() + every
+    wait = _Wait(states, wait_s)
 
     def lines(screen: Screen) -> list[str]:
+        more = [str(wait)[: screen.columns - 1]] if wait.seconds and all(state.has_ended for state in states) else []
         if len(states) == 1:
-            return render(states[0].view, screen)
-        return [line[: screen.columns - 1] for line in overview(states)]
+            return [*render(states[0].view, screen), *more]
+        return [*(line[: screen.columns - 1] for line in overview(states)), *more]
 
     console.block(lines)
     try:
-        while console.has_blocks and not all(state.has_ended for state in states):
+        while console.has_blocks and not wait.is_over(states):
             time.sleep(min(1.0, every))
             if time.monotonic() >= due:
                 for run in runs:
@@ -117,10 +151,11 @@ def _block(runs: list[Run], every: float) -> None:
             console.say(line)
 
 
-def _lines(runs: list[Run], every: float) -> None:
+def _lines(runs: list[Run], every: float, wait_s: float) -> None:
     """Print a line for each new row and each change of state, until all runs have ended."""
     said: dict[Run, tuple[float, str]] = {}
-    new = {run: [*run.metrics.rows][-1:] for run in runs}
+    new = {run: _last(run) for run in runs}
+    wait: _Wait | None = None
     while True:
         states = {run: run.state() for run in runs}
         for run, state in states.items():
@@ -128,22 +163,32 @@ def _lines(runs: list[Run], every: float) -> None:
             prefix = f"{run.folder}: " if len(runs) > 1 else ""
             for row in new[run]:
                 if row["time"] > before:  # a file that was replaced is read anew
-                    print(f"{prefix}{line_of(row, run)}", flush=True)
+                    print(f"{prefix}{line_of(row, run, state)}", flush=True)
                     before = row["time"]
             if state.kind != kind and state.kind in ("starting", "silent", "stopped", "done"):
                 print(f"{prefix}{state.text}", flush=True)
             said[run] = before, state.kind
-        if all(state.has_ended for state in states.values()):
+        if wait is None:
+            wait = _Wait(states.values(), wait_s)
+            if wait.seconds:
+                print(wait, flush=True)
+        if wait.is_over(states.values()):
             return
         time.sleep(every)
         new = {run: run.read() for run in runs}
 
 
-def line_of(row: dict[str, Any], run: Run) -> str:
-    """The line that the run itself printed for a row of either file."""
+def _last(run: Run) -> list[dict[str, Any]]:
+    """The last step and the last validation, in the order of their times."""
+    return sorted([*[*run.metrics.rows][-1:], *[*run.validation.rows][-1:]], key=lambda row: row["time"])
+
+
+def line_of(row: dict[str, Any], run: Run, state: State) -> str:
+    """The line that the run itself printed for a row of either file; without the time left if the run has ended."""
     whole = {**_UNKNOWN, **row}
     if "ppl" in row:
         return validation_line(whole)
-    if run.steps:
-        return step_line(whole, run.steps, more_s=run.more_s(row["step"]))
-    return step_line(whole, row["step"]).replace(f"/{row['step']}", "", 1).rpartition("  left")[0]
+    line = step_line(whole, run.steps or row["step"], more_s=run.more_s(row["step"]))
+    if not run.steps:
+        line = line.replace(f"/{row['step']}", "", 1)
+    return line.rpartition("  left")[0] if state.has_ended or not run.steps else line

@@ -18,12 +18,11 @@ from elas.config import Config
 from elas.console import clock
 from elas.errors import UserError
 from elas.live import View, columns_of
-from elas.run_dir import DONE, LOCK, REQUEUE, lock_holder
+from elas.run_dir import DONE, LOCK, REQUEUE, check_is_run, lock_holder
 from elas.train import events
 from elas.watch.pace import gaps_s, last_growth, usual_s
 from elas.watch.tail import Tail
 
-_OWN = (LOCK, "config.json", "run.json", "metrics.jsonl", DONE, REQUEUE)
 _BUSY, _LATE, _LEAST_S = 3.0, 5.0, 30.0
 """After `_BUSY` usual intervals without a line, a validation or a save that is due is taken for the reason. Silence of
 `_LATE` intervals, at least `_LEAST_S` seconds, is unusual; where one is due, intervals as long as the longest seen."""
@@ -31,6 +30,8 @@ _STARTS_S = 600.0
 """Silence after a start that is reported as such: the first step may compile and wait for data."""
 _AGAIN_S = 30.0
 """Seconds after a stop in which the stopped process may still hold its lock."""
+_COMING_S = 120.0
+"""Seconds that a start may take from the launcher's look at the lock, or on another host, to its first file."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Run:
             self._checkpoint = next((path for path in checkpoints_in(folders) if (path / MANIFEST).exists()), None)
             self._saving = max((int(p.name[5:-8]) for p in folders.glob("step_*.partial") if p.is_dir()), default=None)
             self._process = lock_holder(self.folder)
+            times = {name: _written_at(self.folder / name) for name in (LOCK, DONE, REQUEUE)}
+            self._claimed = times[LOCK] if times[LOCK] > max(times[DONE], times[REQUEUE]) else None
         except OSError as error:
             where = error.filename or self.folder
             raise UserError(f"{where}: cannot be read ({error.strerror}); check the file system") from error
@@ -160,10 +163,17 @@ class Run:
             ago = max(0.0, time.time() - facts["time"]) if isinstance(facts.get("time"), int | float) else None
             why = f" ({facts['stopped']})" if facts.get("stopped") else ""
             text = f"{kind} at step {facts.get('step', '?')}{why}" + ("" if ago is None else f", {clock(ago)} ago")
-            if kind == "stopped" and self._process and ago is not None and ago > _AGAIN_S:
-                return "starting", f"{text}; process {self._process} on this host holds its lock again"
-            return kind, text
+            again = self._starts_again(ago)
+            return ("starting", f"starting again: {again}; {text}") if again else (kind, text)
         return None
+
+    def _starts_again(self, ago: float | None) -> str:
+        """What shows that a run whose marker was written so long ago is starting again; empty for nothing."""
+        if self._process and (self._claimed or (ago is not None and ago > _AGAIN_S)):
+            return f"process {self._process} on this host holds its lock"
+        if self._claimed and (since := max(0.0, time.time() - self._claimed)) < _COMING_S:
+            return f"its lock was taken {clock(since)} ago"
+        return ""
 
     def _running(self, age: float | None, usual: float | None) -> tuple[str, str]:
         """Kind and text without a marker."""
@@ -171,16 +181,18 @@ class Run:
         rows, started = self.metrics.rows, self._started
         if not rows or (started or 0.0) > rows[-1]["time"]:
             since = "" if age is None or not started else f", {clock(age)} after its start or last validation"
-            text = f"no step is logged{' since its last start' if rows else ' yet'}{since}{held}"
-            return "starting" if age is None or age < _STARTS_S else "silent", text
+            text = f"starting: no step is logged{' since its last start' if rows else ' yet'}{since}{held}"
+            if age is None or age < _STARTS_S:
+                return "starting", text
+            return "silent", text.replace("starting: ", f"silent for {clock(age)}: ", 1)
         assert age is not None  # there is a row
         if usual is None:
-            return "training", f"last line {clock(age)} ago{held}"
+            return "training", f"training: last line {clock(age)} ago{held}"
         kind, what = self._due()
         known = sum(last_growth(rows, name) for name in ("validation_s", "save_s"))
         longest = max(usual + known, *gaps_s(rows)) if what else usual
         if what and _BUSY * usual < age <= max(_LATE * longest, _LEAST_S):
-            return kind, f"silent for {clock(age)}: {what}{held}"
+            return kind, f"{kind}: {what}; no line for {clock(age)}{held}"
         if age <= max(_LATE * usual, _LEAST_S):
             return "training", f"training: last line {clock(age)} ago, usually one every {_interval(usual)}{held}"
         more = f"; {what}" if what else ""
@@ -194,7 +206,7 @@ class Run:
         row, config = self.metrics.rows[-1], self.config
         saved = self.saved or 0
         if self._saving is not None and self._saving > saved:
-            return "saving", f"saving step {self._saving}, or was killed in that"
+            return "saving", f"step {self._saving} is being saved, or was killed in that"
         if config is None:
             return "", ""
         step, every = row["step"], config.log.every_steps
@@ -205,17 +217,6 @@ class Run:
         if validates is not None:
             return "validating", f"a validation is due after step {validates}"
         return ("", "") if saves is None else ("saving", f"a save is due after step {saves}")
-
-
-def check_is_run(folder: Path) -> None:
-    """Raise `UserError` for a path that is no run's folder."""
-    if not folder.exists():
-        raise UserError(f"{folder}: no such folder; give a run's folder (train.run_dir)")
-    if not folder.is_dir():
-        raise UserError(f"{folder}: is a file; give a run's folder (train.run_dir)")
-    if not any((folder / name).exists() for name in _OWN):
-        inner = next((f"; did you mean {up}" for up in folder.absolute().parents[:2] if (up / _OWN[1]).exists()), "")
-        raise UserError(f"{folder}: is no run's folder: it has no config.json and no metrics.jsonl{inner}")
 
 
 def config_of(values: Mapping[str, Any] | None) -> Config | None:
@@ -229,6 +230,13 @@ def config_of(values: Mapping[str, Any] | None) -> Config | None:
             if part is not None and hasattr(part, key):
                 setattr(part, key, value)
     return config
+
+
+def _written_at(path: Path) -> float:
+    """When a file was last written, by its file system's clock; 0 without one."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 def _interval(seconds: float) -> str:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -29,6 +29,8 @@ FINISH_S = 30.0
 POLL_S = 0.2
 SAY_S = 8.0
 """Seconds between two lines about what it waits for: the ranks' start, or their end after a stop signal."""
+SAVED_S = 2.0
+"""Seconds after the run has stopped to the line that a second signal loses nothing."""
 
 
 @dataclass
@@ -68,10 +70,19 @@ class Supervisor:
         folder: where the hosts' wrappers read orders and write their status; None if all ranks are descendants of
             `command`.
         env: environment of the command.
+        saved: whether the run has written that it stopped; asked after a stop signal.
     """
 
-    def __init__(self, command: list[str], parts: dict[str, range], folder: Path | None, env: dict[str, str]):
+    def __init__(
+        self,
+        command: list[str],
+        parts: dict[str, range],
+        folder: Path | None,
+        env: dict[str, str],
+        saved: Callable[[], bool] = lambda: False,
+    ):
         self.command, self.parts, self.folder, self.env = command, parts, folder, env
+        self._is_saved, self._saved = saved, False
         self._asked: list[int] = []
         self._failed_since: float | None = None
         self._ended_since: float | None = None
@@ -121,12 +132,18 @@ class Supervisor:
     def _report_waiting(self) -> None:
         """Print a line every 8 s until the ranks print their own, and again from a stop signal to the end."""
         now = time.monotonic()
+        if self._asked and not self._saved and self._is_saved():
+            self._saved, self._said = True, now - SAY_S + SAVED_S
         if self._killed or not (self._asked or self._starting) or now - self._said < SAY_S:
             return
         self._said, passed = now, f"{now - self._since:.0f} s"
         if self._asked:
             name = signal.Signals(self._asked[-1]).name
-            _say(f"{name}: waiting for {label(self.parts)} to end ({passed}); a second one kills them at once")
+            waits = f"waiting for {label(self.parts)} to end ({passed}); a second one kills them at once"
+            if self._saved:
+                _say(f"{name}: the run has stopped, {waits} and loses nothing but what trackers have yet to send")
+            else:
+                _say(f"{name}: {waits}, and what was trained since the last checkpoint is lost")
             return
         self._starting = not self._seen  # ranks seen 8 s ago print their own lines by now
         self._seen = any(process.rank is not None for process in descendants())

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
             print(f"forwarded variables: {', '.join(forwarded) or 'none'}; LAUNCH_FOLDER is created at the start")
             return 0
         if job.run_dir.is_dir():
-            claim(job.config).release()  # fail now if another run holds the folder or it is not writable
+            claim(job.config, starts=True).release()  # fail now if another run holds the folder or it is not writable
         return run(job, command, hosts, forwarded, folder, options.json)
 
 
@@ -81,7 +81,7 @@ def run(job: Job, command: list[str], hosts: dict[str, int], forwarded: dict, fo
     (folder / "environment").write_text(variables.deepspeed_environment(forwarded))
     first = next(iter(hosts))
     before = _markers(job, first)
-    outcome = Supervisor(command, parts, folder, environment(folder)).run()
+    outcome = Supervisor(command, parts, folder, environment(folder), job.new_stop()).run()
     return conclude(job, outcome, parts, before, _markers(job, first), json_file)
 
 

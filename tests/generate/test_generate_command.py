@@ -105,7 +105,7 @@ BAD = [
     (["--prompt", "a", "--stop", ""], "--stop '': must not be empty"),
     (["--prompt", "a", "--device", "tpu9"], "--device='tpu9': is no device"),
     (["--file", "/nowhere/p.txt"], "--file /nowhere/p.txt: cannot be read"),
-    (["--prompt", "a", "--tokenizer", "/nowhere/t"], "tokenizer /nowhere/t"),
+    (["--prompt", "a", "--tokenizer", "/nowhere/t"], "--tokenizer='/nowhere/t': does not exist"),
 ]
 
 

@@ -10,9 +10,35 @@ import pytest
 from lab.hosts import wait_for
 
 from elas import failed_rank
+from elas.config import Config
+from elas.launch.guard import supervise
 from elas.launch.guard.processes import descendants, exit_code, status_in_words
+from elas.launch.job import Job
+from elas.run_dir import write_marker
 
 pytestmark = pytest.mark.timeout(60)
+
+
+def test_the_launcher_says_what_a_second_signal_loses(tmp_path, capsys, monkeypatch):
+    config = Config()
+    config.train.run_dir = str(tmp_path)
+    write_marker(str(tmp_path), {"step": 1}, "SIGINT")  # of an earlier start
+    made = supervise.Supervisor(["true"], {"n1": range(2)}, None, {}, Job(config, [], 2).new_stop())
+    made._asked, clock = [signal.SIGINT], [time.monotonic()]
+    monkeypatch.setattr(supervise.time, "monotonic", lambda: clock[0])
+
+    def said(seconds: float) -> str:
+        clock[0] += seconds
+        made._report_waiting()
+        return capsys.readouterr().err
+
+    waits = "waiting for ranks 0-1 on n1 to end"
+    assert said(1) == "" and f"SIGINT: {waits} (9 s); a second one kills them at once, and what was " in said(8)
+    write_marker(str(tmp_path), {"step": 7}, "SIGINT")
+    assert said(
+        0.2
+    ) == "" and f"the run has stopped, {waits} (11 s); a second one kills them at once and loses" in said(2)
+
 
 RANK = """
 import os, signal, subprocess, sys, time

@@ -70,7 +70,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(corpus, tmp_path):
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 130 and "the same command resumes from there" in output, output
-    lines = [line for line in output.splitlines() if "SIGINT" in line and "SIGINT: waiting" not in line]
+    lines = [line for line in output.splitlines() if "SIGINT" in line and not line.startswith("elas: SIGINT: ")]
     said = [line.split(" (")[0].split(" after")[0] for line in lines]  # a slow end is waited for with lines
     assert said == ["stopping", "stopped"], output  # the run's own, and not the launcher's beside them
     assert not any(os.path.exists(f"/proc/{p.pid}") for p in below)
@@ -129,7 +129,8 @@ def test_torchrun_begins_again_after_a_fault(corpus, tmp_path):
         (["--ranks", "3"], "train.global_batch_size=8"),
         (["--restarts", "2"], "--restarts 2: the deepspeed launcher cannot restart ranks; add --launcher torchrun"),
         (["--master-port", "70000"], "--master-port 70000: must be from 1 to 65535"),
-        (["--launcher", "mpi"], "argument --launcher: invalid choice: 'mpi'"),
+        (["--launcher", "mpi"], "--launcher mpi: unknown; give one of deepspeed, torchrun"),
+        (["--ranks", "two"], "--ranks two: cannot be read; give a whole number"),
         (["--modle.hidden_size", "3"], "unknown key; did you mean model.hidden_size?"),
         (["--ranks", "2", "--parallel.tensor", "3"], "does not divide the world size 2"),
         (["--checkpoint.init_from", "nowhere"], "checkpoint.init_from='nowhere': no such folder"),

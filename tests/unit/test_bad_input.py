@@ -288,3 +288,37 @@ def test_checks_before_the_start_import_no_framework(corpus, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [
+    "train --config 60m --data.train none/x --train.run_dir none/run",
+    "train --dry-run --config 60m --data.train none/x --train.run_dir none/run",
+    "launch local --config 60m --data.train none/x --train.run_dir none/run",
+    "eval --checkpoint none", "eval --checkpoint . --data none/x", "eval --checkpoint . --tokenizer none",
+    "eval --checkpoint . --tasks x --task-dir none",
+    "generate --checkpoint none --prompt a", "generate --checkpoint . --file none",
+    "export hf --checkpoint none --out x",
+    "export hf --checkpoint . --data none/x --out x", "export hf --checkpoint . --out .",
+    "import hf --from none --out x", "import hf --from none --out .", "plan --check none.yaml",
+    "plan --check 60m --hardware-file none.json", "checkpoint import none --config 60m", "watch none", "report none",
+])  # fmt: skip
+def test_a_path_that_is_not_there_is_said_before_heavy_imports(command, tmp_path):
+    code = "import sys; from elas.command import exit_status; from elas.cli import run; "
+    code += "status = exit_status(run, sys.argv[1:]); print(status, {'torch', 'transformers'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code, *command.split()], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "2 set()\n", done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "; " in done.stderr
+
+
+@pytest.mark.parametrize("command, said", [
+    ("eval --checkpoint x --protocol packd",
+     "--protocol packd: unknown; give one of packed, papers; did you mean packed?"),
+    ("eval --checkpoint x --batch few", "--batch few: cannot be read; give a whole number"),
+    ("watch x --every now", "--every now: cannot be read; give a number"),
+    ("prep tokenizer --input stdlib --output x --vocab-size 10",
+     "--vocab-size=10: too small, since bytes and special ids alone take 262; give 300 or more"),
+])  # fmt: skip
+def test_a_value_of_an_option_that_is_wrong_has_a_fix(command, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert exit_status(cli.run, command.split()) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"

@@ -46,3 +46,7 @@ def test_lines_that_are_no_rows_are_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n[1]\ngarbage\n{"step": null}\n{"step": 2}\n')
     assert [row["step"] for row in read_jsonl(path)] == [1, 2]
+    path.write_text('{"step": 3, "loss": NaN}\n{"step": 4, "n": 123456789012345678901234567890}\n')
+    assert [row["step"] for row in read_jsonl(path)] == [3, 4]
+    path.write_bytes(b'{"step": 5, "text": "\xff"}\n{"step": 6}\n')
+    assert read_jsonl(path)[-1]["step"] == 6

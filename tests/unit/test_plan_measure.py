@@ -137,6 +137,20 @@ def test_this_machine(capsys, tmp_path):
     assert status == 0 and "assumed shares" in out and "measured on" not in out
 
 
+def test_the_head_of_a_plan_names_batch_tokens_and_full_rank(capsys, tmp_path):
+    """What is low rank has fewer parameters than its name says."""
+    status, out, _ = run(capsys, "--config", "7b", "--gpus", "8", "--json", f"{tmp_path}/f.json")
+    head = out.splitlines()
+    assert status == 0 and "2,687.8 M parameters (low rank; at full rank 6,739.5 M), bfloat16" in head[0]
+    assert head[1].startswith("global batch 512 × 256 tokens = 131,072 tokens a step; 8 × h100, 80 GB each")
+    assert "layouts divide the model, the batch and the GPUs; " in head[2]
+    assert head[2].endswith("of them fit into memory, that is into 90% of a GPU's 80 GB less 1.5 GB for CUDA and NCCL")
+    facts = json.loads((tmp_path / "f.json").read_text())
+    assert (facts["global_batch_size"], facts["tokens_per_step"]) == (512, 131_072)
+    assert facts["full_rank_parameters"] > 2 * facts["parameters"]
+    assert "low rank" not in run(capsys, "--config", "60m-full", "--gpus", "8")[1].splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import math
+from array import array
 
 import numpy as np
 import pytest
@@ -77,6 +78,37 @@ def test_values_by_layer_are_means():
     assert found is not None and found[0].shape == (3, 10) and found[1] == (100.0, 10_000.0)
     assert np.allclose(found[0], [[0.0], [0.1], [0.2]])
     assert by_layer(rows(5), "mask_flips", 10) is None
+
+
+def test_arrays_and_lists_by_layer_give_the_same(tmp_path):
+    made = rows(100)
+    made[3]["layers"]["sparsity"] = [0.4, None, 0.1]
+    folder = write(tmp_path / "a", metrics=made)
+    (run,) = read_runs([folder])
+    assert isinstance(run.metrics[0]["layers"]["sparsity"], array)
+    (packed, _), (plain, _) = by_layer(run.metrics, "sparsity", 7), by_layer(made, "sparsity", 7)
+    assert np.array_equal(packed, plain, equal_nan=True)
+    (packed, _), (plain, _) = by_layer(run.metrics[10:], "sparsity", 7), by_layer(made[10:], "sparsity", 7)
+    assert np.array_equal(packed, plain)
+
+
+def test_a_chart_of_one_step_is_as_wide_as_the_run(tmp_path):
+    """Also: a chart of equal values has a height of their size, and no two ticks have one label."""
+    made = rows(20)
+    made[9] |= {"pair_condition": 812.3, "exact_s": 0.113}
+    assert elas(["report", str(write(tmp_path / "a", metrics=made)), "--output", str(tmp_path / "r.html")]) == 0
+    ranges = """Object.fromEntries(Bokeh.documents.flatMap((one) => one.roots()).map((one) =>
+        [one.name, [one.x_range.start, one.x_range.end, one.y_range.start, one.y_range.end]]))"""
+    with opened(tmp_path / "r.html") as page:
+        found = page.page.evaluate(ranges)
+        page.page.click("[data-axis='step']")
+        page.page.wait_for_function("Bokeh.documents.every((one) => one.is_idle)")
+        by_step = page.page.evaluate(ranges)
+    for title in ("Factor pairs: condition", "Time of exact steps", "Validation perplexity"):
+        assert found[title][:2] == pytest.approx([0, 2000], abs=250), title
+        assert by_step[title][:2] == pytest.approx([0, 20], abs=2.5), title
+    assert found["Factor pairs: condition"][2:] == pytest.approx([812, 812], abs=110)
+    assert found["Learning rate"][2:] == pytest.approx([1e-3, 1e-3], abs=2e-4)
 
 
 def test_places_on_axes(tmp_path):

@@ -97,6 +97,7 @@ def test_silence_where_a_validation_is_due(tmp_path, age, kind):
     folder = made(tmp_path, age=age, steps=(6, 8, 10))
     state = Run(folder).state()
     assert state.kind == kind and ("a validation is due after step 10" in state.text) == (kind != "training")
+    assert state.text.startswith(kind)
     append(folder, {"step": 10, "loss": 9.0, "ppl": 8.0, "time": time.time() - age}, "validation")
     assert "validation is due" not in Run(folder).state().text
 
@@ -105,12 +106,12 @@ def test_silence_where_a_save_is_due_or_begun(tmp_path):
     folder = made(tmp_path / "due", age=20.0, steps=(16, 18, 20))
     append(folder, {"step": 20, "loss": 9.0, "ppl": 8.0, "time": time.time() - 20}, "validation")
     state = Run(folder).state()
-    assert state.kind == "saving" and "a save is due after step 20" in state.text
+    assert state.kind == "saving" and state.text.startswith("saving: a save is due after step 20; no line for 0:2")
     checkpoint(folder, 20, age=20.0)
     assert Run(folder).state().kind == "training"
     folder = made(tmp_path / "begun", age=20.0)
     checkpoint(folder, 6, partial=True)
-    assert "saving step 6" in Run(folder).state().text
+    assert "step 6 is being saved" in Run(folder).state().text
 
 
 def test_a_run_that_ended_says_how(tmp_path):
@@ -127,13 +128,56 @@ def test_a_run_that_ended_says_how(tmp_path):
 
 def test_a_stopped_run_whose_lock_is_held_again_is_starting(tmp_path):
     folder = made(tmp_path)
+    claim(load_config(None, {"train.run_dir": str(folder)})).release()
+    time.sleep(0.02)
     (folder / "REQUEUE").write_text(json.dumps({"step": 6, "stopped": "SIGTERM", "time": time.time() - 100}))
     assert Run(folder).state().kind == "stopped"
     lock = claim(load_config(None, {"train.run_dir": str(folder)}))
     state = Run(folder).state()
     lock.release()
-    assert state.kind == "starting" and f"process {os.getpid()} on this host holds its lock again" in state.text
+    assert state.kind == "starting" and f"process {os.getpid()} on this host holds its lock; stopped at" in state.text
     assert Run(folder).state().kind == "stopped"
+
+
+@pytest.mark.parametrize("why", ["", "SIGTERM"], ids=["done", "stopped"])
+def test_a_start_after_a_marker_is_seen_by_its_lock(tmp_path, why):
+    folder = made(tmp_path)
+    settings = load_config(None, {"train.run_dir": str(folder)})
+    claim(settings, starts=True).release()
+    time.sleep(0.02)
+    write_marker(str(folder), {"step": 6}, why)
+    assert Run(folder).state().has_ended
+    claim(settings).release()  # not by a start
+    assert Run(folder).state().has_ended
+    time.sleep(0.02)
+    claim(settings, starts=True).release()  # by a launcher, or on another host, where its holder is not seen
+    state = Run(folder).state()
+    assert state.kind == "starting" and re.match(r"starting again: its lock was taken 0:0\d ago; ", state.text)
+    lock = claim(settings)
+    assert "holds its lock; " in Run(folder).state().text  # although it ended less than 30 s ago
+    lock.release()
+    os.utime(folder / ".lock", (time.time() + 0, time.time() - 200))
+    os.utime(folder / ("REQUEUE" if why else "DONE"), (time.time(), time.time() - 300))
+    assert Run(folder).state().has_ended  # that start has failed
+
+
+def test_a_run_that_has_ended_is_waited_for_and_shows_its_last_validation(tmp_path):
+    folder = made(tmp_path, steps=(38, 40))
+    append(folder, {"step": 40, "loss": 3.0, "ppl": 20.1, "tokens": 9, "share": 1, "time": time.time()}, "validation")
+    write_marker(str(folder), {"step": 40}, "")
+    command = [sys.executable, "-m", "elas.cli", "watch", str(folder), "--every", "0.05", "--wait", "600"]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert watching.stdout is not None
+    step, validation, done, wait = (watching.stdout.readline().rstrip() for _ in range(4))
+    assert step.startswith("step 40/40  loss") and "left" not in step
+    assert validation.startswith("step     40  validation loss 3.0000  perplexity 20.1")
+    assert done.startswith("done at step 40") and re.match(r"waiting (600|599) s for a new start \(--wait", wait)
+    (folder / "DONE").unlink()
+    append(folder, row(42, time.time()))
+    assert watching.stdout.readline().startswith("step 42/40")
+    write_marker(str(folder), {"step": 42}, "SIGTERM")
+    assert watching.communicate(timeout=60)[0].startswith("stopped at step 42")  # at once: it was seen running
+    assert subprocess.run([*command[:-1], "0"], capture_output=True, text=True).stdout.count("\n") == 3
 
 
 def test_a_run_that_has_logged_nothing_yet(tmp_path):
@@ -142,7 +186,7 @@ def test_a_run_that_has_logged_nothing_yet(tmp_path):
     state = run.state()
     lock.release()
     assert state.kind == "starting" and state.silent_s is None
-    assert state.text == f"no step is logged yet; process {os.getpid()} on this host holds its lock"
+    assert state.text == f"starting: no step is logged yet; process {os.getpid()} on this host holds its lock"
     made(tmp_path, steps=())
     run.read()
     assert run.state().kind == "starting" and run.state().view.steps == 40
@@ -217,9 +261,9 @@ def test_ages_after_the_first_look_do_not_depend_on_another_hosts_clock(tmp_path
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda path: None, "no such folder"),
+    (lambda path: None, "does not exist; give a run's folder"),
     (lambda path: path.write_text(""), "is a file"),
-    (lambda path: path.mkdir(), "is no run's folder"),
+    (lambda path: path.mkdir(), "is not a run's folder"),
     (lambda path: (path / "metrics.jsonl").mkdir(parents=True), "cannot be read"),
 ])  # fmt: skip
 def test_what_is_no_run_is_refused_in_one_line(tmp_path, make, message):
@@ -230,8 +274,10 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, make, message):
 
 def test_a_folder_in_a_runs_folder_names_the_run(tmp_path):
     checkpoint(made(tmp_path), 6)
-    with pytest.raises(UserError, match=f"did you mean {tmp_path}$"):
+    with pytest.raises(UserError, match=rf"did you mean {tmp_path}\?$"):
         elas(["watch", str(tmp_path / "checkpoints")])
+    with pytest.raises(UserError, match=rf"did you mean {tmp_path}\?$"):
+        elas(["report", str(tmp_path / "checkpoints")])
 
 
 @pytest.mark.parametrize("name", ["DONE", "run.json", "config.json", "REQUEUE"])
@@ -242,10 +288,12 @@ def test_results_never_overwrite_a_file_of_the_run(tmp_path, name):
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("every", ["0", "-1", "nan", "inf"])
-def test_an_interval_that_is_none_is_refused(tmp_path, every):
-    with pytest.raises(UserError, match="--every"):
-        elas(["watch", str(made(tmp_path)), "--every", every])
+@pytest.mark.parametrize("option, value", [
+    ("--every", "0"), ("--every", "-1"), ("--every", "nan"), ("--every", "inf"), ("--wait", "-1"), ("--wait", "inf"),
+])  # fmt: skip
+def test_an_interval_that_is_none_is_refused(tmp_path, option, value):
+    with pytest.raises(UserError, match=option):
+        elas(["watch", str(made(tmp_path)), option, value])
 
 
 def test_once_prints_how_it_stands_and_writes_it(tmp_path, capsys):

@@ -11,6 +11,12 @@ from elas.errors import ConfigError
 _OPTION = "--tokenizer"
 
 
+def check_given(path: str | None) -> None:
+    """Raise `ConfigError` if the path of the option `--tokenizer` does not exist; it is opened later."""
+    if path is not None and not Path(path).exists():
+        raise ConfigError(_OPTION, path, "does not exist", "give a tokenizer folder")
+
+
 def tokenizer_of(config: Config, given: str | None) -> Path:
     """The tokenizer of a run, for work on its checkpoints outside of training.
 
