@@ -194,7 +194,7 @@ def test_every_key_is_described():
     [
         (["--model.hidden_size", "100"], "does not split into 8 heads"),
         (["--low_rank.rank", "4096"], "low_rank.rank=4096: larger than"),
-        (["--optimizer.kind", "loro", "--optimizer.lr_other", "null", "--low_rank.kind", "none"], "steps on the manifold"),
+        (["--config", "60m-loro", "--low_rank.kind", "none"], "steps on the manifold"),
         (["--parallel.pipeline", "2", "--parallel.zero", "3"], "parallel.zero=3: not supported with"),
         (["--train.global_batch_size", "100"], "not divisible by train.micro_batch_size=32"),
         (["--train.run_dir", "/etc/passwd"], "train.run_dir='/etc/passwd': is a file"),
