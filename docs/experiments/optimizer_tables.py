@@ -89,6 +89,17 @@ def transfer() -> str:
     return "\n".join(lines) + "\n"
 
 
+def cost() -> str:
+    """What the optimizer takes of a step."""
+    facts = json.loads((RESULTS / "muon_cost.json").read_text())
+    lines = ["| layout | step, s | optimizer, s | its share | MB that a rank sends for it |", "|---" * 5 + "|"]
+    for row in facts["rows"]:
+        cells = f"{row['step_s']:.1f} | {row['optimizer_s']:.2f} | {row['share']:.1%}"
+        lines.append(f"| {row['layout']} | {cells} | {row['optimizer_bytes'] / 1e6:.1f} |")
+    where = f"The {facts['preset']} preset at its global batch of 131,072 tokens, bf16, {facts['cores']} cores of"
+    return "\n".join([*lines, "", f"{where} {facts['cpu']}."]) + "\n"
+
+
 def _rows() -> list[dict]:
     return json.loads((RESULTS / "optimizers.json").read_text())
 

@@ -78,6 +78,6 @@ def _cos_sin(angles: torch.Tensor, dtype: torch.dtype, scale: float) -> tuple[to
     if _last is not None and _last[1] == key:
         return _last[2]
     with torch.inference_mode(False), torch.no_grad():  # a tensor of inference mode could not be saved for a backward
-        found = tuple((f(angles) * scale).to(dtype) for f in (torch.cos, torch.sin))
+        found = (torch.cos(angles) * scale).to(dtype), (torch.sin(angles) * scale).to(dtype)
     _last = (angles, key, found)
     return found
