@@ -63,6 +63,15 @@ def claim(config: Config, *, starts: bool = False) -> BaseFileLock:
     return lock
 
 
+def withdraw(config: Config, lock: BaseFileLock) -> None:
+    """Release the lock, and remove the folder that `claim` created, unless something else is in it by now."""
+    folder = Path(config.train.run_dir)
+    lock.release()
+    with contextlib.suppress(OSError):
+        (folder / LOCK).unlink()
+        folder.rmdir()
+
+
 def lock_holder(folder: Path) -> int | None:
     """The process on this host that holds a run's lock; None if none is seen, as for a run on another host.
 

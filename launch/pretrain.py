@@ -156,6 +156,7 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
             facts |= export_at_end(config, done)  # asked for later, or the run ended before it
             write_json(options["json"], {**dataclasses.asdict(done), **facts})
         return None
+    is_new = not Path(config.train.run_dir).exists()
     lock = run_dir.claim(config, starts=True) if rank == 0 else None  # before the imports: `elas watch` sees the start
     if rank == 0:
         Console().say("loading Megatron-core and DeepSpeed")  # seconds, or a minute on a busy machine
@@ -163,7 +164,12 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
     with _interrupted_before_training(resume):
         from elas.engine.prebuild import prebuild
 
-        prebuild(config)
+        try:
+            prebuild(config)
+        except UserError:  # a kernel that cannot be had here: no trace of a run that did not start
+            if lock is not None and is_new:
+                run_dir.withdraw(config, lock)
+            raise
     if rank == 0 and resume is None:  # else the loop does, when it knows that the checkpoint is intact
         from elas.train.lines import warn
 

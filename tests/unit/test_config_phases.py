@@ -78,7 +78,7 @@ def test_published_presets_reach_all_their_phases():
         assert unreached(load_config(name)) == [], name
 
 
-@pytest.mark.parametrize("steps, dense, warmup", [(300, 60, 60), (50, 10, 10), (10, 2, 2), (2, 1, 1)])
+@pytest.mark.parametrize("steps, dense, warmup", [(300, 30, 30), (50, 5, 5), (10, 1, 1), (2, 1, 1)])
 def test_a_share_becomes_steps_of_the_run(steps, dense, warmup):
     config = load_config("quickstart", {"train.steps": steps})
     assert (config.sparsity.dense_steps, config.schedule.warmup_steps) == (dense, warmup)
