@@ -241,7 +241,9 @@ class ElasSelfAttention(SelfAttention):
         if self._recomputes and torch.is_grad_enabled():
             bottleneck: list[torch.Tensor] = []  # of this call, from `get_query_key_value_tensors`
             self._bottleneck, angles = bottleneck, self._angles
-            self.core_attention.compute_again = lambda: self._heads(self.linear_qkv(bottleneck[0], expand=True), angles)
+            self.core_attention.compute_again = lambda: self._heads(
+                self.linear_qkv(bottleneck[0], expand=True), angles, in_place=True
+            )
         try:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         finally:
@@ -251,23 +253,30 @@ class ElasSelfAttention(SelfAttention):
         """`hidden_states [s, b, h]` to query `[s, b, np, hn]`, key and value `[s, b, ng, hn]`, rotated."""
         if not isinstance(self.linear_qkv, LowRankColumnParallelLinear):
             parts: Any = super().get_query_key_value_tensors(hidden_states, key_value_states, output_gate, split_qkv)
-            return self._turned(*parts, angles=self._angles)
+            return self._turned(*parts, self._angles)
         parts = self.linear_qkv(hidden_states, split=True)
         if (u := self.linear_qkv.recall()) is not None:
             self._bottleneck.append(u)
         return self._heads(parts, self._angles)
 
-    def _heads(self, parts: tuple[torch.Tensor, ...], angles: _Angles | None) -> _Heads:
+    def _heads(self, parts: tuple[torch.Tensor, ...], angles: _Angles | None, in_place: bool = False) -> _Heads:
         """Query, key and value as `Attention.forward` gives them to the core, from `linear_qkv`'s outputs."""
         query, key, value = (x.view(*x.shape[:-1], -1, self.hidden_size_per_attention_head) for x in parts)
         query = query if self.q_layernorm is None else self.q_layernorm(query)
         key = key if self.k_layernorm is None else self.k_layernorm(key)
-        return self._turned(query, key, value, angles=angles)
+        return self._turned(query, key, value, angles, in_place)
 
-    def _turned(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, angles: _Angles | None) -> _Heads:
+    def _turned(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        angles: _Angles | None,
+        in_place: bool = False,
+    ) -> _Heads:
         for_query, for_key = angles or (None, None)
         if for_query is not None:
-            query = rotate(query, for_query, self.config, self.pg_collection.cp)
+            query = rotate(query, for_query, self.config, self.pg_collection.cp, in_place=in_place)
         if for_key is not None:
-            key = rotate(key, for_key, self.config, self.pg_collection.cp)
+            key = rotate(key, for_key, self.config, self.pg_collection.cp, in_place=in_place)
         return query, key, value

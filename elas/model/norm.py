@@ -9,6 +9,7 @@ operations for which autograd keeps two fp32 tensors as large as x: 8 bytes a va
 `LeanRMSNorm` keeps on a CPU what is kept on CUDA.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from elas import accelerator
 from elas.errors import ConfigError
 from elas.model.recompute import Remembers
 
+AT_ONCE = 2**18
+"""Values of a block of rows."""
+
 
 class LeanRMSNorm(torch.autograd.Function):
     """`rms_norm` that keeps x and `1 / rms(x)`; computed in fp32 or wider, as in torch."""
@@ -26,25 +30,39 @@ class LeanRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """`x [..., h]`, `weight [h]` → `[..., h]` in the dtype of x."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        rows, out = x.reshape(-1, x.shape[-1]), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        scale = torch.empty((len(rows), 1), dtype=dtype, device=x.device)
+        for some in _blocks(rows):
+            wide = rows[some].to(dtype)
+            scale[some] = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
+            out.view(rows.shape)[some] = (wide * scale[some]).mul_(weight)
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).mul_(weight).to(x.dtype)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         """`dy [..., h]` → dx `[..., h]`, dweight `[h]`."""
         x, weight, scale = ctx.saved_tensors
-        normal = x.to(scale.dtype) * scale
-        wide = dy.to(scale.dtype)
-        dx = dweight = None
-        if ctx.needs_input_grad[1]:
-            dweight = (wide * normal).flatten(0, -2).sum(0).to(weight.dtype)
-        if ctx.needs_input_grad[0]:
-            g = wide * weight
-            dx = g.sub_(normal * (g * normal).mean(-1, keepdim=True)).mul_(scale).to(x.dtype)
-        return dx, dweight, None
+        for_x, for_weight = ctx.needs_input_grad[:2]
+        rows, given = (one.reshape(-1, x.shape[-1]) for one in (x, dy))
+        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if for_x else None
+        dweight = torch.zeros(weight.shape, dtype=scale.dtype, device=x.device) if for_weight else None
+        for some in _blocks(rows):
+            normal, wide = rows[some].to(scale.dtype) * scale[some], given[some].to(scale.dtype)
+            if dweight is not None:
+                dweight += (wide * normal).sum(0)
+            if dx is not None:
+                g = wide * weight
+                dx.view(rows.shape)[some] = g.sub_(normal * (g * normal).mean(-1, keepdim=True)).mul_(scale[some])
+        return dx, None if dweight is None else dweight.to(weight.dtype), None
+
+
+def _blocks(rows: torch.Tensor) -> Iterator[slice]:
+    """Slices of rows, so that what is computed of each stays in a processor's cache."""
+    step = max(1, AT_ONCE // rows.shape[1])
+    return (slice(first, first + step) for first in range(0, len(rows), step))
 
 
 class _Norm(Remembers, torch.nn.Module):

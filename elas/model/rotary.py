@@ -1,8 +1,8 @@
 """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) in few passes over q and k.
 
 Megatron-core's function, where no fused kernel of Transformer Engine is at hand, builds the rotated half by a negation
-and a concatenation, and autograd repeats each step backward. `rotate` gives the same bits, in both directions, in five
-operations, of which four are on halves.
+and a concatenation, and autograd repeats each step backward. `rotate` gives the same bits, in both directions, with few
+passes over memory: on a CPU block by block.
 """
 
 from typing import Any
@@ -13,6 +13,9 @@ from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
     _yarn_get_concentration_factor_from_config,
 )
 
+AT_ONCE = 2**18
+"""Values of a block, so that what is computed in between stays in a processor's cache."""
+
 
 class _Rotate(torch.autograd.Function):
     """`x [s, b, n, hn]`, `cos` and `sin [s, 1 or b, 1, d]` in its dtype, d ≤ hn even → the same shape, contiguous."""
@@ -20,35 +23,37 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        d, half = cos.shape[-1], cos.shape[-1] // 2
-        out = _scaled(x, cos)
-        # Each product is rounded before it is added, as in Megatron-core; addcmul would round once.
-        out[..., :half] -= x[..., half:d] * sin[..., :half]
-        out[..., half:d] += x[..., :half] * sin[..., half:]
-        return out
+        return _turn(torch.empty(x.shape, dtype=x.dtype, device=x.device), x, cos, sin)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dout: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        d, half = cos.shape[-1], cos.shape[-1] // 2
-        dx = _scaled(dout, cos)
-        dx[..., :half] += dout[..., half:d] * sin[..., half:]
-        dx[..., half:d] -= dout[..., :half] * sin[..., :half]
-        return dx, None, None
+        half = cos.shape[-1] // 2
+        back = torch.cat((-sin[..., half:], -sin[..., :half]), -1)  # as sin, for the transposed rotation
+        return _turn(torch.empty(dout.shape, dtype=dout.dtype, device=dout.device), dout, cos, back), None, None
 
 
-def _scaled(x: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-    """`x` times `cos`; its features after cos's last as they are."""
-    d = cos.shape[-1]
-    if d == x.shape[-1]:
-        return x * cos
-    out = x.clone(memory_format=torch.contiguous_format)
-    out[..., :d] *= cos
+def _turn(out: torch.Tensor, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Write the rotated `x` into `out`, which may be x itself."""
+    d, half = cos.shape[-1], cos.shape[-1] // 2
+    step = len(x) if x.is_cuda else max(1, AT_ONCE * len(x) // max(1, x.numel()))
+    for first in range(0, len(x), step):
+        some = slice(first, first + step)
+        to, of, c, s = out[some], x[some], cos[some], sin[some]
+        # Each product is rounded before it is added, as in Megatron-core; addcmul would round once.
+        for_first, for_second = of[..., half:d] * s[..., :half], of[..., :half] * s[..., half:]
+        torch.mul(of[..., :d], c, out=to[..., :d])
+        if out is not x and d < x.shape[-1]:
+            to[..., d:] = of[..., d:]
+        to[..., :half] -= for_first
+        to[..., half:d] += for_second
     return out
 
 
-def rotate(x: torch.Tensor, angles: torch.Tensor, config: Any, cp_group: Any = None) -> torch.Tensor:
+def rotate(
+    x: torch.Tensor, angles: torch.Tensor, config: Any, cp_group: Any = None, *, in_place: bool = False
+) -> torch.Tensor:
     """Turn pairs of features `(i, i + d/2)` of every head by its position's angles.
 
     Args:
@@ -56,6 +61,7 @@ def rotate(x: torch.Tensor, angles: torch.Tensor, config: Any, cp_group: Any = N
         angles: `[s, 1, 1, d]` fp32, d ≤ hn, as Megatron-core's `RotaryEmbedding` gives them.
         config: Megatron's; with `apply_rope_fusion` or `rotary_interleaved`, its own function is called.
         cp_group: context-parallel group, for Megatron's function.
+        in_place: x may be overwritten; only where no gradients are recorded.
 
     Returns:
         `[s, b, n, hn]` in x's dtype.
@@ -63,7 +69,8 @@ def rotate(x: torch.Tensor, angles: torch.Tensor, config: Any, cp_group: Any = N
     scale = _yarn_get_concentration_factor_from_config(config)
     if config.apply_rope_fusion or config.rotary_interleaved or config.multi_latent_attention:
         return apply_rotary_pos_emb(x, angles, config=config, mscale=scale, cp_group=cp_group)
-    return _Rotate.apply(x, *_cos_sin(angles, x.dtype, scale))
+    cos, sin = _cos_sin(angles, x.dtype, scale)
+    return _turn(x, x, cos, sin) if in_place else _Rotate.apply(x, cos, sin)
 
 
 _last: tuple[torch.Tensor, tuple, tuple[torch.Tensor, torch.Tensor]] | None = None
