@@ -252,8 +252,9 @@ class ElasSelfAttention(SelfAttention):
     def get_query_key_value_tensors(self, hidden_states, key_value_states=None, output_gate=False, split_qkv=True):
         """`hidden_states [s, b, h]` to query `[s, b, np, hn]`, key and value `[s, b, ng, hn]`, rotated."""
         if not isinstance(self.linear_qkv, LowRankColumnParallelLinear):
-            parts: Any = super().get_query_key_value_tensors(hidden_states, key_value_states, output_gate, split_qkv)
-            return self._turned(*parts, self._angles)
+            found: Any = super().get_query_key_value_tensors(hidden_states, key_value_states, output_gate, split_qkv)
+            query, key, value = found
+            return self._turned(query, key, value, self._angles)
         parts = self.linear_qkv(hidden_states, split=True)
         if (u := self.linear_qkv.recall()) is not None:
             self._bottleneck.append(u)
