@@ -163,7 +163,7 @@ def _unchecked(config: Config, world: int, machine: Machine) -> list[str]:
         notes.append("of an interleaved pipeline neither memory of gradients nor of the head is measured")
     if offloads_optimizer(read_deepspeed_json(config)):
         notes.append("the time of an offloaded optimizer is not predicted")
-    if config.optimizer.kind != "adamw":
+    if config.optimizer.kind not in ("adamw", "muon"):
         notes.append(f"the time of an update is predicted for adamw, not for {config.optimizer.kind}")
     return notes
 

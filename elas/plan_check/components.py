@@ -19,6 +19,7 @@ from elas.plan.counts import parameter_count, rank_parameters
 from elas.plan.flops import hardware_flops
 from elas.plan.hardware import Machine
 from elas.plan.memory import estimate, token_bytes
+from elas.plan.muon import iteration_flops
 from elas.plan.step_time import StepTime, step_time
 from elas.plan.traffic import traffic
 
@@ -75,6 +76,7 @@ def _exact(config: Config, world: int, ranks: list[dict[str, Any]]) -> list[Comp
     each = token_bytes(config, e) * train.micro_batch_size * config.model.seq_length
     kept = max(one["account"]["layers"] / one["layers"] for one in ranks) / micro_batches
     sent = asdict(traffic(config, world))
+    muon = config.parallel.pipeline * iteration_flops(config) if config.optimizer.kind == "muon" else 0.0
     return [
         Component("parameters", "", parameter_count(config), ranks[0]["parameters"], 0.0),
         Component("parameters of a rank", "", rank_parameters(config), _most(ranks, "rank_parameters"), 0.0),
@@ -86,7 +88,7 @@ def _exact(config: Config, world: int, ranks: list[dict[str, Any]]) -> list[Comp
         ),
         # The mean: where ZeRO's partitions begin and end, one rank sends more than another.
         Component("sent, matrices", "B", sent["matrices"], _mean(ranks, "matrices"), 0.05, 300.0),
-        Component("FLOPs", "FLOP", hardware_flops(config) * tokens, sum(one["flops"] for one in ranks), 0.02),
+        Component("FLOPs", "FLOP", hardware_flops(config) * tokens + muon, sum(one["flops"] for one in ranks), 0.02),
     ]
 
 

@@ -116,14 +116,14 @@ def test_on_a_cluster_the_tokens_are_an_array_job(site):
 
 
 def test_the_plan_agrees(site):
-    """The layout of the YAML fits into 16 H100s, and is within 5 % of the fastest."""
+    """The layout of the YAML fits into 16 H100s, and is within 10 % of the fastest."""
     target = site.folder / "plan.json"
     site.bash("1b_c4_2nodes.sh", "plan", "--json", target)
     facts = json.loads(target.read_text())
     layout = dict(tp=4, pp=1, vpp=1, dp=4, sequence=True, zero=1, micro_batch_size=128, recompute="none")
     (row,) = [row for row in facts["rows"] if row.items() >= layout.items()]
     assert row["fits"] and row["memory_gb"] < 40
-    assert row["step_s"] < 1.05 * facts["recommended"]["step_s"]
+    assert row["step_s"] < 1.1 * facts["recommended"]["step_s"]
     assert 13e9 < facts["tokens"] < 13.2e9
 
 
