@@ -108,7 +108,7 @@ def test_the_command(tmp_path):
         [*command, "--hardware-file", str(hardware)],
         capture_output=True, text=True, timeout=200, cwd=tmp_path / "empty", env=dict(os.environ),
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     facts = json.loads(result.read_text())
     assert facts["ranks"] == 2 and all(one["agrees"] for one in facts["components"])
     assert "TP 2" in done.stdout and "FLOPs" in done.stdout and "DIFFERS" not in done.stdout
