@@ -162,19 +162,30 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
         Console().say("loading Megatron-core and DeepSpeed")  # seconds, or a minute on a busy machine
         heartbeat.begin("loading Megatron-core and DeepSpeed")
     with _interrupted_before_training(resume):
-        from elas.engine.prebuild import prebuild
-
-        try:
-            prebuild(config)
-        except UserError:  # a kernel that cannot be had here: no trace of a run that did not start
-            if lock is not None and is_new:
-                run_dir.withdraw(config, lock)
-            raise
+        _import_all(config, lock if is_new else None)
     if rank == 0 and resume is None:  # else the loop does, when it knows that the checkpoint is intact
         from elas.train.lines import warn
 
         warn(config, 0)
     return _Ready(config, resume, initial, lock, options["json"], facts)
+
+
+def _import_all(config: Config, created: BaseFileLock | None) -> None:
+    """Import and compile what training needs.
+
+    Args:
+        config: the run's.
+        created: the lock of a run's folder that this start created; after an error no trace of it is left.
+    """
+    from elas.engine.prebuild import prebuild
+    from elas.run_dir import withdraw
+
+    try:
+        prebuild(config)
+    except UserError:  # a kernel that cannot be had here
+        if created is not None:
+            withdraw(config, created)
+        raise
 
 
 @contextlib.contextmanager
