@@ -1,6 +1,6 @@
 """Tensor parallelism over a slow link between two hosts: bottleneck collectives against full rank.
 
-`python tests/launch/link_study.py` measures whole training steps of the 60m shape; the suite runs a smaller one. Bytes
+`python tests/launch/link_study.py` measures whole training steps of the 60m shape with AdamW; the suite runs a smaller one. Bytes
 are the network card's own count and do not depend on the machine; seconds stand beside them.
 """
 
@@ -24,6 +24,8 @@ SHAPE = {
     "model.seq_length": 256,
     "model.vocab_size": 8192,
     "sparsity.dense_steps": 0,
+    "optimizer.kind": "adamw",  # Muon moves matrices between ranks as well, once for a whole global batch
+    "optimizer.lr_other": None,
 }
 SCRIPT = Path(__file__).with_name("link_steps.py")
 
