@@ -14,6 +14,7 @@ import re
 import select
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -145,8 +146,14 @@ def exit_status(function, argv: list[str]) -> int:
     """Call `function(argv)` and translate its exceptions.
 
     `UserError` → one line and 2; `Failure`, or `FloatingPointError` from training → one line and 1; Ctrl-C → 130;
-    output into a closed pipe → 141, without a message.
+    output into a closed pipe → 141, without a message. A torch that cannot be imported, and a working folder that is
+    gone, are one line and 1.
     """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        _print_error(Failure("the working folder was deleted; cd to one that exists"))
+        return 1
     try:
         return function(argv)
     except UserError as error:
@@ -162,6 +169,20 @@ def exit_status(function, argv: list[str]) -> int:
         if not _output_is_closed():
             raise
         return 141  # a shell's status for a process killed by SIGPIPE
+    except (ImportError, OSError) as error:
+        if not _torch_failed(error):
+            raise
+        line = str(error).strip().partition("\n")[0]
+        _print_error(Failure(f"torch cannot be imported: {line}; see elas doctor"))
+        return 1
+
+
+def _torch_failed(error: Exception) -> bool:
+    """Whether it is from `import torch`: not there, or for other libraries than this machine's."""
+    if "torch" in sys.modules:  # Python drops a module whose import failed
+        return False
+    modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return "torch" in modules or getattr(error, "name", None) == "torch"
 
 
 def _output_is_closed() -> bool:

@@ -45,10 +45,11 @@ OPTIMIZERS = {
 RATES = {
     "adamw": [(rate, None) for rate in (0.00075, 0.0015, 0.003, 0.005)],
     "loro": [(rate, None) for rate in (0.0015, 0.003, 0.006, 0.012)],
-    "muon": [(0.003, 0.0015), (0.006, 0.003), (0.009, 0.004), (0.012, 0.005)],
-    "spectron": [(0.0125, 0.0015), (0.025, 0.0015), (0.025, 0.003), (0.05, 0.003), (0.08, 0.004), (0.12, 0.005)],
+    "muon": [(0.003, 0.0015), (0.0045, 0.003), (0.006, 0.003), (0.006, 0.0045), (0.009, 0.004), (0.012, 0.005)],
+    "spectron": [(0.0125, 0.0015), (0.0175, 0.003), (0.025, 0.0015), (0.025, 0.003), (0.05, 0.003), (0.08, 0.004), (0.12, 0.005)],
 }
 """Rates, and of what is no matrix."""
+TRANSFERRED = [(0.003, 0.0015), (0.006, 0.003), (0.009, 0.004), (0.012, 0.005)]
 SHORT, LONG, SEEDS = 300, 1500, (1, 2, 3)
 
 
@@ -93,9 +94,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--workdir", type=Path, default=Path("runs/optimizers"), help="default: %(default)s")
+    parser.add_argument("--only", nargs="+", choices=OPTIMIZERS, default=[*OPTIMIZERS], help="optimizers")
     parser.add_argument("--together", type=int, default=len(os.sched_getaffinity(0)), help="runs side by side")
     options = parser.parse_args()
-    runs = STUDIES[options.study]()
+    runs = [run for run in STUDIES[options.study]() if run.optimizer in options.only]
     prepare(options.workdir, load_config("quickstart"), stdlib_corpus())
     with ThreadPoolExecutor(options.together) as pool:
         done = list(pool.map(lambda run: train(options.workdir, run), runs))
@@ -115,18 +117,18 @@ def rates() -> list[Run]:
 def three_million() -> list[Run]:
     """Each pair of `rates` at its best rate."""
     pairs = dict.fromkeys((run.model, run.optimizer) for run in rates())
-    return [Run(*pair, *best(*pair), LONG, seed) for seed in SEEDS for pair in pairs]
+    return [Run(*pair, *best(*pair), LONG, seed) for pair in pairs for seed in SEEDS]
 
 
 def twins() -> list[Run]:
     """ELAS without 2:4, at the rates of ELAS."""
-    return [Run("lowrank_relu2", name, *best("elas", name), LONG, seed) for seed in SEEDS for name in OPTIMIZERS]
+    return [Run("lowrank_relu2", name, *best("elas", name), LONG, seed) for name in OPTIMIZERS for seed in SEEDS]
 
 
 def transfer() -> list[Run]:
     """Other widths and ranks."""
     sizes = [(128, 32), (512, 128), (256, 32), (256, 128)]
-    return [Run("elas", "muon", *rate, SHORT, 1, *size) for size in sizes for rate in RATES["muon"]]
+    return [Run("elas", "muon", *rate, SHORT, 1, *size) for size in sizes for rate in TRANSFERRED]
 
 
 STUDIES = {"rates": rates, "three_million": three_million, "twins": twins, "transfer": transfer}
@@ -183,10 +185,12 @@ def train(workdir: Path, run: Run) -> dict | None:
     return row
 
 
-def run_train(workdir: Path, run: Run, folder: Path, changes: dict) -> subprocess.CompletedProcess[str]:
+def run_train(
+    workdir: Path, run: Run, folder: Path, changes: dict, program: tuple[str, ...] = ("-m", "elas.cli", "train")
+) -> subprocess.CompletedProcess[str]:
     """`elas train` of a run on one core, into `folder`."""
     command = [
-        sys.executable, "-m", "elas.cli", "train", "--config", str(HERE / "base.yaml"),
+        sys.executable, *program, "--config", str(HERE / "base.yaml"),
         "--data.train", f"{workdir}/tokens/train", "--data.valid", f"{workdir}/tokens/valid",
         "--data.tokenizer", f"{workdir}/tokenizer", "--train.run_dir", str(folder),
         *(word for name, value in {**run.settings(), **changes}.items() for word in (f"--{name}", str(value))),
