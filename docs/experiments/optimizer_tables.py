@@ -100,6 +100,24 @@ def cost() -> str:
     return "\n".join([*lines, "", f"{where} {facts['cpu']}."]) + "\n"
 
 
+def rebalance() -> str:
+    """What balancing pairs now and then does for Muon."""
+    facts = json.loads((RESULTS / "rebalance.json").read_text())
+    seeds = facts["rows"][0]["seeds"]
+    lines = ["| pairs balanced | perplexity, seeds " + ", ".join(map(str, seeds)) + " | mean | norms of a pair, ratio | "]
+    lines[0] += "largest condition number | effective rank |"
+    lines.append("|---" * 6 + "|")
+    for row in facts["rows"]:
+        when = f"every {row['every']} steps" if row["every"] else "never"
+        cells = [", ".join(f"{one:.1f}" for one in row["ppl"]), _mean(row["ppl"])]
+        cells += [
+            f"{statistics.mean(row[key]):.{digits}f}"
+            for key, digits in (("pair_norm_ratio", 2), ("pair_condition", 0), ("effective_rank", 1))
+        ]
+        lines.append(f"| {when} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _rows() -> list[dict]:
     return json.loads((RESULTS / "optimizers.json").read_text())
 

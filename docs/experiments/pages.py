@@ -15,7 +15,7 @@ page and the result files differ, as a test does.
 | step_4x256_DTYPE.json, step_16x1024_DTYPE_WHAT.json | `elas bench step --preset 350m --layers 8 …` (docs/memory.md) |
 | micro_batch.json, loss.json, dry_run.json, report.json, metrics_cost.json | `python docs/experiments/NAME.py` |
 | optimizers.json | `python docs/experiments/optimizers.py rates`, `three_million`, `twins`, `transfer` |
-| optimizer_pace.json, muon_cost.json | `python docs/experiments/NAME.py` |
+| optimizer_pace.json, muon_cost.json, rebalance.json | `python docs/experiments/NAME.py` |
 | plan_check.json, plan_published.json | `python docs/experiments/NAME.py` |
 | engines.json | `python tests/export/engines.py RUN --vllm PYTHON --llama PYTHON --llama-cpp CHECKOUT --json …` |
 | EXPERIMENT.json | `python docs/experiments/run.py EXPERIMENT` |
@@ -247,6 +247,7 @@ BLOCKS = {
     "metrics_cost": metrics_cost.table,
     "loss": memory.loss,
     "optimizer_rates": optimizer_tables.rates,
+    "optimizer_cost": optimizer_tables.cost,
     "dry_run": memory.dry_run,
     "plan_check": plan.check,
     "plan_parameters": plan.parameters,

@@ -58,6 +58,7 @@ REQUIRED = (
     Package("jinja2", "jinja2", "report"),
     Package("rich", "rich", "training, watch, prep"),
     Package("filelock", "filelock", "compiling the CPU kernel"),
+    Package("orjson", "orjson", "training, report"),
 )
 """The dependencies of pyproject.toml."""
 
