@@ -104,9 +104,8 @@ def rebalance() -> str:
     """What balancing pairs now and then does for Muon."""
     facts = json.loads((RESULTS / "rebalance.json").read_text())
     seeds = facts["rows"][0]["seeds"]
-    lines = ["| pairs balanced | perplexity, seeds " + ", ".join(map(str, seeds)) + " | mean | norms of a pair, ratio | "]
-    lines[0] += "largest condition number | effective rank |"
-    lines.append("|---" * 6 + "|")
+    shown = f"perplexity, seeds {', '.join(map(str, seeds))} | mean | norms of a pair, ratio"
+    lines = [f"| pairs balanced | {shown} | largest condition number | effective rank |", "|---" * 6 + "|"]
     for row in facts["rows"]:
         when = f"every {row['every']} steps" if row["every"] else "never"
         cells = [", ".join(f"{one:.1f}" for one in row["ppl"]), _mean(row["ppl"])]

@@ -2,7 +2,7 @@
 
 The product of a pair stays what it is under factor_out·A, A⁻¹·factor_in, but Muon's steps do not. Every some steps each
 pair becomes U√S, √S·Vᵀ of its product, and its momenta what they would be of those factors. ELAS, 614k tokens, three
-seeds, against runs without, into docs/experiments/results/rebalance.json. DIR is that of docs/experiments/optimizers.py.
+seeds, against runs without, into docs/experiments/results/rebalance.json. DIR is that of optimizers.py beside it.
 
     python docs/experiments/rebalance.py train EVERY [options of elas train]        is one such run, on any layout.
 """

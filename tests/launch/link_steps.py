@@ -15,7 +15,7 @@ def bytes_sent(interface: str) -> int:
 
 
 def formula_bytes(config) -> float:
-    """Bytes that one of t tensor-parallel ranks sends in a training step, by the collectives of the model (AdamW adds none).
+    """Bytes that one of t tensor-parallel ranks sends in a training step with AdamW, by the collectives of the model.
 
     The layers', from `elas.bench.comm`; besides them, for each token: the embedding's sum (h values, forward), that of
     the output layer's input gradient (h, backward), and three of the cross-entropy over split vocabularies.

@@ -1,7 +1,7 @@
 """Tensor parallelism over a slow link between two hosts: bottleneck collectives against full rank.
 
-`python tests/launch/link_study.py` measures whole training steps of the 60m shape with AdamW; the suite runs a smaller one. Bytes
-are the network card's own count and do not depend on the machine; seconds stand beside them.
+`python tests/launch/link_study.py` measures whole training steps of the 60m shape with AdamW; the suite runs a smaller
+one. Bytes are the network card's own count and do not depend on the machine; seconds stand beside them.
 """
 
 import argparse
