@@ -41,12 +41,29 @@
     }
   }
 
+  // A chart is drawn for its width on the screen, and not again for paper: print pictures of it, drawn for paper's.
+  const print = (onPaper) => {
+    paint()
+    for (const old of document.querySelectorAll(".printed")) old.remove()
+    for (const charts of document.querySelectorAll(".charts")) charts.classList.toggle("paper", onPaper)
+    for (const view of Bokeh.index) {
+      const figure = view.el.closest("figure.chart")
+      if (!figure) continue  // a tooltip
+      view.after_resize()
+      if (!onPaper) continue
+      const picture = view.export("png", true).canvas
+      picture.className = "printed"
+      picture.removeAttribute("style")
+      figure.append(picture)
+    }
+  }
+
   const ready = () => {
     if (!window.Bokeh || Bokeh.documents.length == 0) return setTimeout(ready, 20)
     paint()
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint)
-    addEventListener("beforeprint", paint)
-    addEventListener("afterprint", paint)
+    addEventListener("beforeprint", () => print(true))
+    addEventListener("afterprint", () => print(false))
     for (const button of document.querySelectorAll("[data-axis]"))
       button.addEventListener("click", () => over(button.dataset.axis))
     for (const button of document.querySelectorAll("[data-hides]")) button.addEventListener("click", () => hide(button))

@@ -72,6 +72,39 @@ def test_in_a_browser(run_dir, tmp_path, width, scheme):
         assert page.errors == []
 
 
+PRINTED = """() => [...document.querySelectorAll("figure.chart")].map((figure) => {
+  const picture = figure.querySelector("canvas.printed"), box = picture.getBoundingClientRect()
+  const frame = figure.getBoundingClientRect(), plot = figure.querySelector("[data-root-id]").getBoundingClientRect()
+  const {data} = picture.getContext("2d").getImageData(0, 0, picture.width, picture.height)
+  const colors = new Set()
+  for (let at = 0; at < data.length; at += 4) colors.add(data.slice(at, at + 4).join())
+  return {inside: box.width > 0.8 * frame.width && box.right <= frame.right && box.bottom <= frame.bottom,
+    hidden: plot.width == 0, colors: colors.size, right: frame.right}
+})"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("paper", [718, 624])
+def test_on_paper(run_dir, tmp_path, width, paper):
+    """A4 with a browser's margins, and a letter with wide ones: every chart is whole, within its frame."""
+    target = tmp_path / "report.html"
+    assert main([str(run_dir), "--output", str(target)]) == 0
+    with opened(target, width=width, scheme="light") as page:
+        page.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        page.page.emulate_media(media="print")
+        page.page.set_viewport_size({"width": paper, "height": 1000})
+        charts = page.page.evaluate(PRINTED)
+        assert len(charts) >= 14
+        assert all(one["inside"] and one["hidden"] and one["right"] <= paper + 1 for one in charts), charts
+        assert min(one["colors"] for one in charts) > 3, charts
+        page.page.emulate_media(media="screen")
+        page.page.evaluate("dispatchEvent(new Event('afterprint'))")
+        page.page.set_viewport_size({"width": width, "height": 1000})
+        assert page.page.locator(".printed, .paper").count() == 0 and page.errors == []
+        page.page.wait_for_timeout(500)
+        assert min(page.colors().values()) > 3 and page.hangs_over() <= 0
+
+
 def hover(page, title: str) -> str:
     """All that tooltips say while the mouse goes over a chart from left to right."""
     chart, said = page.locator(f".chart[data-title='{title}']"), ""
