@@ -277,7 +277,12 @@ def _layout(config: Config, world_size: int) -> None:
         key = "parallel.pipeline" if parallel.tensor == 1 else "parallel.tensor"
         value = parallel.pipeline if parallel.tensor == 1 else parallel.tensor
         why = f"tensor × pipeline = {parallel.tensor} × {parallel.pipeline} does not divide the world size {world_size}"
-        raise ConfigError(key, value, why, f"start a multiple of {ranks} ranks, or change the layout")
+        raise ConfigError(
+            key,
+            value,
+            why,
+            f"start a multiple of {ranks} ranks (elas launch local --ranks {ranks}), or change the layout",
+        )
 
 
 def _global_batch(config: Config, world_size: int) -> None:

@@ -127,15 +127,15 @@ def _check_cache(cache: str | None) -> None:
         raise ConfigError("data.cache", cache, "is not writable", "give another folder, or null")
 
 
-def open_tokenizer(key: str, path: str):
-    """Open the tokenizer that the setting or option `key` names; raises `ConfigError` if it cannot be opened."""
+def open_tokenizer(key: str, path: str, fix: str = ""):
+    """Open the tokenizer that the setting or option `key` names; raises `ConfigError`, with a fix, if it cannot be."""
     from elas.data.tokenizer import load_tokenizer
 
     try:
         return load_tokenizer(path)
     except UserError as error:
         why = str(error).removeprefix(f"tokenizer {path}: ").removeprefix(f"{path}: ")
-        raise ConfigError(key, path, f"cannot be opened ({why})", "give a tokenizer folder") from error
+        raise ConfigError(key, path, f"cannot be opened ({why})", fix or "give a tokenizer folder") from error
 
 
 def check_made_with(key: str, given: str, tokenizer, prefix: str, other_fix: str | None = None) -> None:

@@ -40,7 +40,10 @@ def read_text(inputs: Sequence[str], tokenizer: Tokenizer, limit: int | None) ->
         notes = list(corpus.notes)
         held = _encode(corpus, tokenizer, limit)
     except UserError as error:
-        raise UserError(str(error).replace("--input", "--text", 1)) from error
+        why = str(error).replace("--input", "--text", 1)
+        if "unknown file type; " in why:  # prep's options are not this command's
+            why = why.partition("; ")[0] + "; rename it to .txt, or to what it is (.jsonl, .parquet, …)"
+        raise UserError(why) from error
     if not held.lengths:
         raise UserError(f"--text {name}: holds no text; give files with text")
     for reason, count in (corpus.skipped.reasons + held.reasons).items():

@@ -165,7 +165,7 @@ def _lines(runs: list[Run], every: float, wait_s: float) -> None:
                 if row["time"] > before:  # a file that was replaced is read anew
                     print(f"{prefix}{line_of(row, run, state)}", flush=True)
                     before = row["time"]
-            if state.kind != kind and state.kind in ("starting", "silent", "stopped", "done"):
+            if state.kind != kind and state.kind in ("starting", "silent", "failed", "stopped", "done"):
                 print(f"{prefix}{state.text}", flush=True)
             said[run] = before, state.kind
         if wait is None:

@@ -30,6 +30,8 @@ _STARTS_S = 600.0
 """Silence after a start that is reported as such: the first step may compile and wait for data."""
 _AGAIN_S = 30.0
 """Seconds after a stop in which the stopped process may still hold its lock."""
+_WHY = 160
+"""Characters of an error that are shown."""
 _COMING_S = 120.0
 """Seconds that a start may take from the launcher's look at the lock, or on another host, to its first file."""
 
@@ -39,7 +41,7 @@ class State:
     """How a run stands.
 
     Attributes:
-        kind: starting, training, validating, saving, silent, stopped or done.
+        kind: starting, training, validating, saving, silent, failed, stopped or done.
         text: the same in a line, with ages and reasons.
         view: the last known values, and `text` as their operation.
         silent_s: seconds since the last sign of the run; None before the first.
@@ -54,8 +56,9 @@ class State:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the run said that it ended."""
-        return self.kind in ("done", "stopped")
+        """Whether the run said that it ended; of a failed one, so long ago that it would have been restarted."""
+        failed = self.kind == "failed" and (self.silent_s or 0.0) > _COMING_S
+        return failed or self.kind in ("done", "stopped")
 
 
 class Run:
@@ -87,6 +90,7 @@ class Run:
             self._checkpoint = next((path for path in checkpoints_in(folders) if (path / MANIFEST).exists()), None)
             self._saving = max((int(p.name[5:-8]) for p in folders.glob("step_*.partial") if p.is_dir()), default=None)
             self._process = lock_holder(self.folder)
+            self._event = _last_row(self.folder / "events.jsonl")
             times = {name: _written_at(self.folder / name) for name in (LOCK, DONE, REQUEUE)}
             self._claimed = times[LOCK] if times[LOCK] > max(times[DONE], times[REQUEUE]) else None
         except OSError as error:
@@ -141,7 +145,7 @@ class Run:
         """How the run stands now."""
         rows, valid, age = self.metrics.rows, self.validation.rows, self.age
         usual = usual_s(rows, self.config)
-        kind, text = self._ended() or self._running(age, usual)
+        kind, text = self._ended() or self._failed() or self._running(age, usual)
         view = View(title=str(self.folder), steps=self.steps, now=text, checkpoint=self.saved)
         if self._checkpoint:
             view = replace(view, checkpoint_age_s=age_s(self._checkpoint))
@@ -166,6 +170,17 @@ class Run:
             again = self._starts_again(ago)
             return ("starting", f"starting again: {again}; {text}") if again else (kind, text)
         return None
+
+    def _failed(self) -> tuple[str, str] | None:
+        """Kind and text if an error that a rank saw was the last that happened, and no process of it is left here."""
+        at = self._event.get("time")
+        if self._event.get("event") != "failed" or not isinstance(at, int | float) or self._process:
+            return None
+        rows = [tail.rows[-1]["time"] for tail in (self.metrics, self.validation) if tail.rows]
+        if at < max([self._started or 0.0, *rows]):
+            return None
+        why, ago = str(self._event.get("why", ""))[:_WHY], clock(max(0.0, time.time() - at))
+        return "failed", f"failed at step {self._event.get('step', '?')}, {ago} ago{f': {why}' if why else ''}"
 
     def _starts_again(self, ago: float | None) -> str:
         """What shows that a run whose marker was written so long ago is starting again; empty for nothing."""
@@ -237,6 +252,16 @@ def _written_at(path: Path) -> float:
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_mtime
     return 0.0
+
+
+def _last_row(path: Path) -> dict[str, Any]:
+    """The last object of a JSONL file; empty without one. For short files."""
+    with contextlib.suppress(FileNotFoundError):
+        for line in reversed(path.read_text(encoding="utf-8", errors="replace").splitlines()):
+            with contextlib.suppress(ValueError):
+                found = json.loads(line)
+                return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _interval(seconds: float) -> str:

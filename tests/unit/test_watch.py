@@ -126,6 +126,21 @@ def test_a_run_that_ended_says_how(tmp_path):
     assert Run(folder).state().text == "done at step ?"
 
 
+def test_an_error_that_a_rank_saw_is_a_failure_until_the_next_start(tmp_path):
+    folder = made(tmp_path, age=200)
+    append(folder, {"event": "failed", "step": 6, "time": time.time() - 199, "why": "Connection reset"}, "events")
+    state = Run(folder).state()
+    assert state.kind == "failed" and state.text == "failed at step 6, 3:19 ago: Connection reset" and state.has_ended
+    append(folder, row(8, time.time() - 1))
+    assert Run(folder).state().kind != "failed"
+    append(folder, {"event": "failed", "step": 8, "time": time.time(), "why": ""}, "events")
+    state = Run(folder).state()
+    assert state.kind == "failed" and not state.has_ended  # a launcher may start it again
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(facts | {"time": time.time() + 1}))
+    assert Run(folder).state().kind == "starting"
+
+
 def test_a_stopped_run_whose_lock_is_held_again_is_starting(tmp_path):
     folder = made(tmp_path)
     claim(load_config(None, {"train.run_dir": str(folder)})).release()

@@ -41,7 +41,7 @@ def tokenizer_of(config: Config, given: str | None) -> Path:
         key, path = "data.tokenizer", config.data.tokenizer
     else:
         return _named_by(corpora, config)
-    tokenizer = open_tokenizer(key, path)
+    tokenizer = open_tokenizer(key, path, "" if given else f"if it was moved, give the path that it has now: {_OPTION}")
     for prefix in corpora:
         check_made_with(key, path, tokenizer, prefix)
     why = _too_large(config, tokenizer.vocab_size)
