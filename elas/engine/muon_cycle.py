@@ -59,7 +59,8 @@ class MuonCycle:
         self.units = [*pairs, *((one,) for one in matrices_of(engine.chunks))]
         self._sent = 0
         self.exchange.begin()
-        if any(len({id(self._flat(rows)) for rows in unit}) > 1 for unit in self.units):
+        apart = any(len({id(self._flat(rows)) for rows in unit}) > 1 for unit in self.units)
+        if engine.stage == 3 and apart:  # without ZeRO every parameter is a tensor of its own, moved in one step
             why = "divides a pair by the norms of both factors, which are in different sub-groups of ZeRO 3"
             raise ConfigError("optimizer.normalize", "spectron", why, "set zero_optimization.sub_group_size higher")
         engine.base_optimizer.move_matrices = self._move

@@ -114,7 +114,7 @@ def test_every_layout_takes_the_same_steps(name):
 
 
 @pytest.mark.parametrize("model", [name for name in MODELS if name != "elas"])
-@pytest.mark.parametrize("name", ["tp2-pp2", "dp2-zero3"])
+@pytest.mark.parametrize("name", ["tp2-pp2", "dp2-zero0", "dp2-zero3"])
 def test_every_model_takes_the_same_steps(model, name):
     """Stacked weights are their own matrices whether they are split or not."""
     assert deviation(*LAYOUTS[name], model, SHORT) <= 2e-5
