@@ -97,7 +97,8 @@ def steps(prefix: str) -> str:
     rounds = [facts["repeats"] for facts in found(prefix)]
     how = f"medians of {rounds[0]}"
     if len(set(rounds)) > 1:
-        how = f"ratios are within one run; rounds of the runs: {', '.join(map(str, rounds))} (0: memory only)"
+        how = f"ratios are within one run; rounds of the runs: {', '.join(map(str, rounds))}"
+        how += " (0: memory only)" if 0 in rounds else ""
     return "\n".join([*lines, "", f"{where}{facts['threads']} threads; {how}."]) + "\n"
 
 

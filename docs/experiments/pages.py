@@ -12,7 +12,7 @@ page and the result files differ, as a test does.
 | generate_DTYPE.json | `elas bench generate --dtypes DTYPE --batches 1 --contexts 512 --json …` (docs/generate.md) |
 | gpu_ffn_GPU.json | `elas bench ffn --device cuda --dtypes bfloat16 --tokens 16384 --variants … --json …` |
 | gpu_step_GPU.json | `elas bench step --device cuda --preset 60m --dtypes bfloat16 --batch 128 --variants … --json …` |
-| step_4x256_DTYPE.json, step_16x1024_DTYPE_WHAT.json | `elas bench step --preset 350m --layers 8 …` (docs/memory.md) |
+| step_SHAPE_DTYPE.json, recompute_4x256_bfloat16.json | `elas bench step --preset 350m --layers 8 …` (docs/memory.md) |
 | micro_batch.json, loss.json, dry_run.json, report.json, metrics_cost.json | `python docs/experiments/NAME.py` |
 | optimizers.json | `python docs/experiments/optimizers.py rates`, `three_million`, `twins`, `transfer` |
 | optimizer_pace.json, muon_cost.json, rebalance.json | `python docs/experiments/NAME.py` |
