@@ -73,6 +73,40 @@ def extent(config: Config) -> Extent:
     return Extent(train, valid, config.train.steps * batch, min(wanted, available))
 
 
+MOST_EPOCHS = 40
+"""Repeating tokens more often than this teaches nothing more (arXiv 2305.16264, figure 5)."""
+FEW_TOKENS = 10_000
+"""With a loss of about 3 nats a token, the standard error of the mean of so many is 3 %."""
+
+
+def thin_data(config: Config) -> list[str]:
+    """Warnings if the run repeats a source far too often, or validates on very few tokens.
+
+    Args:
+        config: a configuration that passed `elas.data.corpus.check_corpus`.
+
+    Returns:
+        Lines `key=value: why; fix`.
+    """
+    data, found = extent(config), []
+    worst = max(data.train, key=data.epochs)
+    if data.epochs(worst) > MOST_EPOCHS:
+        repeated = f"{worst.prefix} is repeated {data.epochs(worst):,.0f} times, and after about {MOST_EPOCHS} times"
+        fix = "give more text or fewer steps"
+        found.append(f"train.steps={config.train.steps}: {repeated} text teaches nothing more; {fix}")
+    if 0 < data.valid_tokens < FEW_TOKENS:
+        own, train = config.data.valid is not None, config.train
+        if data.valid_samples == train.eval_batches * train.global_batch_size:
+            key, value = "train.eval_batches", train.eval_batches
+            fix = f"give {-(-FEW_TOKENS * train.eval_batches // data.valid_tokens)} or more"
+        else:  # all that there is
+            key, value = ("data.valid", config.data.valid) if own else ("data.split", config.data.split)
+            fix = "hold out more text"
+        why = f"a validation has only {data.valid_tokens:,} tokens, so its perplexity is off by several percent"
+        found.append(f"{key}={value}: {why}; {fix}")
+    return found
+
+
 def _sources(config: Config, key: str, shares: tuple[float, float, float], part: int) -> tuple[Source, ...]:
     prefixes, weights = parse_blend(key, getattr(config.data, key.split(".")[1]))
     counts = [_count(config, key, prefix, shares, part) for prefix in prefixes]

@@ -19,7 +19,7 @@ from elas.plan.counts import gated_width, parameter_count
 from elas.plan.flops import hardware_flops, model_flops
 from elas.plan.hardware import MACHINES, Machine, measured_machine
 from elas.plan.rates import EFFICIENCY, default_file, read_measured
-from elas.plan.search import USABLE, Plan, best, plans
+from elas.plan.search import USABLE, Plan, best, plans, undivided
 
 EXAMPLE = "elas plan --config 7b --hardware h100 --gpus 256"
 THIS_MACHINE = "this-machine"
@@ -237,7 +237,7 @@ def _print(config, gpus, options, machine: Machine, found, chosen, rivals, token
     print(f"global batch {batch:,} × {seq:,} tokens = {batch * seq:,} tokens a step; "
           f"{gpus:,} × {options.hardware}, {machine.memory / 1e9:.0f} GB each")  # fmt: skip
     if not found:
-        print("no layout divides the model, the batch (train.global_batch_size) and the GPUs")
+        print(undivided(config, gpus, machine))
         return
     fitting = sum(plan.fits for plan in found)
     print(f"{len(found):,} layouts divide the model, the batch and the GPUs; {fitting:,} of them fit into memory, "

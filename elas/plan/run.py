@@ -6,7 +6,7 @@ from elas.config import Config, recompute_of
 from elas.config.deepspeed import read_deepspeed_json, zero_stage
 from elas.config.phases import can_be_sparse, unreached
 from elas.data.corpus import unused_vocabulary
-from elas.data.extent import extent
+from elas.data.extent import extent, thin_data
 from elas.plan.counts import parameter_count
 from elas.plan.memory import estimate
 
@@ -45,7 +45,7 @@ def run_facts(config: Config, world_size: int, start: int) -> dict:
         "steps": train.steps,
         "schedule": schedule_steps(config, start),
         "run_dir": train.run_dir,
-        "warnings": [*unreached(config, start), *unused_vocabulary(config)],
+        "warnings": [*unreached(config, start), *unused_vocabulary(config), *thin_data(config)],
     }
 
 

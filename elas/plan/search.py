@@ -122,6 +122,16 @@ def candidates(config: Config, gpus: int, machine: Machine) -> Iterator[Config]:
                                 yield _with(config, t, p, v, sequence, zero, recompute, m)
 
 
+def undivided(config: Config, gpus: int, machine: Machine) -> str:
+    """Say that no layout divides so many GPUs, with the nearest numbers that some layout divides."""
+    numbers = [range(gpus - 1, 0, -1), range(gpus + 1, 2 * gpus + 1)]
+    near = [next((n for n in way if any(candidates(config, n, machine))), None) for way in numbers]
+    fix = " or ".join(f"{n:,}" for n in near if n) or "another train.global_batch_size"
+    batch, layers = config.train.global_batch_size, config.model.num_layers
+    ranks = f"{layers} layers and a global batch of {batch:,} samples (train.global_batch_size)"
+    return f"--gpus {gpus:,}: no layout divides {ranks} among so many; give {fix}"
+
+
 def _with(config: Config, t: int, p: int, v: int, sequence: bool, zero: int, recompute: str, m: int) -> Config:
     sizes = {"tensor": t, "pipeline": p, "virtual_pipeline": v, "sequence": sequence, "zero": zero}
     parallel = dataclasses.replace(config.parallel, deepspeed_config=None, **sizes)

@@ -6,14 +6,15 @@ from elas.config import Config
 from elas.config.phases import unreached
 from elas.console import Console, clock
 from elas.data.corpus import unused_vocabulary
+from elas.data.extent import thin_data
 
 
 def warn(config: Config, step: int) -> None:
-    """Warn on stderr of phases that a run will not reach after `step`, where it starts, and of unused vocabulary.
+    """Warn on stderr of phases that a run will not reach after `step`, unused vocabulary, and too little text.
 
     A resumed run calls it after checking the bytes of its checkpoint: if these are damaged, an earlier one is resumed.
     """
-    for line in (*unreached(config, step), *unused_vocabulary(config)):
+    for line in (*unreached(config, step), *unused_vocabulary(config), *thin_data(config)):
         Console("err").say(f"warning: {line}")
 
 

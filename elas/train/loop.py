@@ -59,12 +59,20 @@ def run(config: Config, layout: Layout, resume: Checkpoint | None, initial: Init
     """
     ledger = Ledger(resume)
     progress = Progress(Console(), config.train.steps, layout.rank == 0, ledger.standing)
-    with (
-        StopRequest(config.train.stop_after_minutes, progress.say, ledger.standing) as stop,
-        Watchdog(config.train, stop) as watchdog,
-        progress,
-    ):
-        return _Run(config, layout, resume, initial, watchdog, stop, progress, ledger).train()
+    run = None
+    try:
+        with (
+            StopRequest(config.train.stop_after_minutes, progress.say, ledger.standing) as stop,
+            Watchdog(config.train, stop) as watchdog,
+            progress,
+        ):
+            run = _Run(config, layout, resume, initial, watchdog, stop, progress, ledger)
+            return run.train()
+    except Exception as error:  # after the watchdog, which notes what it ends itself: a rank that is gone or stuck
+        if run and not run.over:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            run.incidents.note("failed", run.step, why=why)
+        raise
 
 
 class _Run:
@@ -75,6 +83,7 @@ class _Run:
         first: first step of this start.
         consumed: samples consumed; after a rollback, which continues with new samples, more than `step` global batches.
         tokens: tokens trained on, which are the labels that count; padding of a document's sample does not.
+        over: whether it has noted that it finished or stopped.
         agreed: what all ranks last agreed on about stopping: in the last step, or after a validation or a save.
         origin: facts of the checkpoint whose weights the run started with, stored in its manifests; or None.
         validation_due: the validation after `step` was interrupted by a stop; the next start runs it again.
@@ -127,7 +136,7 @@ class _Run:
         self.goodput = Goodput(resume.manifest.get("goodput") if resume else None)
         self.log = StepLog(config, layout, self.goodput)
         self.bits = BitsPerByte(config, self.datasets.valid)
-        self.agreed = Agreement()
+        self.over, self.agreed = False, Agreement()
         self.loss: float | None = None
         self.valid_loss: float | None = None
         self.due = events.Due(config.train, config.checkpoint)
@@ -149,15 +158,12 @@ class _Run:
         self.metrics = Metrics(config.train.run_dir, trackers, last_step=self.step, writes=first)
 
     def train(self) -> RunResult:
-        """Train to the last step, or until the run is asked to stop; notes how it ended."""
-        try:
-            with self.metrics:
-                result = self._train()
-                # Before the trackers are closed, which may take seconds: a second signal then loses nothing here.
-                self.incidents.note("stopped" if result.stopped else "finished", self.step, why=result.stopped)
-        except Exception as error:
-            self.incidents.note("failed", self.step, why=(str(error).splitlines() or [type(error).__name__])[0])
-            raise
+        """Train to the last step, or until the run is asked to stop, and note which."""
+        with self.metrics:
+            result = self._train()
+            # Before the trackers are closed, which may take seconds: a second signal then loses nothing here.
+            self.incidents.note("stopped" if result.stopped else "finished", self.step, why=result.stopped)
+            self.over = True
         return result
 
     def _train(self) -> RunResult:

@@ -12,6 +12,7 @@ file, so that the ranks need not wait for missing heartbeats.
 Heartbeats also carry the stop signals that a rank has received, so that the others learn of them during a step.
 """
 
+import contextlib
 import datetime
 import faulthandler
 import json
@@ -28,6 +29,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 from elas.config import TrainConfig
 from elas.console import Console
 from elas.errors import Failure
+from elas.train.incidents import Incidents
 from elas.train.signals import StopRequest
 
 _LONGEST_INTERVAL, _SHORTEST_INTERVAL = 5.0, 0.2  # seconds between heartbeats
@@ -64,7 +66,7 @@ class Watchdog:
         self._stop = stop or StopRequest(None)
         self.timeout = config.timeout_seconds
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self._folder = Path(config.run_dir) / "stacks"
+        self._run_dir = config.run_dir
         self._end = end
         self._now = (0, "starting", 0)  # step, operation, number of operations before it
         self._reachable = True
@@ -209,11 +211,11 @@ class Watchdog:
         return f"{what}; the others wait for it; {fix}"
 
     def _finish(self, verdict: str) -> None:
-        """Write the stacks, publish the verdict, and end this process."""
-        path = self._folder / f"rank_{self.rank:05d}.txt"
+        """Write the stacks and the event, publish the verdict, and end this process."""
+        path = Path(self._run_dir) / "stacks" / f"rank_{self.rank:05d}.txt"
         stacks = f"its stacks are in {path}"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w") as file:
                 file.write(f"{verdict}\n\n")
                 file.flush()
@@ -221,6 +223,8 @@ class Watchdog:
         except OSError as error:
             stacks = f"its stacks could not be written to {path} ({error.strerror})"
         Console("err").last(f"error: {verdict}; rank {self.rank} ends too, {stacks}")
+        with contextlib.suppress(OSError):  # such as a full disk
+            Incidents(self._run_dir, writes=self.rank == 0).note("failed", self._now[0], why=verdict)
         self._publish(verdict)
         self._end(1)
 

@@ -1,5 +1,6 @@
 """A rank that is killed, stopped or stuck: all others end in time and say which it was."""
 
+import json
 import os
 import signal
 import time
@@ -45,6 +46,9 @@ def test_the_others_end_and_name_it(settings, tmp_path, victim, number):
     assert line.startswith(f"error: rank {victim} ") and "step" in line
     assert "Traceback" not in output
     stacks = tmp_path / "stacks" / f"rank_{1 - victim:05d}.txt"
+    if victim:  # rank 0 writes the events
+        event = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-1])
+        assert event["event"] == "failed" and event["why"].startswith("rank 1 ") and event["step"] >= 3
     assert "thread" in stacks.read_text().lower() and f"rank {victim} " in stacks.read_text()
 
 

@@ -375,3 +375,21 @@ def test_a_blend_counts_its_sources(tmp_path, one_rank):
     drawn = [int(datasets.train[n]["dataset_id"]) for n in range(33)]
     assert datasets.samples_by_source(33) == {a: drawn.count(0), b: drawn.count(1)}
     assert build_datasets(settings(tmp_path, **{"data.train": a})).samples_by_source(8) == {}
+
+
+@pytest.mark.parametrize(
+    "more, expected",
+    [
+        ({"train.steps": 4}, ["train.eval_batches=1: a validation has only 256 tokens, so its perplexity is"]),
+        ({"train.steps": 4, "train.eval_batches": 0}, []),
+        ({"train.steps": 4, "train.eval_batches": 99}, ["data.split=90,10,0: a validation has only 768 tokens"]),
+        ({"train.steps": 1120, "train.eval_batches": 0}, []),
+        ({"train.steps": 1148, "train.eval_batches": 0}, ["is repeated 41 times, and after about 40 times"]),
+    ],
+)  # fmt: skip
+def test_too_little_text_is_named(tmp_path, more, expected):
+    """8 samples of 32 tokens a step; 224 samples to train on."""
+    from elas.data.extent import thin_data
+
+    lines = thin_data(settings(tmp_path, **{"data.train": write_corpus(tmp_path / "text"), **more}))
+    assert len(lines) == len(expected) and all(part in line for part, line in zip(expected, lines, strict=True)), lines

@@ -136,3 +136,9 @@ def test_full_rank_is_refused_no_bottleneck():
     with pytest.raises(ConfigError):
         validate(load_config("1b-full", {"train.recompute": "bottleneck"}), 1)
     assert best(load_config("1b-full"), 64, MACHINES["h100"]).settings["train.recompute"] in ("none", "layer")
+
+
+@pytest.mark.parametrize("gpus, near", [(7, "give 4 or 8"), (1000, "give 512 or 1,024"), (4097, "give 4,096 or ")])
+def test_gpus_that_nothing_divides_get_their_neighbours(capsys, gpus, near):
+    status, out, _ = plan(capsys, "--config", "60m", "--gpus", str(gpus))
+    assert status == 1 and f"--gpus {gpus:,}: no layout divides 8 layers" in out and near in out
