@@ -25,9 +25,8 @@ def rates() -> str:
         least = min(row["ppl"] for row in rows)
         cells = []
         for row in sorted(rows, key=lambda row: (row["lr"], row["lr_other"] or 0)):
-            rate = f"{row['lr']:g}" + (f" / {row['lr_other']:g}" if row["lr_other"] else "")
             value = f"{row['ppl']:.1f}"
-            cells.append(f"{rate}: {f'**{value}**' if row['ppl'] == least else value}")
+            cells.append(f"{_rate(row)}: {f'**{value}**' if row['ppl'] == least else value}")
         lines.append(f"| {MODELS[model]} | {OPTIMIZERS[optimizer]} | {', '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -35,12 +34,13 @@ def rates() -> str:
 def long() -> str:
     """Perplexity after 3.07 M tokens over seeds, zeros and dropped shares, and seconds to full rank's perplexity."""
     lines = [
-        "| model | optimizer | rate | perplexity | zeros | dropped | s a step | time to full-rank AdamW's, ÷ its |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | optimizer | rate | perplexity | ÷ ELAS with Muon, by seed | zeros | dropped | s a step "
+        "| time to full-rank AdamW's, ÷ its |",
+        "|---" * 9 + "|",
     ]
-    pace = _pace()
+    pace, base = _pace(), perplexities("elas", "muon")
     goal = statistics.mean(row["ppl"] for row in _rows() if (row["model"], row["optimizer"]) == AGAINST and _long(row))
-    whole = LONG * pace[AGAINST]
+    whole = LONG * pace.get(AGAINST, math.nan)
     found = sorted(_pairs(LONG), key=lambda pair: statistics.mean(row["ppl"] for row in pair[2]))
     for model, optimizer, rows in found:
         steps = [_steps_to(row, goal) for row in rows]
@@ -49,8 +49,9 @@ def long() -> str:
         cells = [
             MODELS[model],
             OPTIMIZERS[optimizer],
-            f"{rows[0]['lr']:g}",
+            _rate(rows[0]),
             _mean([row["ppl"] for row in rows]),
+            ", ".join(f"{row['ppl'] / base[row['seed']]:.2f}" for row in rows if row["seed"] in base),
             *(_share(rows, key) for key in ("sparsity", "dropped")),
             f"{pace[pair]:.3f}" if pair in pace else "–",
             f"{statistics.mean(steps) * pace[pair] / whole:.2f}" if reached else "–",
@@ -62,15 +63,27 @@ def long() -> str:
 def twins() -> str:
     """What 2:4 costs under each optimizer."""
     lines = ["| optimizer | ELAS | without 2:4 | ratio, by seed |", "|---|---|---|---|"]
-    by = {(row["model"], row["optimizer"], row["seed"]): row["ppl"] for row in _rows() if _long(row)}
+    twin = ("elas", "lowrank_relu2")
     for optimizer, name in OPTIMIZERS.items():
-        twin = ("elas", "lowrank_relu2")
-        seeds = [seed for seed in (1, 2, 3) if all((model, optimizer, seed) in by for model in twin)]
+        of = [perplexities(model, optimizer) for model in twin]
+        seeds = [seed for seed in of[0] if seed in of[1]]
         if not seeds:
             continue
-        with_, without = ([by[model, optimizer, seed] for seed in seeds] for model in twin)
+        with_, without = ([one[seed] for seed in seeds] for one in of)
         ratios = ", ".join(f"{one / other:.3f}" for one, other in zip(with_, without, strict=True))
         lines.append(f"| {name} | {_mean(with_)} | {_mean(without)} | {ratios} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_and_without() -> str:
+    """What 2:4 takes from trained weights."""
+    lines = ["| trained | optimizer | seed | evaluated with 2:4 | without | ratio |", "|---" * 6 + "|"]
+    for row in json.loads((RESULTS / "with_and_without.json").read_text())["rows"]:
+        trained = "with 2:4" if row["model"] == "elas" else "without"
+        name, ratio = OPTIMIZERS[row["optimizer"]], row["with_2_4"] / row["without"]
+        lines.append(
+            f"| {trained} | {name} | {row['seed']} | {row['with_2_4']:.3f} | {row['without']:.3f} | {ratio:.4f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -117,6 +130,15 @@ def rebalance() -> str:
     return "\n".join(lines) + "\n"
 
 
+def perplexities(model: str, optimizer: str) -> dict[int, float]:
+    """After 3.07 M tokens, by seed."""
+    return {
+        row["seed"]: row["ppl"]
+        for row in _rows()
+        if (row["model"], row["optimizer"]) == (model, optimizer) and _long(row)
+    }
+
+
 def _rows() -> list[dict]:
     return json.loads((RESULTS / "optimizers.json").read_text())
 
@@ -140,6 +162,11 @@ def _pairs(steps: int) -> list[tuple[str, str, list[dict]]]:
         for optimizer in OPTIMIZERS
     ]
     return [pair for pair in pairs if pair[2]]
+
+
+def _rate(row: dict) -> str:
+    """Of matrices, and of the rest where that is another."""
+    return f"{row['lr']:g}" + (f" / {row['lr_other']:g}" if row["lr_other"] else "")
 
 
 def _mean(values: list[float]) -> str:

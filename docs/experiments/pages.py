@@ -15,7 +15,7 @@ page and the result files differ, as a test does.
 | step_SHAPE_DTYPE.json, recompute_4x256_bfloat16.json | `elas bench step --preset 350m --layers 8 …` (docs/memory.md) |
 | micro_batch.json, loss.json, dry_run.json, report.json, metrics_cost.json | `python docs/experiments/NAME.py` |
 | optimizers.json | `python docs/experiments/optimizers.py rates`, `three_million`, `twins`, `transfer` |
-| optimizer_pace.json, muon_cost.json, rebalance.json | `python docs/experiments/NAME.py` |
+| optimizer_pace.json, muon_cost.json, rebalance.json, with_and_without.json | `python docs/experiments/NAME.py` |
 | plan_check.json, plan_published.json | `python docs/experiments/NAME.py` |
 | engines.json | `python tests/export/engines.py RUN --vllm PYTHON --llama PYTHON --llama-cpp CHECKOUT --json …` |
 | EXPERIMENT.json | `python docs/experiments/run.py EXPERIMENT` |
@@ -49,8 +49,6 @@ EXPERIMENTS = {
     "elas_loro": "ELAS, LORO with exact steps and refresh every 150 (0.003)",
     "elas_loro_refresh_only": "ELAS, LORO with refresh every 150, no exact steps (0.003)",
     "cola": "CoLA (SiLU between the factors)",
-    "lowrank_swiglu": "low-rank SwiGLU",
-    "full_rank_swiglu": "full-rank SwiGLU (0.001)",
     "elas_masked": "ELAS, masked gradient, 2:4 from step 100",
     "elas_ste": "ELAS, straight-through gradient",
     "elas_soft_threshold": "ELAS, soft threshold",
@@ -247,6 +245,9 @@ BLOCKS = {
     "metrics_cost": metrics_cost.table,
     "loss": memory.loss,
     "optimizer_rates": optimizer_tables.rates,
+    "optimizer_long": optimizer_tables.long,
+    "optimizer_twins": optimizer_tables.twins,
+    "with_and_without": optimizer_tables.with_and_without,
     "optimizer_cost": optimizer_tables.cost,
     "dry_run": memory.dry_run,
     "plan_check": plan.check,
