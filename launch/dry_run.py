@@ -87,11 +87,13 @@ def dry_run(config: Config, world: int, json_file: Path | None, *, shows: bool) 
     from elas.config.deepspeed import choose_zero_stage
     from elas.config.rules import validate
     from elas.engine.deepspeed import check_deepspeed_json
+    from elas.plan.muon import check_sub_groups
     from elas.plan.run import run_facts, run_rows
     from elas.train.trackers import check_trackers
 
     choose_zero_stage(config, world)
     validate(config, world)
+    check_sub_groups(config, world)
     check_trackers(config)
     check_data(config)
     resume = find_checkpoint(config)

@@ -76,6 +76,7 @@ def read_job(settings: list[str], options, world: int, *, look_at_files: bool = 
     """
     from elas.config.deepspeed import choose_zero_stage
     from elas.config.rules import validate
+    from elas.plan.muon import check_sub_groups
 
     overrides, _ = split_overrides(settings)
     arguments = [f"--config={options.config}"] if options.config else []
@@ -85,6 +86,7 @@ def read_job(settings: list[str], options, world: int, *, look_at_files: bool = 
     config = load_config(options.config, overrides)
     choose_zero_stage(config, world)
     validate(config, world)
+    check_sub_groups(config, world)
     if look_at_files:
         from elas.checkpoint.choose import find_checkpoint
         from elas.checkpoint.initial import find_initial

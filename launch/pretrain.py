@@ -137,10 +137,12 @@ def _prepare(argv: list[str], heartbeat: Heartbeat) -> _Ready | None:
     from elas.checkpoint.initial import find_initial
     from elas.config.deepspeed import choose_zero_stage
     from elas.data.corpus import check_corpus
+    from elas.plan.muon import check_sub_groups
     from elas.train.trackers import check_trackers
 
     choose_zero_stage(config, world)
     validate(config, world)
+    check_sub_groups(config, world)
     check_trackers(config)
     check_corpus(config)
     resume = find_checkpoint(config)

@@ -31,7 +31,9 @@ def table() -> str:
         lines.append(f"| {text} | {' | '.join(cells)} | {values[-1] / values[0]:.2f} |")
     shape = f"{cpu['preset']} shape ({cpu['layers']} layers for training), r = h/4, fp32, "
     shape += f"{cpu['threads']} threads of {cpu['device']}"
-    tokens = "3.07 M tokens on a model of width 256, each at the best of several rates, "
+    tokens = (
+        "3.07 M tokens on a model of width 256, each at the best of several rates (low-rank relu² at those of ELAS), "
+    )
     tokens += "one seed" if seeds == 1 else f"means of {seeds} seeds"
     where = f"CPU and memory: the {shape}. GPU: {gpu['preset']}, bf16, {gpu['device']}. Perplexity: {tokens}."
     return "\n".join([*lines, "", where]) + "\n"

@@ -96,6 +96,8 @@ def check_same_run(config: Config, now: dict[str, Any], checkpoint: Checkpoint) 
         if key in then and then[key] != now[key]:
             old = typed(written, key) if known else then[key]
             why = f"the checkpoint {checkpoint.path} was written with {key}={old!r}"
+            if key.startswith("optimizer."):
+                fix += f", with its weights alone: checkpoint.init_from={checkpoint.path}"
             raise ConfigError(key, typed(config, key), why, fix)
     if checkpoint.is_start:  # no sample was drawn, so any corpus may follow
         return

@@ -14,6 +14,7 @@ OTHER_NAMES = {
     "adam_beta1": "optimizer.beta1",
     "adam_beta2": "optimizer.beta2",
     "adam_eps": "optimizer.eps",
+    "adam_lr": "optimizer.lr_other",
     "batch_size": "train.global_batch_size",
     "bf16": "train.dtype",
     "d_ff": "model.ffn_hidden_size",
@@ -29,6 +30,7 @@ OTHER_NAMES = {
     "layers": "model.num_layers",
     "learning_rate": "optimizer.lr",
     "load": "checkpoint.resume",
+    "loro": "optimizer.kind",
     "log_interval": "log.every_steps",
     "logging_steps": "log.every_steps",
     "lr_decay_style": "schedule.kind",
@@ -36,10 +38,17 @@ OTHER_NAMES = {
     "lr_warmup_iters": "schedule.warmup_steps",
     "max_grad_norm": "optimizer.clip_grad",
     "max_steps": "train.steps",
+    "muon": "optimizer.kind",
+    "muon_lr": "optimizer.lr",
+    "muon_momentum": "optimizer.momentum",
     "n_heads": "model.num_attention_heads",
     "n_layers": "model.num_layers",
+    "nesterov": "optimizer.momentum",
+    "ns_steps": "optimizer.muon_steps",
     "num_epochs": "train.steps",
     "num_key_value_heads": "model.num_query_groups",
+    "optimizer.name": "optimizer.kind",
+    "optimizer.type": "optimizer.kind",
     "output_dir": "train.run_dir",
     "per_device_train_batch_size": "train.micro_batch_size",
     "pipeline_model_parallel_size": "parallel.pipeline",
@@ -56,6 +65,7 @@ OTHER_NAMES = {
     "sequence_length": "model.seq_length",
     "sequence_parallel": "parallel.sequence",
     "sp": "parallel.sequence",
+    "spectron": "optimizer.normalize",
     "stage": "parallel.zero",
     "tensor_model_parallel_size": "parallel.tensor",
     "tensorboard": "log.trackers",
@@ -81,9 +91,14 @@ def likely_keys(word: str) -> list[str]:
     if same:  # most similar section first, so modle.activation suggests model.activation
         section = key.split(".")[0]
         return sorted(same, key=lambda one: -difflib.SequenceMatcher(None, one.split(".")[0], section).ratio())
-    for name in (last, key.replace(".", "_")):
+    for name in (key, last, key.replace(".", "_")):
         if name in OTHER_NAMES:
             return [OTHER_NAMES[name]]
+    section = key.split(".")[0]
+    if section in SECTIONS and "." in key:  # else the section alone would make keys similar
+        own = [one for one in KEYS if one.startswith(f"{section}.")]
+        near = difflib.get_close_matches(last, [one.split(".")[1] for one in own], n=1, cutoff=0.5)
+        return [f"{section}.{name}" for name in near]
     if "." in key:
         return difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
     names = [one.split(".")[-1] for one in KEYS]
@@ -103,8 +118,10 @@ def unknown_key(key: str, value: object) -> ConfigError:
         return ConfigError(key, value, f"was replaced by {new}", f"write {fix}")
     near = [] if "." in key else difflib.get_close_matches(key, SECTIONS, n=1, cutoff=0.6)
     near = near or likely_keys(key)[:1]
-    fix = f"did you mean {near[0]}?" if near else f"sections are {', '.join(SECTIONS)}; see elas config"
-    return ConfigError(key, value, "unknown key", fix)
+    section, known = key.split(".")[0], f"sections are {', '.join(SECTIONS)}; see elas config"
+    if section in SECTIONS:
+        known = f"elas config {section} lists its keys"
+    return ConfigError(key, value, "unknown key", f"did you mean {near[0]}?" if near else known)
 
 
 def meant_option(word: str) -> str | None:

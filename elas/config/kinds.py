@@ -72,7 +72,7 @@ ZeroOrMore = Annotated[float, Range(least=0)]
 BelowOne = Annotated[float, Range(least=0, below=1)]
 UpToTwenty = Annotated[int, Range(least=1, most=20)]
 Fraction = Annotated[float, Range(least=0, most=1)]
-Rate = Annotated[float, Range(above=0, most=1000)]
+Rate = Annotated[float, Range(least=1e-12, most=1000)]
 Folder = Annotated[str, Says("a folder's path")]
 File = Annotated[str, Says("a file's path")]
 

@@ -6,7 +6,7 @@ These are not errors, since settings are often tried in short runs, but such a r
 import math
 from collections.abc import Iterator
 
-from elas.config.schema import Config
+from elas.config.schema import Config, LogConfig
 
 SPIKE_WINDOW = 20
 """Minimum number of earlier losses to detect a spike; the same value as in `elas.train`."""
@@ -25,7 +25,7 @@ def unreached(config: Config, start: int = 0) -> list[str]:
     if start >= config.train.steps:
         return []
     found = (*_sparsity(config), *_learning_rate(config), *_loro(config, start), *_events(config, start),
-             *_spikes(config, start))  # fmt: skip
+             *_spikes(config, start), *_pairs(config))  # fmt: skip
     return [f"{key}={_value(config, key)!r}: {why}; {fix}" for key, why, fix in found]
 
 
@@ -116,6 +116,11 @@ def _spikes(config: Config, start: int) -> Iterator[Line]:
     elif train.on_spike == "rollback" and not start and not (every and _due(every, start, train.steps - 1)):
         why = "there is no checkpoint to roll back to before the last step, so a spike ends the run"
         yield "train.on_spike", why, f"give checkpoint.every_steps less than {train.steps}"
+
+
+def _pairs(config: Config) -> Iterator[Line]:
+    if config.low_rank.kind == "none" and config.log.pairs_every_steps not in (0, LogConfig.pairs_every_steps):
+        yield "log.pairs_every_steps", "a full-rank model has no factor pairs to measure", "leave it out"
 
 
 def _due(every: int, start: int, last: int) -> bool:

@@ -72,7 +72,7 @@ def check_ranges(config: Config) -> None:
             continue
         if not math.isfinite(value):
             raise ConfigError(key, value, "is not finite", "give a finite number")
-        if isinstance(value, int) and value > LARGEST:
+        if value > LARGEST and allowed.most is None and allowed.below is None:
             raise ConfigError(key, value, "too large", f"give at most {LARGEST}")
         raise ConfigError(key, value, "out of range", f"give {allowed}")
 
@@ -116,6 +116,10 @@ def _optimizer(config: Config) -> None:
     if optimizer.normalize == "spectron" and kind == "none":
         why = "divides by the norms of two factors, but the model is full rank"
         raise ConfigError("optimizer.normalize", "spectron", why, "set it to none, or low_rank.kind to lowrank")
+    rate = max(optimizer.lr, optimizer.lr_other or 0)
+    if optimizer.weight_decay * rate >= 1:  # a step multiplies weights by 1 - rate * decay
+        why = f"times a learning rate of {rate:g} is not below 1, so a step would take whole weights away"
+        raise ConfigError("optimizer.weight_decay", optimizer.weight_decay, why, f"give less than {1 / rate:g}")
     if optimizer.kind != "adamw" and offloads_optimizer(read_deepspeed_json(config)):
         fix = "remove offload_optimizer from the DeepSpeed JSON, or set optimizer.kind to adamw"
         raise ConfigError("optimizer.kind", optimizer.kind, "its state cannot be offloaded", fix)

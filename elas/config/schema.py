@@ -119,13 +119,13 @@ class OptimizerConfig:
     kind: Literal["adamw", "loro", "muon"] = "adamw"
     """adamw; loro: Riemannian steps on the factors; muon: orthogonalized momentum of matrices, AdamW for all else."""
     lr: Rate = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate; with muon, of matrices."""
     beta1: BelowOne = 0.9
-    """Decay of the first moment."""
+    """Decay of the first moment; with muon, of what is no matrix of a layer."""
     beta2: BelowOne = 0.95
-    """Decay of the second moment."""
+    """Decay of the second moment; with muon, of what is no matrix of a layer."""
     eps: AboveZero = 1e-8
-    """Added to the square root of the second moment."""
+    """Added to the square root of the second moment; with muon, of what is no matrix of a layer."""
     weight_decay: ZeroOrMore = 0.1
     """Decoupled weight decay; not applied to norms."""
     clip_grad: ZeroOrMore = 1.0
@@ -133,11 +133,11 @@ class OptimizerConfig:
     lr_other: Rate | None = None
     """Peak learning rate of what is no matrix of a layer: embedding, output layer, norms (muon only); null: lr."""
     momentum: BelowOne = 0.95
-    """Decay of the momentum, of Nesterov's kind (muon only)."""
+    """Decay of a matrix's momentum, which is Nesterov's (muon only)."""
     muon_steps: UpToTwenty = 5
-    """Newton–Schulz steps that orthogonalize it (muon only)."""
+    """Newton–Schulz steps that orthogonalize a matrix's momentum (muon only)."""
     normalize: Literal["none", "spectron"] = "none"
-    """spectron: divide a pair's step by the spectral norms of its factors plus 1 (muon only)."""
+    """spectron: divide a pair's step by the spectral norms of its factors plus 1; its rates are larger (muon only)."""
     exact_every: Count | None = 500
     """Steps between exact steps on the low-rank manifold (loro only); null means no exact steps."""
     refresh: Literal["with_exact", "only", "none"] = "with_exact"

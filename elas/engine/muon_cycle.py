@@ -34,10 +34,12 @@ class MuonReport:
     """The optimizer's share of the step on this rank: momenta, AdamW for all that is no matrix, and matrices."""
     bytes: int
     """That this rank sent to others of its stage to move matrices."""
+    lr_other: float
+    """Learning rate of what is no matrix."""
 
     def metrics(self) -> dict[str, float]:
         """Entries for metrics.jsonl."""
-        return {"optimizer_s": self.seconds, "optimizer_bytes": self.bytes}
+        return {"optimizer_s": self.seconds, "optimizer_bytes": self.bytes, "lr_other": self.lr_other}
 
 
 class MuonCycle:
@@ -75,7 +77,8 @@ class MuonCycle:
     def end(self, step: int, lr: float) -> MuonReport:
         """What the optimizer's step cost; called after it, on every rank, unless it was skipped."""
         optimizer, sent = self.engine.base_optimizer, self.exchange.sent
-        report = MuonReport(optimizer.seconds, sent - self._sent)
+        other = lr if self.config.lr_other is None else lr * self.config.lr_other / self.config.lr
+        report = MuonReport(optimizer.seconds, sent - self._sent, other)
         optimizer.seconds, self._sent = 0.0, sent
         return report
 

@@ -7,7 +7,7 @@ XᵀX, so for u `[n, k]` with k < n the steps run on k × k matrices: for a fact
 matrix squares singular values: in fp32 those below 1/500 of the norm would be lost in its rounding, just where the
 polynomial, which multiplies them by 500, is steepest. Hence fp64, in which the result is that of whole matrices.
 
-0.2·√max(n, k) makes the step as large as AdamW's usually is, so that learning rates are comparable (Liu et al., 2025).
+0.2·√max(n, k) makes the step as large as AdamW's usually is, so that learning rates are of a kind (Liu et al., 2025).
 `normalize: spectron` divides the step of a pair by ‖factor_out‖₂ + ‖factor_in‖₂ + 1.
 
 The optimizer here is element-wise, as ZeRO's flat partitions require: it moves momenta, and all that is no matrix by

@@ -6,7 +6,12 @@ Legend: h hidden, g key/value width, f d_ff, r rank, t tensor-parallel, d data-p
 from dataclasses import dataclass
 
 from elas.config import Config, ffn_width
+from elas.config.deepspeed import read_deepspeed_json
+from elas.errors import ConfigError
 from elas.plan.counts import key_value_width, layer_parameters
+
+SUB_GROUP = 1_000_000_000
+"""DeepSpeed's `sub_group_size` where a JSON has none."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,31 @@ def matrix_parameters(config: Config) -> int:
     """Parameters of matrices on a rank of the largest pipeline stage, before ZeRO partitions them."""
     layers = config.model.num_layers // config.parallel.pipeline
     return layers * (layer_parameters(config, config.parallel.tensor) - 2 * config.model.hidden_size)
+
+
+def check_sub_groups(config: Config, world_size: int) -> None:
+    """Check that ZeRO 3 steps both factors of every pair at once where `normalize: spectron` divides by both norms.
+
+    A rank's share of the matrices must be one sub-group: where another begins is DeepSpeed's choice.
+
+    Args:
+        config: validated for `world_size` ranks.
+        world_size: number of ranks.
+
+    Raises:
+        ConfigError: it may be more than one.
+    """
+    zero = read_deepspeed_json(config).get("zero_optimization", {})
+    if config.optimizer.normalize != "spectron" or zero.get("stage", 0) != 3:
+        return
+    t = config.parallel.tensor
+    sizes = (one.n * one.k // (t if one.split else 1) for one in matrices(config))
+    share = config.model.num_layers * sum(-(-size // (world_size // t)) for size in sizes)
+    size = zero.get("sub_group_size", SUB_GROUP)
+    if share > size:
+        why = f"takes the norms of both factors of a pair, and ZeRO 3 may part them: sub-groups of {size:,} weights"
+        fix = f"set zero_optimization.sub_group_size to {share} or more in parallel.deepspeed_config"
+        raise ConfigError("optimizer.normalize", "spectron", why, fix)
 
 
 def iteration_flops(config: Config) -> float:

@@ -85,7 +85,7 @@ def _with_last(every: int, start: int, steps: int, *, first: bool = False) -> li
 
 def run_rows(config: Config, facts: dict) -> list[tuple[str, str]]:
     """Format the facts of `run_facts` as `(label, value)` rows."""
-    from elas.config.describe import describe, describe_layout
+    from elas.config.describe import describe, describe_layout, describe_optimizer
 
     layout, memory, when = facts["layout"], facts["memory"], facts["schedule"]
     parallel = config.parallel
@@ -96,6 +96,7 @@ def run_rows(config: Config, facts: dict) -> list[tuple[str, str]]:
     resumed = f", resuming after step {facts['start']:,} if its files are intact" if facts["start"] else ""
     rows = [
         ("model", f"{describe(config)}, {config.train.dtype}"),
+        ("optimizer", describe_optimizer(config)),
         ("recompute", recompute_of(config)),
         ("parameters", f"{facts['parameters']:,}"),
         ("ranks", f"{facts['world_size']}: {ranks}"),

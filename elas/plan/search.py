@@ -10,6 +10,7 @@ from elas.errors import UserError
 from elas.plan.flops import model_flops
 from elas.plan.hardware import Machine
 from elas.plan.memory import Memory, estimate
+from elas.plan.muon import check_sub_groups
 from elas.plan.step_time import StepTime, step_time
 from elas.plan.traffic import Traffic, traffic
 
@@ -89,6 +90,7 @@ def best(config: Config, gpus: int, machine: Machine) -> Plan | None:
             break
         try:
             validate(plan.config, gpus)
+            check_sub_groups(plan.config, gpus)
         except UserError as error:  # a rule that the enumeration does not know
             refused = refused or error
             continue

@@ -10,8 +10,8 @@ TRAINING = (
         "Loss", "nats a token", wide=True, lines=(Line("training", "loss"), Line("validation", "loss", validation=True))
     ),
     LineChart("Validation perplexity", "logarithmic", (Line("perplexity", "ppl", validation=True),), log=True),
-    LineChart("Learning rate", "points: exact steps of LORO, and their refresh", (Line("learning rate", "lr"),),
-              points="exact_pairs"),
+    LineChart("Learning rate", "with Muon, of matrices and of all else; points: exact steps of LORO, and their refresh",
+              (Line("learning rate", "lr"), Line("of all else", "lr_other")), points="exact_pairs"),
     LineChart("Gradient norm", "logarithmic", (Line("norm", "grad_norm"),), log=True),
     LineChart("Tokens per second", "of all ranks", (Line("tokens/s", "tokens_per_s"),), zero=True),
     LineChart("Share of the peak", "of dense bf16 products", (Line("MFU", "mfu"), Line("HFU", "hfu")),
@@ -36,6 +36,7 @@ FACTORS = (
     LineChart("Factor pairs: effective rank", "mean; e to the entropy of a product's singular values",
               (Line("effective rank", "effective_rank"),)),
     LineChart("Time of exact steps", "seconds", (Line("exact step", "exact_s"),), zero=True),
+    LineChart("Time of Muon's steps", "seconds a step", (Line("optimizer", "optimizer_s"),), zero=True),
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 from elas import accelerator
 from elas.config import Config, recompute_of
-from elas.config.describe import describe, describe_layout
+from elas.config.describe import describe, describe_layout, describe_optimizer
 from elas.console import clock
 from elas.engine.engine import Engine
 from elas.model import kernel
@@ -15,11 +15,12 @@ from elas.plan.run import run_facts
 
 
 def announcement(config: Config, layout: Layout, engine: Engine, step: int) -> tuple[list[str], dict]:
-    """The lines of model, kernel and data, and all their facts; every rank must call it."""
+    """The lines of model, optimizer, kernel and data, and all their facts; every rank must call it."""
     model, model_facts = model_line(config, layout, engine)
     kernel, kernel_facts = kernel_line(config)
     data, data_facts = data_line(config, layout, step)
-    return [model, kernel, data], {**model_facts, **kernel_facts, **data_facts}
+    optimizer = f"optimizer: {describe_optimizer(config)}"
+    return [model, optimizer, kernel, data], {**model_facts, **kernel_facts, **data_facts}
 
 
 def model_line(config: Config, layout: Layout, engine: Engine) -> tuple[str, dict]:

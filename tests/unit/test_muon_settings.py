@@ -5,8 +5,11 @@ import json
 import pytest
 
 from elas.config import load_config
+from elas.config.describe import describe_optimizer
+from elas.config.phases import unreached
 from elas.config.rules import validate
 from elas.errors import UserError
+from elas.plan.muon import check_sub_groups, matrix_parameters
 
 BASE = {"optimizer.kind": "muon", "data.train": "x"}
 MISTAKES = [
@@ -25,6 +28,15 @@ MISTAKES = [
     ({"optimizer.kind": "loro", "optimizer.lr_other": 0.1}, "leave it out, or set it to null"),
     ({"optimizer.exact_every": 7}, "is of loro alone, and optimizer.kind is muon"),
     ({"optimizer.refresh": "none"}, "is of loro alone, and optimizer.kind is muon"),
+    ({"optimizer.lr": 1e-320}, "give a value from 1e-12 to 1000"),
+    ({"optimizer.weight_decay": 1000}, "optimizer.weight_decay=1000.0: times a learning rate of 0.001 is not below 1"),
+    ({"optimizer.weight_decay": 10, "optimizer.lr_other": 0.1}, "give less than 10"),
+    ({"optimizer.weight_decay": 1e30}, "too large; give at most 2147483647"),
+    ({"optimizer.lr": 1e30}, "out of range; give a value from 1e-12 to 1000"),
+    ({"optimizer.name": "muon"}, "did you mean optimizer.kind?"),
+    ({"optimizer.nesterov": "true"}, "did you mean optimizer.momentum?"),
+    ({"optimizer.ns_step": 5}, "did you mean optimizer.muon_steps?"),
+    ({"optimizer.foreach": "true"}, "elas config optimizer lists its keys"),
 ]
 
 
@@ -47,3 +59,42 @@ def test_deepspeeds_optimizer_and_offloading_are_refused(tmp_path, of_deepspeed,
     path.write_text(json.dumps({"zero_optimization": {"stage": 1}, **of_deepspeed}))
     with pytest.raises(UserError, match=says):
         validate(load_config(None, {**BASE, "parallel.deepspeed_config": str(path)}), 1)
+
+
+def test_spectron_under_zero_3_wants_its_pairs_in_one_sub_group(tmp_path):
+    def check(size: int, world: int = 1, **more) -> None:
+        path = tmp_path / "ds.json"
+        path.write_text(json.dumps({"zero_optimization": {"stage": 3, "sub_group_size": size}}))
+        settings = {"optimizer.normalize": "spectron", "parallel.deepspeed_config": str(path), **more}
+        config = load_config("60m", {**BASE, "optimizer.lr": 0.02, **settings})
+        validate(config, world)
+        check_sub_groups(config, world)
+
+    all_of_them = matrix_parameters(load_config("60m", BASE))
+    check(all_of_them)
+    check(all_of_them // 2, world=2)
+    check(1000, **{"optimizer.normalize": "none"})
+    with pytest.raises(UserError, match=f"set zero_optimization.sub_group_size to {all_of_them} or more"):
+        check(all_of_them - 1)
+    with pytest.raises(UserError, match="ZeRO 3 may part them: sub-groups of 1,000 weights"):
+        check(1000, world=2)
+
+
+def test_measuring_pairs_of_a_full_rank_model_warns():
+    full = {**BASE, "low_rank.kind": "none"}
+    assert any("no factor pairs" in line for line in unreached(load_config(None, {**full, "log.pairs_every_steps": 7})))
+    assert not any("no factor pairs" in line for line in unreached(load_config(None, full)))
+
+
+@pytest.mark.parametrize(
+    "preset, settings, says",
+    [
+        ("quickstart", {}, "Muon 0.006, all else AdamW 0.003, weight decay 0.01"),
+        ("quickstart", {"optimizer.lr_other": None}, "Muon 0.006, all else AdamW 0.006, weight decay 0.01"),
+        ("quickstart", {"optimizer.normalize": "spectron"}, "Muon with Spectron's steps 0.006, all else AdamW 0.003"),
+        ("60m-loro", {}, "LORO 0.01, weight decay 0"),
+        ("60m-full", {}, "AdamW 0.001, weight decay 0"),
+    ],
+)
+def test_a_run_says_its_optimizer_and_rates(preset, settings, says):
+    assert says in describe_optimizer(load_config(preset, settings))

@@ -25,9 +25,10 @@ def test_a_start_says_what_it_trains_with_what_and_on_what(tmp_path):
     assert facts["parameters"] == parameter_count(config) and facts["first_step"] == 1
     options = Relu24Options.of(config.sparsity, sparse=True)
     assert facts["kernel"] == f"fused {select(options, torch.device('cpu'), torch.float32).name}"
-    assert lines[model + 1] == f"FFN kernel: {facts['kernel']} ({facts['kernel_why']})" and "auto" in lines[model + 1]
+    assert lines[model + 1] == "optimizer: AdamW 0.003, weight decay 0.1"
+    assert lines[model + 2] == f"FFN kernel: {facts['kernel']} ({facts['kernel_why']})" and "auto" in lines[model + 2]
     data = "1,024 tokens in 4 steps: 0.143 epochs of 7,168; validation: 256 tokens; memory per rank: about "
-    assert lines[model + 2].startswith(data)
+    assert lines[model + 3].startswith(data)
     of_step = {line.split("/")[0]: line for line in lines if line.startswith("step ") and "/4  loss" in line}
     assert list(of_step) == ["step 1", "step 2", "step 4"]
     assert "mean of" not in of_step["step 2"] and " (mean of 2: " in of_step["step 4"]
