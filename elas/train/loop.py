@@ -11,7 +11,7 @@ from elas.checkpoint.resume import first_intact, restore
 from elas.checkpoint.saver import Saver
 from elas.config import Config
 from elas.console import Console
-from elas.data.batches import build_datasets, micro_batches, whole_set
+from elas.data.batches import build_datasets, micro_batches
 from elas.engine import balance
 from elas.engine.cycles import cycle_of
 from elas.engine.engine import Engine
@@ -25,9 +25,8 @@ from elas.parallel import Layout
 from elas.run_dir import checkpoints_dir, clear_markers, write_marker
 from elas.train import events, history, start
 from elas.train.anomalies import BadSteps, Spikes
-from elas.train.bits import BitsPerByte
 from elas.train.incidents import Incidents
-from elas.train.lines import validation_row, warn
+from elas.train.lines import warn
 from elas.train.metrics import Metrics
 from elas.train.progress import FIRST_S, LATER_S, Progress
 from elas.train.result import RunResult
@@ -36,6 +35,7 @@ from elas.train.standing import Ledger, Standing, stopped_line
 from elas.train.step_log import StepLog
 from elas.train.throughput import Goodput
 from elas.train.trackers import Trackers, open_trackers
+from elas.train.validation import Validation
 from elas.train.watchdog import Watchdog
 
 
@@ -86,7 +86,6 @@ class _Run:
         over: whether it has noted that it finished or stopped.
         agreed: what all ranks last agreed on about stopping: in the last step, or after a validation or a save.
         origin: facts of the checkpoint whose weights the run started with, stored in its manifests; or None.
-        validation_due: the validation after `step` was interrupted by a stop; the next start runs it again.
     """
 
     def __init__(
@@ -130,15 +129,14 @@ class _Run:
         self.saver = Saver(config.checkpoint, checkpoints_dir(config), self.engine, manifest_facts(config), resume)
         self.saved = (self.step, self.consumed)  # state in the newest checkpoint; step 0 needs none
         ledger.follow(self._standing)
-        self.validation_due = bool(resume and resume.manifest.get("validation_due"))
+        due = bool(resume and resume.manifest.get("validation_due"))
+        self.validation = Validation(config, layout, self.engine, self.datasets, due=due)
         self.cycle = cycle_of(self.engine)
         self.bad, self.spikes = BadSteps(), Spikes(config.train.spike_nats)
         self.goodput = Goodput(resume.manifest.get("goodput") if resume else None)
         self.log = StepLog(config, layout, self.goodput)
-        self.bits = BitsPerByte(config, self.datasets.valid)
         self.over, self.agreed = False, Agreement()
         self.loss: float | None = None
-        self.valid_loss: float | None = None
         self.due = events.Due(config.train, config.checkpoint)
         self._announce(resume)
         if layout.rank == 0:
@@ -169,7 +167,7 @@ class _Run:
     def _train(self) -> RunResult:
         config = self.config
         self.goodput.started()
-        stopped = self._validate() if self.step == 0 or self.validation_due else ""
+        stopped = self._validate() if self.step == 0 or self.validation.due else ""
         self.log.interval.restart(self.step, self.tokens)
         while self.step < config.train.steps and not stopped:
             completed = self._one_step()
@@ -183,8 +181,8 @@ class _Run:
                 more_s = self.due.seconds(self.step, over=True)
                 self.progress.say(start.after_first_step(config, self.step, self.step_s, more_s))
         self.saver.finish()
-        stopped = stopped if self.step < config.train.steps or self.validation_due else ""
-        if self.valid_loss is None and not stopped:  # resumed at its last step
+        stopped = stopped if self.step < config.train.steps or self.validation.due else ""
+        if self.validation.loss is None and not stopped:  # resumed at its last step
             stopped = self._validate()
         if stopped:
             self.progress.say(stopped_line(config, self.step, stopped, self.saver.last))
@@ -192,7 +190,7 @@ class _Run:
         if self.layout.rank == 0:
             write_marker(config.train.run_dir, {"step": self.step, "checkpoint": checkpoint}, stopped)
         self.progress.begin("closing the trackers")
-        return RunResult(self.step, self.tokens, self.loss, self.valid_loss, checkpoint, stopped)
+        return RunResult(self.step, self.tokens, self.loss, self.validation.loss, checkpoint, stopped)
 
     def _one_step(self) -> bool:
         """Take one step and log it if due; returns False if it was abandoned before its update."""
@@ -319,7 +317,7 @@ class _Run:
                 **self.bad.metrics(),
                 **self.spikes.metrics(),
             }
-            facts |= {"validation_due": True} if self.validation_due else {}
+            facts |= {"validation_due": True} if self.validation.due else {}
             facts |= {"init_from": self.origin} if self.origin else {}
             saver.save(self.step, self.tokens, facts)
             self.saved, self.due.save_s = state, saver.blocked_s
@@ -335,38 +333,18 @@ class _Run:
         return Standing(self.saver.last, self.saver.last_step, unsaved)
 
     def _validate(self) -> str:
-        """Log the mean loss over the validation set; 2:4 is on unless the run is in its first, dense steps.
-
-        Returns:
-            The reason to stop, if the run was asked to during the validation; the next start then validates first.
-        """
-        config, engine = self.config, self.engine
+        """Validate and log it; returns the reason to stop, if the run was asked to during the validation."""
         if self.datasets.valid is None:
             return ""
-        observe.look_next(engine.chunks, 0)
-        set_sparse(engine.chunks, max(1, self.step) > config.sparsity.dense_steps)  # at step 0 as in step 1
-        total, tokens = 0.0, 0
-        samples, available = len(self.datasets.valid), self.datasets.valid_available
-        micro_batches = -(-samples // (config.train.micro_batch_size * self.layout.dp))
-        self.between.begin("validation", micro_batches, len(engine.chunks))
-        self.progress.interval, begun = FIRST_S, time.perf_counter()
-        try:
-            for micro in whole_set(self.datasets.valid, config, self.layout):
-                losses, counted = engine.evaluate(micro)
-                total, tokens = total + losses, tokens + counted
-        except Abandoned:
-            self.validation_due = True
-            self._agree()
-            return self.agreed.why
+        self.progress.interval = FIRST_S
+        row = self.validation.run(self.step, self.between)
         self._agree()
-        self.validation_due, self.due.validation_s = False, time.perf_counter() - begun
-        self.goodput.add("validation", self.due.validation_s)
-        loss = self.valid_loss = total / tokens
-        if not math.isfinite(loss):
-            raise self._diverged(f"validation loss {loss}")
-        row = validation_row(self.step, total, tokens, samples, available)
-        if self.layout.rank == 0:
-            row |= self.bits.of(total)
+        if row is None:  # the next start validates first
+            return self.agreed.why
+        self.due.validation_s = self.validation.seconds
+        self.goodput.add("validation", self.validation.seconds)
+        if not math.isfinite(row["loss"]):
+            raise self._diverged(f"validation loss {row['loss']}")
         self.metrics.log("validation", row)
         self.progress.validated(row)
         self.log.interval.restart(self.step, self.tokens)

@@ -1,5 +1,6 @@
 """Kill −9 and start again: the curve is the one of a run never killed, to the last digit."""
 
+import blown_up
 import pytest
 from support.corpora import SMALL, write_corpus
 from support.training_processes import curve, finish, rows, start, validations, wait_for_step
@@ -73,8 +74,7 @@ def test_a_killed_run_continues_exactly(corpus, tmp_path, zero, more):
 def test_weights_that_blew_up_are_never_saved(corpus, tmp_path):
     """The one training loss there is was taken from good weights; validation tells."""
     settings = {**SMALL, "data.train": corpus, "data.split": "90,10,0", "train.run_dir": tmp_path, "train.steps": 1}
-    settings |= {"schedule.kind": "constant", "schedule.warmup_steps": 0, "optimizer.lr": 1000}
-    (rank,) = start({**settings, "optimizer.weight_decay": 2e9}, ranks=1)
+    (rank,) = start(settings, ranks=1, program=blown_up.__file__)
     output = rank.communicate(timeout=200)[0]
     assert rank.returncode == 1 and "Traceback" not in output
     assert "error: step 1: validation loss nan; lower optimizer.lr" in output

@@ -12,12 +12,12 @@ from support.device import needs_gpus
 from support.forked import Forked
 
 
-def start(settings: dict, ranks: int = 2) -> list[Forked]:
+def start(settings: dict, ranks: int = 2, program: str = pretrain.__file__) -> list[Forked]:
     """Start ranks without a launcher, so that each can be killed by its own id."""
     needs_gpus(ranks)
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common = {**os.environ, **where, "WORLD_SIZE": str(ranks)}
-    command = [pretrain.__file__, *arguments(settings)]
+    command = [program, *arguments(settings)]
     return [Forked(command, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(ranks)]
 
 
