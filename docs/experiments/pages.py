@@ -248,6 +248,7 @@ BLOCKS = {
     "optimizer_long": optimizer_tables.long,
     "optimizer_twins": optimizer_tables.twins,
     "with_and_without": optimizer_tables.with_and_without,
+    "optimizer_transfer": optimizer_tables.transfer,
     "optimizer_cost": optimizer_tables.cost,
     "dry_run": memory.dry_run,
     "plan_check": plan.check,
