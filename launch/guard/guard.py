@@ -136,13 +136,20 @@ class Guard:
         requests, self._requests = self._requests, []
         return requests
 
-    def _look_at(self, processes: list[Process], now: float) -> None:
-        """Find the ranks, and report those that ended or are stopped."""
-        alive = set()
+    def _find_ranks(self, processes: list[Process]) -> None:
+        inside: set[int] = set()
         for process in processes:
             adopted = process.parent == os.getpid() and process.pid != self._main  # a child that a rank left behind
-            if process.rank is not None and not adopted and process.state not in "ZX":
+            if process.parent in self._ranks or process.parent in inside:
+                inside.add(process.pid)  # shown with a rank of its own while that rank ends: its environment goes first
+            elif process.rank is not None and not adopted and process.state not in "ZX":
                 self._ranks.setdefault(process.pid, process.rank)
+
+    def _look_at(self, processes: list[Process], now: float) -> None:
+        """Note the ranks, and report those that ended or are stopped."""
+        alive = set()
+        self._find_ranks(processes)
+        for process in processes:
             if process.pid not in self._ranks or process.pid in self._gone:
                 continue
             alive.add(process.pid)
@@ -187,7 +194,9 @@ class Guard:
         self._asked = number
         # Python always handles SIGINT, so a handler for SIGTERM shows that a rank has begun to handle stop requests.
         caught = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
-        ranks = [p for p in descendants() if p.pid in self._ranks and catches(p, caught)]
+        processes = descendants()
+        self._find_ranks(processes)  # those that started since the last look too, which a busy machine may delay
+        ranks = [p for p in processes if p.pid in self._ranks and catches(p, caught)]
         latest = {rank: pid for pid, rank in self._ranks.items()}
         if not ranks and self._training.isdisjoint(latest.values()):  # else the ranks have saved and are leaving
             self._deadline, self._too_early = time.monotonic(), self._asked == signal.SIGUSR1

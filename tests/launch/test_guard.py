@@ -12,7 +12,8 @@ from lab.hosts import wait_for
 from elas import failed_rank
 from elas.config import Config
 from elas.launch.guard import supervise
-from elas.launch.guard.processes import descendants, exit_code, status_in_words
+from elas.launch.guard.guard import Guard
+from elas.launch.guard.processes import Process, descendants, exit_code, status_in_words
 from elas.launch.job import Job
 from elas.run_dir import write_marker
 
@@ -131,6 +132,24 @@ def test_a_request_to_stop_goes_to_the_ranks_alone(guard, tmp_path, number):
     assert ended(process, below) == 0
     printed = said(tmp_path)
     assert f"saved 0 {number.name}\n" in printed and f"saved 1 {number.name}\n" in printed and "error" not in printed
+
+
+def test_a_request_to_stop_reaches_ranks_that_a_busy_guard_has_not_seen_yet(guard, tmp_path):
+    ranks = RANK.replace("import os,", "import os; os.kill(int(os.environ['ELAS_GUARD']), 19)  # SIGSTOP\nimport os,")
+    process = guard(ranks=ranks)
+    below = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    assert ended(process, below) == 0
+    assert "saved 0 SIGINT\n" in said(tmp_path) and "saved 1 SIGINT\n" in said(tmp_path)
+
+
+def test_a_child_of_a_rank_that_is_ending_is_no_rank():
+    made = Guard(["true"], host="here", label="ranks 0-1", leash=False)
+    made._find_ranks([Process(10, 9, "S", 0, None), Process(11, 10, "S", 0, 0), Process(12, 11, "S", 0, None)])
+    ending = [Process(11, 10, "R", 0, None), Process(12, 11, "S", 0, 0), Process(13, 12, "S", 0, 0)]
+    made._find_ranks([Process(10, 9, "S", 0, None), *ending, Process(14, 10, "S", 0, 1)])
+    assert made._ranks == {11: 0, 14: 1}
 
 
 def test_before_training_a_request_to_stop_ends_everything(guard, tmp_path):
