@@ -55,6 +55,7 @@ class MuonCycle:
 
     def __init__(self, engine: "Engine", config: OptimizerConfig):
         self.engine, self.config, self.exchange = engine, config, Exchange(engine)
+        self.hidden_size = engine.config.model.hidden_size
         pairs: list[tuple[Rows, ...]] = list(pairs_of(engine.chunks))
         if config.normalize == "none":
             pairs = [(one,) for pair in pairs for one in pair]
@@ -111,7 +112,8 @@ class MuonCycle:
     def _steps(self, directions: list[Tensor], weights: list[Tensor], lr: float) -> list[Tensor]:
         """Steps of a unit's matrices; `weights` with spectron, which divides those of a pair by their norms."""
         divisor = 1 + sum(float(spectral_norm(weight)) for weight in weights) if len(weights) == 2 else 1.0
-        return [matrix_step(u, lr=lr, steps=self.config.muon_steps, divisor=divisor) for u in directions]
+        options = dict(lr=lr, steps=self.config.muon_steps, hidden_size=self.hidden_size, divisor=divisor)
+        return [matrix_step(u, **options) for u in directions]
 
     def _flat(self, rows: Rows) -> Tensor:
         """The fp32 tensor of the optimizer that the matrix's parameter lies in."""

@@ -1,6 +1,7 @@
 """Muon (Jordan et al., 2024) for factors and other matrices: steps whose singular values are all about 1.
 
-    m ← μ m + g    u = g + μ m    O ≈ U Vᵀ of u = U S Vᵀ    p ← p (1 − lr·weight_decay) − lr·0.2·√max(n, k)·O
+    m ← μ m + g    u = g + μ m    O ≈ U Vᵀ of u = U S Vᵀ    p ← p (1 − lr·weight_decay) − lr·scale·O
+    scale = 0.2·√max(n, k)·√(256/h)    in a model of hidden size h
 
 O is five steps of X ← a X + b X XᵀX + c X (XᵀX)², from X = u / ‖u‖. Every X is u times a polynomial of the Gram matrix
 XᵀX, so for u `[n, k]` with k < n the steps run on k × k matrices: for a factor these are as wide as the rank. The Gram
@@ -8,6 +9,8 @@ matrix squares singular values: in fp32 those below 1/500 of the norm would be l
 polynomial, which multiplies them by 500, is steepest. Hence fp64, in which the result is that of whole matrices.
 
 0.2·√max(n, k) makes the step as large as AdamW's usually is, so that learning rates are of a kind (Liu et al., 2025).
+With √(256/h) its largest singular value does not grow with h, as that of the weights does not, and a rate that is good
+at one width is at others (measured in docs/results.md). 256 is where rates were tuned first: nothing changes there.
 `normalize: spectron` divides the step of a pair by ‖factor_out‖₂ + ‖factor_in‖₂ + 1.
 
 The optimizer here is element-wise, as ZeRO's flat partitions require: it moves momenta, and all that is no matrix by
@@ -25,8 +28,8 @@ from elas.optim.adamw import Guarded, never, parameter_groups
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of a step (Jordan's): the fastest growth of small singular values, at the price of results in 0.7 … 1.2."""
-RMS = 0.2
-"""Root mean square of an entry of a step, as of AdamW's."""
+RMS, WIDTH = 0.2, 256
+"""Root mean square of an entry of a step, as of AdamW's, in a model of this hidden size."""
 
 
 def orthogonalized(u: Tensor, steps: int) -> Tensor:
@@ -69,19 +72,20 @@ def spectral_norm(weight: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()
 
 
-def matrix_step(u: Tensor, *, lr: float, steps: int, divisor: float = 1.0) -> Tensor:
+def matrix_step(u: Tensor, *, lr: float, steps: int, hidden_size: int, divisor: float = 1.0) -> Tensor:
     """What is subtracted from a matrix.
 
     Args:
         u: its direction, `[n, k]`.
         lr: learning rate.
         steps: of the iteration.
+        hidden_size: of the model.
         divisor: of the step, such as spectron's.
 
     Returns:
         fp32 `[n, k]`.
     """
-    return (orthogonalized(u, steps) * (lr * RMS * max(u.shape) ** 0.5 / divisor)).float()
+    return (orthogonalized(u, steps) * (lr * RMS * (max(u.shape) * WIDTH / hidden_size) ** 0.5 / divisor)).float()
 
 
 def apply_step(weight: Tensor, step: Tensor, decay: float) -> None:

@@ -51,7 +51,7 @@ def test_a_step_is_that_of_torch(shape):
     theirs.step()
     u = grad + 0.95 * (1 - 0.95) * grad  # its momentum is an average: the direction is the same but for its length
     ours = start.clone()
-    apply_step(ours, matrix_step(u, lr=0.02, steps=5), 0.02 * 0.1)
+    apply_step(ours, matrix_step(u, lr=0.02, steps=5, hidden_size=256), 0.02 * 0.1)
     step = (ours - start).norm()
     assert (ours - weight.detach()).norm() <= 0.03 * step
 
@@ -60,5 +60,15 @@ def test_the_divisor_is_that_of_spectral_norms():
     torch.manual_seed(0)
     weight, u = torch.randn(20, 6), torch.randn(20, 6)
     assert spectral_norm(weight) == pytest.approx(float(torch.linalg.matrix_norm(weight.double(), 2)), rel=1e-10)
-    whole, half = (matrix_step(u, lr=0.1, steps=5, divisor=divisor) for divisor in (1.0, 2.0))
+    whole, half = (matrix_step(u, lr=0.1, steps=5, hidden_size=256, divisor=divisor) for divisor in (1.0, 2.0))
     torch.testing.assert_close(half, whole / 2, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2])
+def test_the_largest_singular_value_of_a_step_is_the_same_at_every_width(shape):
+    torch.manual_seed(0)
+    sizes = []
+    for times in (1, 2, 4):  # the same shapes of a wider model, its rank in proportion
+        u = torch.randn(shape[0] * times, shape[1] * times)
+        sizes.append(spectral_norm(matrix_step(u, lr=0.1, steps=5, hidden_size=64 * times)))
+    torch.testing.assert_close(torch.stack(sizes), sizes[0].expand(3), rtol=0.2, atol=0)
