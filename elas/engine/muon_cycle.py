@@ -112,8 +112,8 @@ class MuonCycle:
     def _steps(self, directions: list[Tensor], weights: list[Tensor], lr: float) -> list[Tensor]:
         """Steps of a unit's matrices; `weights` with spectron, which divides those of a pair by their norms."""
         divisor = 1 + sum(float(spectral_norm(weight)) for weight in weights) if len(weights) == 2 else 1.0
-        options = dict(lr=lr, steps=self.config.muon_steps, hidden_size=self.hidden_size, divisor=divisor)
-        return [matrix_step(u, **options) for u in directions]
+        steps, width = self.config.muon_steps, self.hidden_size
+        return [matrix_step(u, lr=lr, steps=steps, hidden_size=width, divisor=divisor) for u in directions]
 
     def _flat(self, rows: Rows) -> Tensor:
         """The fp32 tensor of the optimizer that the matrix's parameter lies in."""
