@@ -13,7 +13,7 @@ MODELS = {
     "full_swiglu": "full-rank SwiGLU",
 }
 OPTIMIZERS = {"adamw": "AdamW", "loro": "LORO", "spectron": "Spectron", "muon": "Muon"}
-SHORT, LONG = 300, 1500
+SHORT, LONG, OTHER = 300, 1500, 0.003
 AGAINST = ("full_swiglu", "adamw")
 """Whose final perplexity the others are timed to."""
 
@@ -88,8 +88,21 @@ def with_and_without() -> str:
 
 
 def transfer() -> str:
-    """Muon's rates at other widths and ranks."""
-    rows = [row for row in _rows() if (row["model"], row["optimizer"], row["steps"]) == ("elas", "muon", SHORT)]
+    """Muon's rates at several widths and ranks, all else at the same rate."""
+    return _by_rate([row for row in _muon_rates() if row["lr_other"] == OTHER])
+
+
+def unscaled() -> str:
+    """Muon's rates at several widths without the factor √(256/h), which changes nothing at 256."""
+    plain = [row for row in _muon_rates() if (row["width"], row["rank"]) == (256, 64)]
+    return _by_rate([*plain, *json.loads((RESULTS / "optimizers_unscaled.json").read_text())])
+
+
+def _muon_rates() -> list[dict]:
+    return [row for row in _rows() if (row["model"], row["optimizer"], row["steps"]) == ("elas", "muon", SHORT)]
+
+
+def _by_rate(rows: list[dict]) -> str:
     columns = sorted({(row["lr"], row["lr_other"]) for row in rows})
     lines = ["| width, rank | " + " | ".join(f"{lr:g} / {other:g}" for lr, other in columns) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")

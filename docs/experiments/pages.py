@@ -15,6 +15,7 @@ page and the result files differ, as a test does.
 | step_SHAPE_DTYPE.json, recompute_4x256_bfloat16.json | `elas bench step --preset 350m --layers 8 …` (docs/memory.md) |
 | micro_batch.json, loss.json, dry_run.json, report.json, metrics_cost.json | `python docs/experiments/NAME.py` |
 | optimizers.json | `python docs/experiments/optimizers.py rates`, `three_million`, `twins`, `transfer` |
+| optimizers_unscaled.json | `transfer` before Muon's steps had the factor √(256/h): now with rates × √(h/256) |
 | optimizer_pace.json, muon_cost.json, rebalance.json, with_and_without.json | `python docs/experiments/NAME.py` |
 | plan_check.json, plan_published.json | `python docs/experiments/NAME.py` |
 | engines.json | `python tests/export/engines.py RUN --vllm PYTHON --llama PYTHON --llama-cpp CHECKOUT --json …` |
@@ -249,6 +250,7 @@ BLOCKS = {
     "optimizer_twins": optimizer_tables.twins,
     "with_and_without": optimizer_tables.with_and_without,
     "optimizer_transfer": optimizer_tables.transfer,
+    "optimizer_unscaled": optimizer_tables.unscaled,
     "optimizer_cost": optimizer_tables.cost,
     "dry_run": memory.dry_run,
     "plan_check": plan.check,
