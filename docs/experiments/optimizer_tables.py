@@ -41,8 +41,12 @@ def long() -> str:
     pace, base = _pace(), perplexities("elas", "muon")
     goal = statistics.mean(row["ppl"] for row in _rows() if (row["model"], row["optimizer"]) == AGAINST and _long(row))
     whole = LONG * pace.get(AGAINST, math.nan)
-    found = sorted(_pairs(LONG), key=lambda pair: statistics.mean(row["ppl"] for row in pair[2]))
-    for model, optimizer, rows in found:
+    groups = [
+        (model, optimizer, [row for row in rows if _rate(row) == rate])
+        for model, optimizer, rows in _pairs(LONG)
+        for rate in dict.fromkeys(map(_rate, rows))
+    ]
+    for model, optimizer, rows in sorted(groups, key=lambda group: statistics.mean(row["ppl"] for row in group[2])):
         steps = [_steps_to(row, goal) for row in rows]
         pair = (model, optimizer)
         reached = None not in steps and pair in pace
@@ -163,7 +167,17 @@ def _pace() -> dict[tuple[str, str], float]:
 
 
 def _long(row: dict) -> bool:
-    return row["steps"] == LONG
+    """Whether it has all tokens, and the rate that was best after a fifth of them."""
+    return row["steps"] == LONG and _rate(row) == _best_rate(row["model"], row["optimizer"])
+
+
+def _best_rate(model: str, optimizer: str) -> str:
+    tuned = "elas" if model == "lowrank_relu2" else model
+    return _rate(min(next(rows for *pair, rows in _pairs(SHORT) if pair == [tuned, optimizer]), key=_perplexity))
+
+
+def _perplexity(row: dict) -> float:
+    return row["ppl"]
 
 
 def _pairs(steps: int) -> list[tuple[str, str, list[dict]]]:
