@@ -119,7 +119,7 @@ class OptimizerConfig:
     kind: Literal["adamw", "loro", "muon"] = "adamw"
     """adamw; loro: Riemannian steps on the factors; muon: orthogonalized momentum of matrices, AdamW for all else."""
     lr: Rate = 1e-3
-    """Peak learning rate; with muon, of matrices, whose steps are scaled by √(256 / model.hidden_size)."""
+    """Peak learning rate; with muon, of matrices, whose steps are scaled by √(256 / hidden size)."""
     beta1: BelowOne = 0.9
     """Decay of the first moment; with muon, of what is no matrix of a layer."""
     beta2: BelowOne = 0.95

@@ -64,7 +64,10 @@ def test_links_to_the_outside_are_listed_in_one_file():
 def test_configuration_page_has_every_key():
     text = generated.configuration()
     assert [key for key in KEYS if f"\n### {key} " not in text] == []
-    says = "Peak learning rate; with muon, of matrices, whose steps are scaled by √(256 / model.hidden_size).\n\n`float` · default `0.001` · a value from 1e-12 to 1000\n"
+    says = (
+        "Peak learning rate; with muon, of matrices, whose steps are scaled by √(256 / hidden size).\n\n"
+        "`float` · default `0.001` · a value from 1e-12 to 1000\n"
+    )
     assert says in text
 
 
