@@ -8,7 +8,7 @@ layout.
 - `rates`: every optimizer at four rates or more, 614k tokens, one seed.
 - `three_million`: every optimizer at its best rate, 3.07 M tokens, three seeds.
 - `twins`: ELAS and the same without 2:4 under each optimizer, 3.07 M tokens, three seeds.
-- `transfer`: Muon's rates at widths 128, 256 and 512 and at ranks h/8, h/4 and h/2.
+- `transfer`: Muon's and Spectron's rates at widths 128, 256 and 512 and at ranks h/8, h/4 and h/2.
 """
 
 import argparse
@@ -57,7 +57,10 @@ RATES = {
     ],
 }
 """Rates, and of what is no matrix."""
-TRANSFERRED = [(0.0045, 0.003), (0.006, 0.003), (0.003, 0.003), (0.009, 0.003)]
+TRANSFERRED = {
+    "muon": [(0.0045, 0.003), (0.006, 0.003), (0.003, 0.003), (0.009, 0.003)],
+    "spectron": [(0.025, 0.003), (0.0375, 0.003), (0.0175, 0.003)],
+}
 SHORT, LONG, SEEDS = 300, 1500, (1, 2, 3)
 
 
@@ -136,7 +139,12 @@ def twins() -> list[Run]:
 def transfer() -> list[Run]:
     """Other widths and ranks."""
     sizes = [(512, 128), (128, 32), (256, 64), (256, 32), (256, 128)]
-    return [Run("elas", "muon", *rate, SHORT, 1, *size) for size in sizes for rate in TRANSFERRED]
+    return [
+        Run("elas", name, *rate, SHORT, 1, *size)
+        for name, rates in TRANSFERRED.items()
+        for size in sizes
+        for rate in rates
+    ]
 
 
 STUDIES = {"rates": rates, "three_million": three_million, "twins": twins, "transfer": transfer}
