@@ -81,7 +81,6 @@ def variant_config(variant: str, shape: Shape, dtype: str) -> Config:
         "train.dtype": dtype,
         "optimizer.kind": "adamw",  # for all alike, as of transformers' Llama
         "optimizer.lr": LEARNING_RATE,
-        "optimizer.lr_other": None,
         "parallel.zero": shape.zero,
         **overrides,
     }

@@ -25,7 +25,7 @@ def unreached(config: Config, start: int = 0) -> list[str]:
     if start >= config.train.steps:
         return []
     found = (*_sparsity(config), *_learning_rate(config), *_loro(config, start), *_events(config, start),
-             *_spikes(config, start), *_pairs(config))  # fmt: skip
+             *_spikes(config, start), *_pairs(config), *_normalize(config))  # fmt: skip
     return [f"{key}={_value(config, key)!r}: {why}; {fix}" for key, why, fix in found]
 
 
@@ -121,6 +121,12 @@ def _spikes(config: Config, start: int) -> Iterator[Line]:
 def _pairs(config: Config) -> Iterator[Line]:
     if config.low_rank.kind == "none" and config.log.pairs_every_steps not in (0, LogConfig.pairs_every_steps):
         yield "log.pairs_every_steps", "a full-rank model has no factor pairs to measure", "leave it out"
+
+
+def _normalize(config: Config) -> Iterator[Line]:
+    if config.low_rank.kind == "none" and config.optimizer.normalize == "spectron":
+        why = "a full-rank model has no factor pairs, so the steps are plain Muon's, whose rates are about a fifth"
+        yield "optimizer.normalize", why, f"set it to none, and optimizer.lr={config.optimizer.lr:g} to such a rate"
 
 
 def _due(every: int, start: int, last: int) -> bool:

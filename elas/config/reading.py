@@ -10,7 +10,7 @@ import yaml
 
 from elas.config.hints import unknown_key, wrong_type
 from elas.config.kinds import name_of, parts_of, plain
-from elas.config.schema import KEYS, SECTIONS, Config, field_type
+from elas.config.schema import KEYS, OWN_SETTINGS, SECTIONS, Config, OptimizerConfig, field_type
 from elas.config.shares import resolve_shares
 from elas.errors import ConfigError, UserError
 
@@ -79,7 +79,25 @@ def _with_base(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if base in (*seen, source, str(Path(source).resolve())):
         raise ConfigError("base", base, f"in {source} is circular", "remove it")
     # Merged by key, not by section: an empty section (`model:`) must not hide the base's.
-    return {**_with_base(base, (*seen, source)), **flatten(values)}
+    return _over(_with_base(base, (*seen, source)), flatten(values))
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` in place of `below`, by dotted key; another optimizer does not take over what only the former has.
+
+    Raises:
+        ConfigError: another optimizer, and the learning rate would be that of the former.
+    """
+    key, rate = "optimizer.kind", "optimizer.lr"
+    before = below.get(key, OptimizerConfig.kind)
+    after = above.get(key, before)
+    if after == before or after not in list(OWN_SETTINGS):  # a mistake, which is reported when types are checked
+        return {**below, **above}
+    if rate in below and rate not in above:
+        why = f"takes other learning rates than {before}, whose is {rate}={below[rate]}"
+        raise ConfigError(key, after, why, f"give {rate} as well")
+    own = {f"optimizer.{name}" for name in OWN_SETTINGS.get(before, ())}
+    return {**{name: value for name, value in below.items() if name not in own}, **above}
 
 
 def _read_one(source: str) -> tuple[dict[str, Any], Path]:
@@ -263,4 +281,4 @@ def load_config(source: str | None = None, overrides: dict[str, Any] | None = No
         ConfigError: one line naming key, value and fix.
     """
     flat = read_yaml(source) if source else {}
-    return from_flat({**flat, **flatten(overrides or {})})
+    return from_flat(_over(flat, flatten(overrides or {})))

@@ -12,7 +12,7 @@ from elas.config import KEYS, Config, ffn_width
 from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_stage
 from elas.config.kinds import LARGEST, Range, range_of
 from elas.config.pruning import check_split
-from elas.config.schema import SPARSITY_KEYS, OptimizerConfig, field_type
+from elas.config.schema import OWN_SETTINGS, SPARSITY_KEYS, OptimizerConfig, field_type
 from elas.errors import ConfigError
 
 MOST_SAMPLES = 10**10  # the order of a run's samples is an array in memory
@@ -98,24 +98,15 @@ def _schedule(config: Config) -> None:
         raise ConfigError("schedule.decay_steps", schedule.decay_steps, f"longer than train.steps={steps}", fix)
 
 
-_OF_OPTIMIZERS = {"muon": ("lr_other", "momentum", "muon_steps", "normalize"), "loro": ("exact_every", "refresh")}
-"""Settings that one kind of optimizer has."""
-
-
 def _optimizer(config: Config) -> None:
     optimizer, kind = config.optimizer, config.low_rank.kind
-    for of, names in _OF_OPTIMIZERS.items():
+    for of, names in OWN_SETTINGS.items():
         for name in names:
             value, default = getattr(optimizer, name), getattr(OptimizerConfig, name)
             if optimizer.kind != of and value != default:
                 why = f"is of {of} alone, and optimizer.kind is {optimizer.kind}"
                 fix = f"leave it out, or set it to {'null' if default is None else default}"
-                if name == "lr_other":  # of a preset that was changed to another optimizer
-                    fix += f", and optimizer.lr to a rate of {optimizer.kind}'s"
                 raise ConfigError(f"optimizer.{name}", value, why, fix)
-    if optimizer.normalize == "spectron" and kind == "none":
-        why = "divides by the norms of two factors, but the model is full rank"
-        raise ConfigError("optimizer.normalize", "spectron", why, "set it to none, or low_rank.kind to lowrank")
     rate = max(optimizer.lr, optimizer.lr_other or 0)
     if optimizer.weight_decay * rate >= 1:  # a step multiplies weights by 1 - rate * decay
         why = f"times a learning rate of {rate:g} is not below 1, so a step would take whole weights away"

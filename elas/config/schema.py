@@ -144,6 +144,14 @@ class OptimizerConfig:
     """Zero all moments after each exact step (loro only); only: zero them without the exact step; none: never."""
 
 
+OWN_SETTINGS = {
+    "adamw": (),
+    "loro": ("exact_every", "refresh"),
+    "muon": ("lr_other", "momentum", "muon_steps", "normalize"),
+}
+"""Settings of `optimizer` that one kind alone has."""
+
+
 @dataclass(kw_only=True)
 class ScheduleConfig:
     """Learning-rate schedule."""

@@ -57,7 +57,8 @@ class MuonCycle:
         self.engine, self.config, self.exchange = engine, config, Exchange(engine)
         self.hidden_size = engine.config.model.hidden_size
         pairs: list[tuple[Rows, ...]] = list(pairs_of(engine.chunks))
-        if config.normalize == "none":
+        self.spectron = config.normalize == "spectron" and bool(pairs)
+        if not self.spectron:
             pairs = [(one,) for pair in pairs for one in pair]
         self.units = [*pairs, *((one,) for one in matrices_of(engine.chunks))]
         self._sent = 0
@@ -91,8 +92,7 @@ class MuonCycle:
         def direction(fragment: Fragment) -> Tensor:
             return directions[fragment.flat].view(-1).narrow(0, fragment.offset, fragment.numel)
 
-        spectron = self.config.normalize == "spectron"
-        sources: tuple[Values, ...] = (direction, Fragment.master) if spectron else (direction,)
+        sources: tuple[Values, ...] = (direction, Fragment.master) if self.spectron else (direction,)
         self.exchange.begin()
         units = [unit for unit in self.units if self._flat(unit[0]) in directions]
         sizes = (sum(math.prod(self.exchange.shape(rows)) for rows in unit) for unit in units)
@@ -104,7 +104,7 @@ class MuonCycle:
             mine = iter(self.exchange.gather(wanted))
             new: list[Tensor] = []
             for unit in next((units for units, owner in owned if owner == self.exchange.rank), ()):
-                new += self._steps([next(mine) for _ in unit], [next(mine) for _ in unit] if spectron else [], lr)
+                new += self._steps([next(mine) for _ in unit], [next(mine) for _ in unit] if self.spectron else [], lr)
             changed = [([rows for unit in units for rows in unit], owner) for units, owner in owned]
             for fragment, offset, step in self.exchange.give_back(changed, new):
                 apply_step(fragment.master().narrow(0, offset, step.numel()), step, lr * self.config.weight_decay)

@@ -42,6 +42,11 @@ def matrix_parameters(config: Config) -> int:
     return layers * (layer_parameters(config, config.parallel.tensor) - 2 * config.model.hidden_size)
 
 
+def divides_pairs(config: Config) -> bool:
+    """Whether steps are divided by the norms of factors, so that owners need weights as well as momenta."""
+    return config.optimizer.normalize == "spectron" and config.low_rank.kind != "none"
+
+
 def check_sub_groups(config: Config, world_size: int) -> None:
     """Check that ZeRO 3 steps both factors of every pair at once where `normalize: spectron` divides by both norms.
 
@@ -55,7 +60,7 @@ def check_sub_groups(config: Config, world_size: int) -> None:
         ConfigError: it may be more than one.
     """
     zero = read_deepspeed_json(config).get("zero_optimization", {})
-    if config.optimizer.normalize != "spectron" or zero.get("stage", 0) != 3:
+    if not divides_pairs(config) or zero.get("stage", 0) != 3:
         return
     t = config.parallel.tensor
     sizes = (one.n * one.k // (t if one.split else 1) for one in matrices(config))
@@ -91,7 +96,7 @@ def exchanged_bytes(config: Config, world_size: int, stage: int) -> float:
     t, p = config.parallel.tensor, config.parallel.pipeline
     ranks = world_size // p
     layers = config.model.num_layers // p
-    sources = 2 if config.optimizer.normalize == "spectron" else 1
+    sources = 2 if divides_pairs(config) else 1
     total = 0.0
     for one in matrices(config):
         size = one.n * one.k

@@ -25,7 +25,7 @@ SHAPE = {
     "model.vocab_size": 8192,
     "sparsity.dense_steps": 0,
     "optimizer.kind": "adamw",  # Muon moves matrices between ranks as well, once for a whole global batch
-    "optimizer.lr_other": None,
+    "optimizer.lr": 1e-4,
 }
 SCRIPT = Path(__file__).with_name("link_steps.py")
 

@@ -7,7 +7,7 @@ from elas import cli
 from elas.config import load_config
 from elas.config.phases import SPIKE_WINDOW, unreached
 
-LORO = {"optimizer.kind": "loro", "optimizer.exact_every": 20}
+LORO = {"optimizer.kind": "loro", "optimizer.lr": 0.006, "optimizer.exact_every": 20}
 QUIET = {
     "train.steps": 50, "sparsity.dense_steps": 10, "schedule.warmup_steps": 5, "train.eval_every": 10,
     "checkpoint.every_steps": 10, "log.every_steps": 5,

@@ -8,6 +8,7 @@ from elas.config import load_config
 from elas.config.describe import describe_optimizer
 from elas.config.phases import unreached
 from elas.config.rules import validate
+from elas.config.schema import OptimizerConfig
 from elas.errors import UserError
 from elas.plan.muon import check_sub_groups, matrix_parameters
 
@@ -23,7 +24,6 @@ MISTAKES = [
     ({"optimizer.muon_steps": 21}, "optimizer.muon_steps=21: out of range"),
     ({"optimizer.normalize": "spectral"}, "did you mean 'spectron'"),
     ({"optimizer.kind": "moun"}, "did you mean 'muon'"),
-    ({"optimizer.normalize": "spectron", "low_rank.kind": "none"}, "but the model is full rank"),
     ({"optimizer.kind": "adamw", "optimizer.momentum": 0.9}, "is of muon alone, and optimizer.kind is adamw"),
     ({"optimizer.kind": "loro", "optimizer.lr_other": 0.1}, "leave it out, or set it to null"),
     ({"optimizer.exact_every": 7}, "is of loro alone, and optimizer.kind is muon"),
@@ -74,6 +74,7 @@ def test_spectron_under_zero_3_wants_its_pairs_in_one_sub_group(tmp_path):
     check(all_of_them)
     check(all_of_them // 2, world=2)
     check(1000, **{"optimizer.normalize": "none"})
+    check(1000, **{"low_rank.kind": "none"})  # no pairs
     with pytest.raises(UserError, match=f"set zero_optimization.sub_group_size to {all_of_them} or more"):
         check(all_of_them - 1)
     with pytest.raises(UserError, match="ZeRO 3 may part them: sub-groups of 1,000 weights"):
@@ -86,12 +87,51 @@ def test_measuring_pairs_of_a_full_rank_model_warns():
     assert not any("no factor pairs" in line for line in unreached(load_config(None, full)))
 
 
+def test_spectron_at_full_rank_warns_that_steps_are_plain_muons():
+    config = load_config("quickstart", {"low_rank.kind": "none"})
+    (line,) = [line for line in unreached(config) if line.startswith("optimizer.normalize='spectron'")]
+    assert "whose rates are about a fifth; set it to none, and optimizer.lr=0.025 to such a rate" in line
+    assert not any("normalize" in line for line in unreached(load_config("quickstart")))
+
+
+def test_another_optimizer_wants_its_rate_and_leaves_the_formers_settings_out(tmp_path):
+    preset = load_config("quickstart").optimizer
+    assert (preset.normalize, preset.lr_other) == ("spectron", 0.003)
+    adamw = load_config("quickstart", {"optimizer.kind": "adamw", "optimizer.lr": 0.0015})
+    validate(adamw, 1)
+    assert (adamw.optimizer.lr, adamw.optimizer.lr_other, adamw.optimizer.normalize) == (0.0015, None, "none")
+    assert adamw.optimizer.weight_decay == preset.weight_decay
+    muon = load_config("60m-loro", {"optimizer.kind": "muon", "optimizer.lr": 0.0045, "schedule.kind": "cosine"})
+    validate(muon, 1)
+    assert muon.optimizer.exact_every == OptimizerConfig.exact_every
+    kept = load_config("quickstart", {"optimizer.kind": "muon", "optimizer.lr": 0.02})
+    assert (kept.optimizer.normalize, kept.optimizer.lr_other) == ("spectron", 0.003)
+
+    (tmp_path / "mine.yaml").write_text("base: quickstart\noptimizer:\n  kind: loro\n")
+    for source, settings in (("quickstart", {"optimizer.kind": "loro"}), (str(tmp_path / "mine.yaml"), {})):
+        with pytest.raises(
+            UserError, match=r"other learning rates than muon, whose is optimizer\.lr=0\.025; give"
+        ) as raised:
+            load_config(source, settings)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=r"is of muon alone, and optimizer\.kind is adamw"):  # given, not taken over
+        validate(
+            load_config(
+                "quickstart", {"optimizer.kind": "adamw", "optimizer.lr": 0.1, "optimizer.normalize": "spectron"}
+            ),
+            1,
+        )
+    for wrong in ("moun", ["adamw"], None):
+        with pytest.raises(UserError, match=r"optimizer\.kind"):
+            load_config("quickstart", {"optimizer.kind": wrong})
+
+
 @pytest.mark.parametrize(
     "preset, settings, says",
     [
-        ("quickstart", {}, "Muon 0.006, all else AdamW 0.003, weight decay 0.01"),
-        ("quickstart", {"optimizer.lr_other": None}, "Muon 0.006, all else AdamW 0.006, weight decay 0.01"),
-        ("quickstart", {"optimizer.normalize": "spectron"}, "Muon with Spectron's steps 0.006, all else AdamW 0.003"),
+        ("quickstart", {}, "Muon with Spectron's steps 0.025, all else AdamW 0.003, weight decay 0.01"),
+        ("quickstart", {"optimizer.lr_other": None}, "Spectron's steps 0.025, all else AdamW 0.025, weight decay 0.01"),
+        ("quickstart", {"optimizer.normalize": "none"}, "Muon 0.025, all else AdamW 0.003, weight decay 0.01"),
         ("60m-loro", {}, "LORO 0.01, weight decay 0"),
         ("60m-full", {}, "AdamW 0.001, weight decay 0"),
     ],

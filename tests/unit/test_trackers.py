@@ -128,7 +128,8 @@ def test_a_tracker_that_fails_is_one_line_and_delays_nothing(fake, how, monkeypa
     fake.how(how)
     monkeypatch.setattr(trackers, "OPEN_S", 3.0 if how == "hangs in init" else 60.0)
     monkeypatch.setattr(trackers, "CLOSE_S", 3.0 if "hangs" in how else 60.0)
-    monkeypatch.setattr(tracker_process, "MOST_PENDING", 2**18)
+    if how == "hangs in log":  # a child that dies may be slow to do so on a busy machine
+        monkeypatch.setattr(tracker_process, "MOST_PENDING", 2**18)
     opened = fake.open("trackio", "tensorboard")
     values = {f"metrics/{number}": 1.0 for number in range(200)}  # about 4 kB; the pipe takes 64 kB
     begun, step, longest = time.monotonic(), 0, 0.0
