@@ -8,6 +8,12 @@ import optimizer_tables
 
 RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = ("full-rank SwiGLU", "low-rank relu²", "ELAS")
+OPTIMIZERS = {
+    "Muon, on factors with Spectron's steps": ("muon", "spectron", "spectron"),
+    "Muon": ("muon",) * 3,
+    "AdamW": ("adamw",) * 3,
+}
+"""Of the columns, by row."""
 
 
 def table() -> str:
@@ -42,10 +48,9 @@ def table() -> str:
 def _quality(models: tuple[str, ...]) -> tuple[dict[str, list], int]:
     """Mean perplexity of each model by optimizer, None where there is none, and the number of seeds."""
     found, seeds = {}, set(range(100))
-    for key in ("muon", "adamw"):
-        by_model = [optimizer_tables.perplexities(model, key) for model in models]
-        seeds &= set.intersection(*(set(one) for one in by_model if one))
-        found[optimizer_tables.OPTIMIZERS[key]] = by_model
+    for name, optimizers in OPTIMIZERS.items():
+        found[name] = [optimizer_tables.perplexities(*pair) for pair in zip(models, optimizers, strict=True)]
+        seeds &= set.intersection(*(set(one) for one in found[name] if one))
     means = {name: [statistics.mean(one[seed] for seed in seeds) if one else None for one in by_model]
              for name, by_model in found.items()}  # fmt: skip
     return means, len(seeds)

@@ -111,7 +111,7 @@ class MuonCycle:
 
     def _steps(self, directions: list[Tensor], weights: list[Tensor], lr: float) -> list[Tensor]:
         """Steps of a unit's matrices; `weights` with spectron, which divides those of a pair by their norms."""
-        divisor = 1 + sum(float(spectral_norm(weight)) for weight in weights) if len(weights) == 2 else 1.0
+        divisor = 1 + sum(map(spectral_norm, weights)) if len(weights) == 2 else 1.0
         steps, width = self.config.muon_steps, self.hidden_size
         return [matrix_step(u, lr=lr, steps=steps, hidden_size=width, divisor=divisor) for u in directions]
 

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from elas.optim.muon import COEFFICIENTS, apply_step, matrix_step, orthogonalized, spectral_norm
+from elas.optim.muon import (
+    COEFFICIENTS,
+    apply_step,
+    largest_by_squaring,
+    matrix_step,
+    orthogonalized,
+    spectral_norm,
+)
 
 pytestmark = pytest.mark.any_device
 
@@ -60,8 +67,21 @@ def test_the_divisor_is_that_of_spectral_norms():
     torch.manual_seed(0)
     weight, u = torch.randn(20, 6), torch.randn(20, 6)
     assert spectral_norm(weight) == pytest.approx(float(torch.linalg.matrix_norm(weight.double(), 2)), rel=1e-10)
+    assert largest_by_squaring(torch.zeros(3, 3, dtype=torch.float64)) == 0
     whole, half = (matrix_step(u, lr=0.1, steps=5, hidden_size=256, divisor=divisor) for divisor in (1.0, 2.0))
     torch.testing.assert_close(half, whole / 2, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", (1e-30, 1.0, 1e30))
+@pytest.mark.parametrize("gap", (0.0, 1e-9, 2.0**-24 * 7, 1e-4, 0.5, 1.0))
+def test_the_largest_eigenvalue_by_squaring(gap, size):
+    """All others lie at the same distance below it, which is the worst case."""
+    torch.manual_seed(0)
+    base = torch.linalg.qr(torch.randn(96, 96, dtype=torch.float64)).Q
+    values = torch.full((96,), 1 - gap, dtype=torch.float64)
+    values[0] = 1
+    found = float(largest_by_squaring((base * values * size) @ base.T)) / size
+    assert 1 - 4e-7 <= found <= 1 + 1e-12
 
 
 @pytest.mark.parametrize("shape", SHAPES[:2])
