@@ -92,18 +92,22 @@ def with_and_without() -> str:
 
 
 def transfer() -> str:
-    """Muon's rates at several widths and ranks, all else at the same rate."""
-    return _by_rate([row for row in _muon_rates() if row["lr_other"] == OTHER])
+    """Rates at several widths and ranks, all else at the same rate."""
+    tables = [
+        f"{OPTIMIZERS[name]}:\n\n{_by_rate([row for row in _rates_of(name) if row['lr_other'] == OTHER])}"
+        for name in ("spectron", "muon")
+    ]
+    return "\n".join(tables)
 
 
 def unscaled() -> str:
     """Muon's rates at several widths without the factor √(256/h), which changes nothing at 256."""
-    plain = [row for row in _muon_rates() if (row["width"], row["rank"]) == (256, 64)]
+    plain = [row for row in _rates_of("muon") if (row["width"], row["rank"]) == (256, 64)]
     return _by_rate([*plain, *json.loads((RESULTS / "optimizers_unscaled.json").read_text())])
 
 
-def _muon_rates() -> list[dict]:
-    return [row for row in _rows() if (row["model"], row["optimizer"], row["steps"]) == ("elas", "muon", SHORT)]
+def _rates_of(optimizer: str) -> list[dict]:
+    return [row for row in _rows() if (row["model"], row["optimizer"], row["steps"]) == ("elas", optimizer, SHORT)]
 
 
 def _by_rate(rows: list[dict]) -> str:

@@ -25,7 +25,7 @@ MODELS = {
     "cola": {"low_rank.kind": "cola", "model.activation": "swiglu", "sparsity.kind": "none"},
     "full-swiglu": {"low_rank.kind": "none", "model.activation": "swiglu", "sparsity.kind": "none"},
     "full-grouped": {"low_rank.kind": "none", "model.num_query_groups": 2, "sparsity.kind": "none"},
-    "spectron": {"optimizer.normalize": "spectron", "optimizer.lr": 0.05},
+    "spectron": {"optimizer.normalize": "spectron", "optimizer.lr": 0.025},
 }
 LAYOUTS = {
     "tp2": (2, layout(tensor=2)),
@@ -45,6 +45,8 @@ LAYOUTS = {
 
 SHORT = 10
 """Steps of other models than ELAS."""
+WHOLE = ("elas", "spectron")
+"""Trained for all steps, on every layout: plain Muon, and what the presets have."""
 
 
 def curve_without_a_part(overrides: dict, steps: int) -> list[tuple[float, float]]:
@@ -108,12 +110,13 @@ def deviation(ranks: int, parallel: dict, model: str, steps: int = STEPS, change
     return max(abs(x / y - 1) for x, y in zip(ours, losses(1, ALONE, model, steps), strict=True))
 
 
+@pytest.mark.parametrize("model", WHOLE)
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_takes_the_same_steps(name):
-    assert deviation(*LAYOUTS[name], "elas") <= 2e-5
+def test_every_layout_takes_the_same_steps(name, model):
+    assert deviation(*LAYOUTS[name], model) <= 2e-5
 
 
-@pytest.mark.parametrize("model", [name for name in MODELS if name != "elas"])
+@pytest.mark.parametrize("model", [name for name in MODELS if name not in WHOLE])
 @pytest.mark.parametrize("name", ["tp2-pp2", "dp2-zero0", "dp2-zero3"])
 def test_every_model_takes_the_same_steps(model, name):
     """Stacked weights are their own matrices whether they are split or not."""
@@ -131,13 +134,14 @@ def test_models_and_normalizations_are_not_the_same():
     assert all(curve[-1] < curve[0] - 0.1 for curve in curves)
 
 
-def test_bf16_follows_fp32():
+@pytest.mark.parametrize("model", WHOLE)
+def test_bf16_follows_fp32(model):
     bf16 = (("train.dtype", "bfloat16"),)
-    assert deviation(1, layout(), "elas", STEPS, bf16) <= 2e-2
-    alone = losses(1, ALONE, "elas", STEPS, bf16)
+    assert deviation(1, layout(), model, STEPS, bf16) <= 2e-2
+    alone = losses(1, ALONE, model, STEPS, bf16)
     for name in ("tp2-pp2", "dp2-zero1", "dp2-zero3"):
         ranks, parallel = LAYOUTS[name]
-        ours = losses(ranks, tuple(parallel.items()), "elas", STEPS, bf16)
+        ours = losses(ranks, tuple(parallel.items()), model, STEPS, bf16)
         assert max(abs(x / y - 1) for x, y in zip(ours, alone, strict=True)) <= 2e-3
 
 

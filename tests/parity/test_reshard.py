@@ -42,6 +42,7 @@ PAIRS = [
 MODELS = {
     "loro": {"optimizer.kind": "loro", "optimizer.exact_every": 4},
     "muon": {"optimizer.kind": "muon", "optimizer.lr": 6e-3, "optimizer.lr_other": 3e-3},
+    "spectron": {"optimizer.kind": "muon", "optimizer.lr": 0.025, "optimizer.normalize": "spectron"},
     "full-swiglu": {"low_rank.kind": "none", "model.activation": "swiglu", "sparsity.kind": "none"},
     "tied-grouped": {"model.tie_embeddings": True, "model.num_query_groups": 2},
     "bf16": {"train.dtype": "bfloat16"},
@@ -52,6 +53,8 @@ WITH_MODELS = [
     ("muon", "tp2-pp2-zero1", "dp2-zero3"),
     ("muon", "dp2-zero3", "one"),
     ("muon", "one", "tp2-sp-zero1"),
+    ("spectron", "tp2-pp2-zero1", "dp2-zero3"),
+    ("spectron", "dp2-zero3", "one"),
     ("full-swiglu", "tp2-zero1", "dp4-zero3"),
     ("full-swiglu", "dp2-zero3", "tp4"),
     ("tied-grouped", "pp2-zero1", "tp2-zero1"),
