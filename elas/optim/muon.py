@@ -11,7 +11,7 @@ polynomial, which multiplies them by 500, is steepest. Hence fp64, in which the 
 0.2·√max(n, k) makes the step as large as AdamW's usually is, so that learning rates are of a kind (Liu et al., 2025).
 With √(256/h) its largest singular value does not grow with h, as that of the weights does not, and a rate that is good
 at one width is at others (measured in docs/results.md). 256 is where rates were tuned first: nothing changes there.
-`normalize: spectron` divides the step of a pair by ‖factor_out‖₂ + ‖factor_in‖₂ + 1.
+`normalize: spectron` (Janson et al., 2026) divides the step of a pair by ‖factor_out‖₂ + ‖factor_in‖₂ + 1.
 
 The optimizer here is element-wise, as ZeRO's flat partitions require: it moves momenta, and all that is no matrix by
 AdamW. At the end of its step it calls `move_matrices`, which `elas.engine.muon_cycle` gives it.
