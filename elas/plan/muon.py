@@ -12,6 +12,8 @@ from elas.plan.counts import key_value_width, layer_parameters
 
 SUB_GROUP = 1_000_000_000
 """DeepSpeed's `sub_group_size` where a JSON has none."""
+SQUARINGS = 24
+"""That of `elas.optim.muon`, which would import torch."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +74,24 @@ def check_sub_groups(config: Config, world_size: int) -> None:
         raise ConfigError("optimizer.normalize", "spectron", why, fix)
 
 
-def iteration_flops(config: Config) -> float:
-    """fp64 FLOPs with which one pipeline stage orthogonalizes its matrices in a step.
+def iteration_flops(config: Config, device: str) -> float:
+    """fp64 FLOPs of products with which one pipeline stage orthogonalizes its matrices in a step.
 
     A matrix's Gram matrix and the product with its polynomial have 2·n·k² each with k the shorter side; a step of the
-    iteration has four products of k × k, the first one fewer, the last two fewer.
+    iteration has four products of k × k, the first one fewer, the last two fewer. With `normalize: spectron` the
+    largest singular value of a factor takes its own Gram matrix and, on a GPU, products of k × k alone.
+
+    Args:
+        config: with Muon.
+        device: cuda or cpu.
     """
     layers, steps = config.model.num_layers // config.parallel.pipeline, config.optimizer.muon_steps
     total = 0.0
     for one in matrices(config):
         n, k = max(one.n, one.k), min(one.n, one.k)
         total += 4 * n * k**2 + 2 * (4 * steps - 3) * k**3
+        if divides_pairs(config):
+            total += 2 * n * k**2 + (2 * SQUARINGS * k**3 if device == "cuda" else 0)
     return layers * total
 
 

@@ -112,7 +112,7 @@ def step_time(config: Config, world_size: int, machine: Machine, sent: Traffic) 
         pipeline=pace.shared * _messages(config, machine, sent, micro_batches),
         bubble=alone * fill / v,
         data=pace.shared * (reduction + _exchange(world_size, machine, sent)),
-        update=pace.shared * (update + _iterations(config, pace.rates, world_size)),
+        update=pace.shared * (update + _iterations(config, pace.rates, world_size, machine.device)),
         host=steady * slowest.host + pace.shared * pace.rates.host_step_s,
     )
     return _beside_gpu(times, p, v, micro_batches) if pace.overlaps else times
@@ -144,11 +144,11 @@ def _exchange(world_size: int, machine: Machine, sent: Traffic) -> float:
     return sent.matrices / link.bytes_per_s + 2 * link.latency_s
 
 
-def _iterations(config: Config, rates: Rates, world_size: int) -> float:
+def _iterations(config: Config, rates: Rates, world_size: int, device: str) -> float:
     """Seconds in which a rank orthogonalizes the matrices that it owns."""
     if config.optimizer.kind != "muon":
         return 0.0
-    return iteration_flops(config) / (world_size // config.parallel.pipeline) / rates.iteration
+    return iteration_flops(config, device) / (world_size // config.parallel.pipeline) / rates.iteration
 
 
 def _zero(config: Config) -> int:

@@ -65,10 +65,14 @@ def components(config: Config, world: int, machine: Machine, ranks: list[dict[st
         ranks: what `check_rank` found, by rank.
     """
     time = step_time(config, world, machine, traffic(config, world))
-    return [*_exact(config, world, ranks), *_memory(config, world, machine, ranks), *_times(time, machine, ranks)]
+    return [
+        *_exact(config, world, machine.device, ranks),
+        *_memory(config, world, machine, ranks),
+        *_times(time, machine, ranks),
+    ]
 
 
-def _exact(config: Config, world: int, ranks: list[dict[str, Any]]) -> list[Component]:
+def _exact(config: Config, world: int, device: str, ranks: list[dict[str, Any]]) -> list[Component]:
     train, tokens = config.train, config.train.global_batch_size * config.model.seq_length
     e = 4 if train.dtype == "float32" else 2
     dp = world // (config.parallel.tensor * config.parallel.pipeline)
@@ -76,7 +80,7 @@ def _exact(config: Config, world: int, ranks: list[dict[str, Any]]) -> list[Comp
     each = token_bytes(config, e) * train.micro_batch_size * config.model.seq_length
     kept = max(one["account"]["layers"] / one["layers"] for one in ranks) / micro_batches
     sent = asdict(traffic(config, world))
-    muon = config.parallel.pipeline * iteration_flops(config) if config.optimizer.kind == "muon" else 0.0
+    muon = config.parallel.pipeline * iteration_flops(config, device) if config.optimizer.kind == "muon" else 0.0
     return [
         Component("parameters", "", parameter_count(config), ranks[0]["parameters"], 0.0),
         Component("parameters of a rank", "", rank_parameters(config), _most(ranks, "rank_parameters"), 0.0),

@@ -10,6 +10,7 @@ from elas.config.phases import unreached
 from elas.config.rules import validate
 from elas.config.schema import OptimizerConfig
 from elas.errors import UserError
+from elas.plan import muon as plan
 from elas.plan.muon import check_sub_groups, matrix_parameters
 
 BASE = {"optimizer.kind": "muon", "data.train": "x"}
@@ -79,6 +80,23 @@ def test_spectron_under_zero_3_wants_its_pairs_in_one_sub_group(tmp_path):
         check(all_of_them - 1)
     with pytest.raises(UserError, match="ZeRO 3 may part them: sub-groups of 1,000 weights"):
         check(1000, world=2)
+
+
+def test_the_plan_counts_the_products_of_spectral_norms():
+    from elas.optim import muon
+
+    assert plan.SQUARINGS == muon.SQUARINGS
+    spectron = load_config("60m")
+    plain = load_config("60m", {"optimizer.normalize": "none"})
+    full = {"low_rank.kind": "none"}
+    cpu, gpu = (
+        plan.iteration_flops(spectron, device) - plan.iteration_flops(plain, device) for device in ("cpu", "cuda")
+    )
+    factors = [(max(one.n, one.k), min(one.n, one.k)) for one in plan.matrices(spectron)]
+    assert cpu == 8 * sum(2 * n * k**2 for n, k in factors)
+    assert gpu - cpu == 8 * sum(48 * k**3 for _, k in factors)
+    assert len({plan.iteration_flops(load_config("60m", full | {"optimizer.normalize": how}), "cuda")
+                for how in ("none", "spectron")}) == 1  # fmt: skip
 
 
 def test_measuring_pairs_of_a_full_rank_model_warns():
