@@ -91,12 +91,13 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     key, rate = "optimizer.kind", "optimizer.lr"
     before = below.get(key, OptimizerConfig.kind)
     after = above.get(key, before)
-    if after == before or after not in list(OWN_SETTINGS):  # a mistake, which is reported when types are checked
+    kinds = list(OWN_SETTINGS)
+    if after == before or before not in kinds or after not in kinds:  # of another type: reported when they are checked
         return {**below, **above}
     if rate in below and rate not in above:
         why = f"takes other learning rates than {before}, whose is {rate}={below[rate]}"
         raise ConfigError(key, after, why, f"give {rate} as well")
-    own = {f"optimizer.{name}" for name in OWN_SETTINGS.get(before, ())}
+    own = {f"optimizer.{name}" for name in OWN_SETTINGS[before]}
     return {**{name: value for name, value in below.items() if name not in own}, **above}
 
 

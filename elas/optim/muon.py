@@ -29,6 +29,7 @@ from elas.optim.adamw import Guarded, never, parameter_groups
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of a step (Jordan's): the fastest growth of small singular values, at the price of results in 0.7 … 1.2."""
 SQUARINGS = 24
+"""With which the largest eigenvalue is found by products."""
 RMS, WIDTH = 0.2, 256
 """Root mean square of an entry of a step, as of AdamW's, in a model of this hidden size."""
 

@@ -139,6 +139,8 @@ def test_another_optimizer_wants_its_rate_and_leaves_the_formers_settings_out(tm
             ),
             1,
         )
+    (tmp_path / "list.yaml").write_text("optimizer:\n  kind: [muon]\n")
+    assert load_config(str(tmp_path / "list.yaml"), {"optimizer.kind": "loro"}).optimizer.kind == "loro"
     for wrong in ("moun", ["adamw"], None):
         with pytest.raises(UserError, match=r"optimizer\.kind"):
             load_config("quickstart", {"optimizer.kind": wrong})
