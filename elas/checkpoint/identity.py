@@ -97,7 +97,7 @@ def check_same_run(config: Config, now: dict[str, Any], checkpoint: Checkpoint) 
             old = typed(written, key) if known else then[key]
             why = f"the checkpoint {checkpoint.path} was written with {key}={old!r}"
             if key.startswith("optimizer."):
-                fix += f"; or start from its weights alone: checkpoint.init_from={checkpoint.path}"
+                fix += f"; or, in another train.run_dir, start from its weights: checkpoint.init_from={checkpoint.path}"
             raise ConfigError(key, typed(config, key), why, fix)
     if checkpoint.is_start:  # no sample was drawn, so any corpus may follow
         return

@@ -5,7 +5,16 @@
 high: dataclass default, YAML file, command line.
 """
 
-from elas.config.reading import flatten, from_flat, load_config, presets, read_yaml, split_overrides, split_settings
+from elas.config.reading import (
+    flatten,
+    from_flat,
+    laid_over,
+    load_config,
+    presets,
+    read_yaml,
+    split_overrides,
+    split_settings,
+)
 from elas.config.schema import (
     KEYS,
     SECTIONS,
@@ -43,6 +52,7 @@ __all__ = [
     "ffn_width",
     "flatten",
     "from_flat",
+    "laid_over",
     "load_config",
     "presets",
     "read_yaml",

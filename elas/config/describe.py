@@ -16,7 +16,7 @@ def describe_optimizer(config: Config) -> str:
     """The optimizer in short: `Muon 0.006, all else AdamW 0.003, weight decay 0.01`, with peak learning rates."""
     one = config.optimizer
     name = {"adamw": "AdamW", "loro": "LORO", "muon": "Muon"}[one.kind]
-    if one.normalize == "spectron":
+    if one.normalize == "spectron" and config.low_rank.kind != "none":
         name += " with Spectron's steps"
     parts = [f"{name} {one.lr:g}"]
     if one.kind == "muon":

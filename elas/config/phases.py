@@ -125,8 +125,11 @@ def _pairs(config: Config) -> Iterator[Line]:
 
 def _normalize(config: Config) -> Iterator[Line]:
     if config.low_rank.kind == "none" and config.optimizer.normalize == "spectron":
-        why = "a full-rank model has no factor pairs, so the steps are plain Muon's, whose rates are about a fifth"
-        yield "optimizer.normalize", why, f"set it to none, and optimizer.lr={config.optimizer.lr:g} to such a rate"
+        why = "a full-rank model has no factor pairs, so the steps are plain Muon's"
+        yield "optimizer.normalize", why, "set it to none, and optimizer.lr to a rate of plain Muon's, such as 0.006"
+    elif config.optimizer.normalize == "spectron" and config.optimizer.lr_other is None:
+        why = "embedding, output layer and norms take optimizer.lr, and AdamW's rates are far below those of Spectron"
+        yield "optimizer.lr_other", why, "give it, such as 0.003"
 
 
 def _due(every: int, start: int, last: int) -> bool:

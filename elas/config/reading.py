@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -79,26 +80,42 @@ def _with_base(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if base in (*seen, source, str(Path(source).resolve())):
         raise ConfigError("base", base, f"in {source} is circular", "remove it")
     # Merged by key, not by section: an empty section (`model:`) must not hide the base's.
-    return _over(_with_base(base, (*seen, source)), flatten(values))
+    return laid_over(_with_base(base, (*seen, source)), flatten(values))
 
 
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` in place of `below`, by dotted key; another optimizer does not take over what only the former has.
+_RATE = "optimizer.lr"
 
-    Raises:
-        ConfigError: another optimizer, and the learning rate would be that of the former.
+
+@dataclass(frozen=True)
+class _Former:
+    """Stands for a learning rate that was given for another optimizer, until a later layer gives one."""
+
+    rate: Any
+    optimizer: str
+
+
+def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` in place of `below`, by dotted key.
+
+    Another `optimizer.kind` leaves out what only the former has, and neither it nor another `optimizer.normalize` takes
+    over the former's learning rate: `from_flat` raises if nothing above gives one.
     """
-    key, rate = "optimizer.kind", "optimizer.lr"
-    before = below.get(key, OptimizerConfig.kind)
-    after = above.get(key, before)
-    kinds = list(OWN_SETTINGS)
-    if after == before or before not in kinds or after not in kinds:  # of another type: reported when they are checked
-        return {**below, **above}
-    if rate in below and rate not in above:
-        why = f"takes other learning rates than {before}, whose is {rate}={below[rate]}"
-        raise ConfigError(key, after, why, f"give {rate} as well")
-    own = {f"optimizer.{name}" for name in OWN_SETTINGS[before]}
-    return {**{name: value for name, value in below.items() if name not in own}, **above}
+    before, after = (one.get("optimizer.kind", OptimizerConfig.kind) for one in (below, {**below, **above}))
+    left_out = OWN_SETTINGS.get(before, ()) if isinstance(before, str) and after != before else ()
+    names = {f"optimizer.{name}" for name in left_out}
+    found = {**{key: value for key, value in below.items() if key not in names}, **above}
+    if _RATE in below and _RATE not in above:
+        rate = below[_RATE] if isinstance(below[_RATE], _Former) else _Former(below[_RATE], _optimizer(below))
+        found[_RATE] = rate.rate if rate.optimizer == _optimizer(found) else rate
+    return found
+
+
+def _optimizer(flat: dict[str, Any]) -> str:
+    """What rates are of: `adamw`, `muon with normalize=spectron`."""
+    kind, key = flat.get("optimizer.kind", OptimizerConfig.kind), "normalize"
+    return (
+        f"{kind} with {key}={flat.get(f'optimizer.{key}', OptimizerConfig.normalize)}" if kind == "muon" else f"{kind}"
+    )
 
 
 def _read_one(source: str) -> tuple[dict[str, Any], Path]:
@@ -223,8 +240,13 @@ def from_flat(flat: dict[str, Any]) -> Config:
     """Build a `Config` from dotted keys; jsonargparse checks types, and shares of `train.steps` become steps.
 
     Raises:
-        ConfigError: a value of the wrong type, or not one of the choices.
+        ConfigError: a value of the wrong type, or not one of the choices; a learning rate that `laid_over` left behind.
     """
+    former = flat.get(_RATE)
+    if isinstance(former, _Former):
+        from_flat({**flat, _RATE: former.rate})  # mistakes in what was given come first
+        why = f"is a rate of {former.optimizer}, and the optimizer is {_optimizer(flat)} now"
+        raise ConfigError(_RATE, former.rate, why, f"give {_RATE} as well")
     built = {}
     for section, cls in SECTIONS.items():
         values = {k.split(".")[1]: _blend(v) for k, v in flat.items() if k.startswith(f"{section}.")}
@@ -282,4 +304,4 @@ def load_config(source: str | None = None, overrides: dict[str, Any] | None = No
         ConfigError: one line naming key, value and fix.
     """
     flat = read_yaml(source) if source else {}
-    return from_flat(_over(flat, flatten(overrides or {})))
+    return from_flat(laid_over(flat, flatten(overrides or {})))

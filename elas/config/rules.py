@@ -112,7 +112,7 @@ def _optimizer(config: Config) -> None:
         why = f"times a learning rate of {rate:g} is not below 1, so a step would take whole weights away"
         raise ConfigError("optimizer.weight_decay", optimizer.weight_decay, why, f"give less than {1 / rate:g}")
     if optimizer.kind != "adamw" and offloads_optimizer(read_deepspeed_json(config)):
-        fix = "remove offload_optimizer from the DeepSpeed JSON, or set optimizer.kind to adamw"
+        fix = "remove offload_optimizer from the DeepSpeed JSON, or set optimizer.kind to adamw, with a rate of its own"
         raise ConfigError("optimizer.kind", optimizer.kind, "its state cannot be offloaded", fix)
     if optimizer.kind != "loro":
         return

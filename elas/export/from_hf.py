@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from elas.checkpoint.identity import of_model, typed
-from elas.config import Config, flatten, from_flat, read_yaml
+from elas.config import Config, flatten, from_flat, laid_over, read_yaml
 from elas.config.rules import validate
 from elas.config.writing import to_yaml
 from elas.console import Console, Heartbeat
@@ -108,7 +108,7 @@ def _config(request: Request, source: dict[str, Any]) -> Config:
     for key, option, value in (("rank", "--rank", request.rank), ("kind", "--low-rank", request.low_rank)):
         if value is not None and f"low_rank.{key}" in overrides:
             raise ConfigError(f"low_rank.{key}", overrides[f"low_rank.{key}"], f"{option} sets it", "leave one out")
-    given = {**(read_yaml(request.config) if request.config else {}), **overrides}
+    given = laid_over(read_yaml(request.config) if request.config else {}, overrides)
     given = {key: value for key, value in given.items() if key not in _HERE}
     own = {
         **source,

@@ -87,7 +87,7 @@ def test_the_plan_counts_the_products_of_spectral_norms():
 
     assert plan.SQUARINGS == muon.SQUARINGS
     spectron = load_config("60m")
-    plain = load_config("60m", {"optimizer.normalize": "none"})
+    plain = load_config("60m", {"optimizer.normalize": "none", "optimizer.lr": 0.0045})
     full = {"low_rank.kind": "none"}
     cpu, gpu = (
         plan.iteration_flops(spectron, device) - plan.iteration_flops(plain, device) for device in ("cpu", "cuda")
@@ -95,8 +95,11 @@ def test_the_plan_counts_the_products_of_spectral_norms():
     factors = [(max(one.n, one.k), min(one.n, one.k)) for one in plan.matrices(spectron)]
     assert cpu == 8 * sum(2 * n * k**2 for n, k in factors)
     assert gpu - cpu == 8 * sum(48 * k**3 for _, k in factors)
-    assert len({plan.iteration_flops(load_config("60m", full | {"optimizer.normalize": how}), "cuda")
-                for how in ("none", "spectron")}) == 1  # fmt: skip
+    divided, whole = (
+        plan.iteration_flops(load_config("60m", {**full, "optimizer.normalize": how, "optimizer.lr": 0.1}), "cuda")
+        for how in ("spectron", "none")
+    )
+    assert divided == whole
 
 
 def test_measuring_pairs_of_a_full_rank_model_warns():
@@ -108,11 +111,21 @@ def test_measuring_pairs_of_a_full_rank_model_warns():
 def test_spectron_at_full_rank_warns_that_steps_are_plain_muons():
     config = load_config("quickstart", {"low_rank.kind": "none"})
     (line,) = [line for line in unreached(config) if line.startswith("optimizer.normalize='spectron'")]
-    assert "whose rates are about a fifth; set it to none, and optimizer.lr=0.025 to such a rate" in line
-    assert not any("normalize" in line for line in unreached(load_config("quickstart")))
+    assert "set it to none, and optimizer.lr to a rate of plain Muon's, such as 0.006" in line
+    assert describe_optimizer(config).startswith("Muon 0.025")
+    assert not any("optimizer." in line for line in unreached(load_config("quickstart")))
 
 
-def test_another_optimizer_wants_its_rate_and_leaves_the_formers_settings_out(tmp_path):
+def test_spectrons_rate_for_what_is_no_matrix_warns():
+    (line,) = [
+        line for line in unreached(load_config("quickstart", {"optimizer.lr_other": None})) if "lr_other" in line
+    ]
+    assert line.endswith("give it, such as 0.003")
+    plain = {**BASE, "optimizer.lr": 0.0045}
+    assert not any("lr_other" in line for line in unreached(load_config(None, plain)))
+
+
+def test_another_optimizer_leaves_the_formers_settings_out(tmp_path):
     preset = load_config("quickstart").optimizer
     assert (preset.normalize, preset.lr_other) == ("spectron", 0.003)
     adamw = load_config("quickstart", {"optimizer.kind": "adamw", "optimizer.lr": 0.0015})
@@ -124,26 +137,43 @@ def test_another_optimizer_wants_its_rate_and_leaves_the_formers_settings_out(tm
     assert muon.optimizer.exact_every == OptimizerConfig.exact_every
     kept = load_config("quickstart", {"optimizer.kind": "muon", "optimizer.lr": 0.02})
     assert (kept.optimizer.normalize, kept.optimizer.lr_other) == ("spectron", 0.003)
-
-    (tmp_path / "mine.yaml").write_text("base: quickstart\noptimizer:\n  kind: loro\n")
-    for source, settings in (("quickstart", {"optimizer.kind": "loro"}), (str(tmp_path / "mine.yaml"), {})):
-        with pytest.raises(
-            UserError, match=r"other learning rates than muon, whose is optimizer\.lr=0\.025; give"
-        ) as raised:
-            load_config(source, settings)
-        assert "\n" not in str(raised.value)
+    given = {"optimizer.kind": "adamw", "optimizer.lr": 0.1, "optimizer.normalize": "spectron"}
     with pytest.raises(UserError, match=r"is of muon alone, and optimizer\.kind is adamw"):  # given, not taken over
-        validate(
-            load_config(
-                "quickstart", {"optimizer.kind": "adamw", "optimizer.lr": 0.1, "optimizer.normalize": "spectron"}
-            ),
-            1,
-        )
+        validate(load_config("quickstart", given), 1)
     (tmp_path / "list.yaml").write_text("optimizer:\n  kind: [muon]\n")
     assert load_config(str(tmp_path / "list.yaml"), {"optimizer.kind": "loro"}).optimizer.kind == "loro"
-    for wrong in ("moun", ["adamw"], None):
+
+
+OF_FORMER = "optimizer.lr=0.025: is a rate of muon with normalize=spectron, and the optimizer is {} now; give"
+
+
+def test_another_optimizer_wants_its_rate_from_any_layer_above(tmp_path):
+    def file(name: str, base: str, *lines: str) -> str:
+        text = "".join(f"  {line}\n" for line in lines)
+        (tmp_path / name).write_text(f"base: {base}\noptimizer:\n{text}")
+        return str(tmp_path / name)
+
+    loro = file("loro.yaml", "quickstart", "kind: loro")
+    plain = file("plain.yaml", "quickstart", "normalize: none")
+    back = file("back.yaml", "loro.yaml", "kind: muon", "normalize: spectron")
+    for source, settings, now in (
+        ("quickstart", {"optimizer.kind": "loro"}, "loro"),
+        ("quickstart", {"optimizer.normalize": "none"}, "muon with normalize=none"),
+        (loro, {}, "loro"),
+        (plain, {}, "muon with normalize=none"),
+        (file("twice.yaml", "loro.yaml", "kind: adamw"), {}, "adamw"),
+    ):
+        with pytest.raises(UserError) as raised:
+            load_config(source, settings)
+        assert OF_FORMER.format(now) in str(raised.value) and "\n" not in str(raised.value)
+        assert load_config(source, {**settings, "optimizer.lr": 0.004}).optimizer.lr == 0.004
+    assert load_config(back).optimizer.lr == 0.025  # its own again
+    assert load_config(file("rate.yaml", "loro.yaml", "lr: 0.005")).optimizer.lr == 0.005
+    for wrong in ("moun", ["adamw"], None, {}):
         with pytest.raises(UserError, match=r"optimizer\.kind"):
             load_config("quickstart", {"optimizer.kind": wrong})
+    with pytest.raises(UserError, match="did you mean 'spectron'"):
+        load_config("quickstart", {"optimizer.normalize": "spectral"})
 
 
 @pytest.mark.parametrize(
@@ -151,7 +181,11 @@ def test_another_optimizer_wants_its_rate_and_leaves_the_formers_settings_out(tm
     [
         ("quickstart", {}, "Muon with Spectron's steps 0.025, all else AdamW 0.003, weight decay 0.01"),
         ("quickstart", {"optimizer.lr_other": None}, "Spectron's steps 0.025, all else AdamW 0.025, weight decay 0.01"),
-        ("quickstart", {"optimizer.normalize": "none"}, "Muon 0.025, all else AdamW 0.003, weight decay 0.01"),
+        (
+            "quickstart",
+            {"optimizer.normalize": "none", "optimizer.lr": 0.006},
+            "Muon 0.006, all else AdamW 0.003, weight",
+        ),
         ("60m-loro", {}, "LORO 0.01, weight decay 0"),
         ("60m-full", {}, "AdamW 0.001, weight decay 0"),
     ],
