@@ -27,7 +27,7 @@ def table() -> str:
         ("training, tokens/s, CPU", [steps[name]["tokens_per_s"] for name in names], "{:,.0f}"),
         ("training, tokens/s, one GPU", [gpu_steps[name]["tokens_per_s"] for name in names], "{:,.0f}"),
         ("layers keep for the backward pass, MiB", [steps[name]["saved_bytes"] / mib for name in names], "{:,.0f}"),
-        ("weights and optimizer state, MiB", [steps[name]["resident_bytes"] / mib for name in names], "{:,.0f}"),
+        ("weights and AdamW's state, MiB", [steps[name]["resident_bytes"] / mib for name in names], "{:,.0f}"),
         ("decoding, tokens/s, CPU", [decodes[name]["decode_tokens_per_s"] for name in names], "{:.2f}"),
         *((f"validation perplexity, {name}", values, "{:.1f}") for name, values in quality.items()),
     ]

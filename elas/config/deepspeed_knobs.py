@@ -40,6 +40,9 @@ NO_ZERO_INIT = "concerns models built under deepspeed.zero.Init, which is not us
 OLD_NAME = "is a name that DeepSpeed no longer accepts"
 OWN_MODEL = "is not supported: models here have no such modules"
 
+SUB_GROUP = 1_000_000_000
+"""Weights of a rank that ZeRO 3 steps at a time."""
+
 ZERO = {
     "stage": Knob(0, (0, 1, 2, 3)),
     # How gradients are summed over the data-parallel ranks.
@@ -55,7 +58,7 @@ ZERO = {
     # Memory layout of fp32 master weights and moments, which `elas.engine.zero` reads.
     "round_robin_gradients": Knob(False, (1, 2)),
     "parameter_alignment": Knob(False, (1, 2)),
-    "sub_group_size": Knob(1_000_000_000, (3,)),
+    "sub_group_size": Knob(SUB_GROUP, (3,)),
     "offload_optimizer": Knob(None, (1, 2, 3)),
     "offload_param": Knob(None, (3,)),
     "legacy_stage1": Knob(False, why="was removed from DeepSpeed"),

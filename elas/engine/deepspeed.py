@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from elas.config import Config
 from elas.config.deepspeed import read_deepspeed_json, zero_stage
-from elas.config.deepspeed_knobs import KEY
+from elas.config.deepspeed_knobs import KEY, SUB_GROUP
 from elas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,6 +83,17 @@ def fit_buckets(settings: dict, chunks: "Sequence[torch.nn.Module]") -> None:
     parameters = sum(p.numel() for chunk in chunks for p in chunk.parameters())
     if type(zero.get("reduce_bucket_size")) is int:
         zero["reduce_bucket_size"] = max(1, min(zero["reduce_bucket_size"], parameters))
+
+
+def fit_sub_groups(settings: dict, chunks: "Sequence[torch.nn.Module]", dp: int) -> None:
+    """Make a rank's share of all weights one sub-group of ZeRO 3, unless the JSON says how large one is.
+
+    Steps of factor pairs may need both factors at once, and DeepSpeed takes one sub-group after the other.
+    """
+    zero = settings.get("zero_optimization", {})
+    if zero.get("stage") == 3 and "sub_group_size" not in zero:
+        share = sum(-(-p.numel() // dp) for chunk in chunks for p in chunk.parameters())
+        zero["sub_group_size"] = max(SUB_GROUP, share)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -32,7 +32,7 @@ from elas.config import Config
 from elas.config.deepspeed import offloads_optimizer, read_deepspeed_json, zero_stage
 from elas.data.batches import Batch
 from elas.engine import grads
-from elas.engine.deepspeed import deepspeed_config, fit_buckets, quiet_deepspeed
+from elas.engine.deepspeed import deepspeed_config, fit_buckets, fit_sub_groups, quiet_deepspeed
 from elas.engine.losses import Count, LossModel, mean_loss
 from elas.engine.matrices import layer_matrices
 from elas.engine.micro_batches import Abandoned, MicroBatches, idle_output
@@ -117,6 +117,8 @@ class Engine:
         # can call the chunks without DeepSpeed's hooks.
         module = torch.nn.ModuleList(self.chunks) if self.uses_schedule else LossModel(self.chunks[0])
         fit_buckets(settings, self.chunks)
+        if config.optimizer.normalize == "spectron":
+            fit_sub_groups(settings, self.chunks, layout.dp)
         offload = offloads_optimizer(settings)
         load_deepspeed(offload=offload)
         self._running: _Step | None = None  # `_blocked` looks at it from the first step on, which DeepSpeed takes

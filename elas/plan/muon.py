@@ -10,8 +10,6 @@ from elas.config.deepspeed import read_deepspeed_json
 from elas.errors import ConfigError
 from elas.plan.counts import key_value_width, layer_parameters
 
-SUB_GROUP = 1_000_000_000
-"""DeepSpeed's `sub_group_size` where a JSON has none."""
 SQUARINGS = 24
 """That of `elas.optim.muon`, which would import torch."""
 
@@ -52,7 +50,8 @@ def divides_pairs(config: Config) -> bool:
 def check_sub_groups(config: Config, world_size: int) -> None:
     """Check that ZeRO 3 steps both factors of every pair at once where `normalize: spectron` divides by both norms.
 
-    A rank's share of the matrices must be one sub-group: where another begins is DeepSpeed's choice.
+    A rank's share of the matrices must be one sub-group: where another begins is DeepSpeed's choice. Without a
+    `sub_group_size` in a JSON it is (`elas.engine.deepspeed.fit_sub_groups`).
 
     Args:
         config: validated for `world_size` ranks.
@@ -62,12 +61,12 @@ def check_sub_groups(config: Config, world_size: int) -> None:
         ConfigError: it may be more than one.
     """
     zero = read_deepspeed_json(config).get("zero_optimization", {})
-    if not divides_pairs(config) or zero.get("stage", 0) != 3:
+    size = zero.get("sub_group_size")
+    if not divides_pairs(config) or zero.get("stage", 0) != 3 or size is None:
         return
     t = config.parallel.tensor
     sizes = (one.n * one.k // (t if one.split else 1) for one in matrices(config))
     share = config.model.num_layers * sum(-(-size // (world_size // t)) for size in sizes)
-    size = zero.get("sub_group_size", SUB_GROUP)
     if share > size:
         why = f"takes the norms of both factors of a pair, and ZeRO 3 may part them: sub-groups of {size:,} weights"
         fix = f"set zero_optimization.sub_group_size to {share} or more in parallel.deepspeed_config"

@@ -3,12 +3,14 @@
 import json
 
 import pytest
+import torch
 
 from elas.config import load_config
 from elas.config.describe import describe_optimizer
 from elas.config.phases import unreached
 from elas.config.rules import validate
 from elas.config.schema import OptimizerConfig
+from elas.engine.deepspeed import fit_sub_groups
 from elas.errors import UserError
 from elas.plan import muon as plan
 from elas.plan.muon import check_sub_groups, matrix_parameters
@@ -80,6 +82,19 @@ def test_spectron_under_zero_3_wants_its_pairs_in_one_sub_group(tmp_path):
         check(all_of_them - 1)
     with pytest.raises(UserError, match="ZeRO 3 may part them: sub-groups of 1,000 weights"):
         check(1000, world=2)
+    check_sub_groups(load_config("7b", {"parallel.zero": 3}), 1)  # more than DeepSpeed's default; `fit_sub_groups`
+
+
+@pytest.mark.parametrize("dp, size", [(1, 4_800_000_000), (3, 1_600_000_000), (8, 1_000_000_000)])
+def test_a_sub_group_of_zero_3_has_all_weights_of_a_rank(dp, size):
+    chunks = [torch.nn.Linear(40_000, 60_000, bias=False, device="meta") for _ in range(2)]
+    settings = {"zero_optimization": {"stage": 3}}
+    fit_sub_groups(settings, chunks, dp)
+    assert settings["zero_optimization"]["sub_group_size"] == size
+    for kept in ({"stage": 3, "sub_group_size": 7}, {"stage": 1}):
+        settings = {"zero_optimization": dict(kept)}
+        fit_sub_groups(settings, chunks, dp)
+        assert settings["zero_optimization"] == kept
 
 
 def test_the_plan_counts_the_products_of_spectral_norms():
