@@ -85,13 +85,13 @@ def fit_buckets(settings: dict, chunks: "Sequence[torch.nn.Module]") -> None:
         zero["reduce_bucket_size"] = max(1, min(zero["reduce_bucket_size"], parameters))
 
 
-def fit_sub_groups(settings: dict, chunks: "Sequence[torch.nn.Module]", dp: int) -> None:
-    """Make a rank's share of all weights one sub-group of ZeRO 3, unless the JSON says how large one is.
+def fit_sub_groups(settings: dict, chunks: "Sequence[torch.nn.Module]", config: Config, dp: int) -> None:
+    """With Spectron's steps, make a rank's weights one sub-group of ZeRO 3, unless the JSON says how large one is.
 
-    Steps of factor pairs may need both factors at once, and DeepSpeed takes one sub-group after the other.
+    They need both factors of a pair at once, and DeepSpeed takes one sub-group after the other.
     """
     zero = settings.get("zero_optimization", {})
-    if zero.get("stage") == 3 and "sub_group_size" not in zero:
+    if config.optimizer.normalize == "spectron" and zero.get("stage") == 3 and "sub_group_size" not in zero:
         share = sum(-(-p.numel() // dp) for chunk in chunks for p in chunk.parameters())
         zero["sub_group_size"] = max(SUB_GROUP, share)
 

@@ -117,8 +117,7 @@ class Engine:
         # can call the chunks without DeepSpeed's hooks.
         module = torch.nn.ModuleList(self.chunks) if self.uses_schedule else LossModel(self.chunks[0])
         fit_buckets(settings, self.chunks)
-        if config.optimizer.normalize == "spectron":
-            fit_sub_groups(settings, self.chunks, layout.dp)
+        fit_sub_groups(settings, self.chunks, config, layout.dp)
         offload = offloads_optimizer(settings)
         load_deepspeed(offload=offload)
         self._running: _Step | None = None  # `_blocked` looks at it from the first step on, which DeepSpeed takes

@@ -89,12 +89,15 @@ def test_spectron_under_zero_3_wants_its_pairs_in_one_sub_group(tmp_path):
 def test_a_sub_group_of_zero_3_has_all_weights_of_a_rank(dp, size):
     chunks = [torch.nn.Linear(40_000, 60_000, bias=False, device="meta") for _ in range(2)]
     settings = {"zero_optimization": {"stage": 3}}
-    fit_sub_groups(settings, chunks, dp)
+    fit_sub_groups(settings, chunks, load_config("7b"), dp)
     assert settings["zero_optimization"]["sub_group_size"] == size
     for kept in ({"stage": 3, "sub_group_size": 7}, {"stage": 1}):
         settings = {"zero_optimization": dict(kept)}
-        fit_sub_groups(settings, chunks, dp)
+        fit_sub_groups(settings, chunks, load_config("7b"), dp)
         assert settings["zero_optimization"] == kept
+    settings = {"zero_optimization": {"stage": 3}}
+    fit_sub_groups(settings, chunks, load_config("60m-full"), dp)
+    assert settings == {"zero_optimization": {"stage": 3}}
 
 
 def test_the_plan_counts_the_products_of_spectral_norms():
