@@ -106,7 +106,10 @@ class Exchange:
         mine = wanted.get(self._me, ())
         expected = [[self._contributed(rows, k, self._me) for rows, _ in mine] for k in range(len(self.ranks))]
         received = self._all_to_all(parts, [_total(some) for some in expected])
-        wholes = [self._empty(self.shape(rows)).zero_() for rows, _ in mine]
+        shapes = [self.shape(rows) for rows, _ in mine]
+        sizes = [math.prod(shape) for shape in shapes]
+        blank = self._empty((sum(sizes),)).zero_()  # one launch for all
+        wholes = [part.view(shape) for part, shape in zip(blank.split(sizes), shapes, strict=True)]
         for number, (rows, _) in enumerate(mine):
             shards = self._shards(wholes[number], rows)
             flat = [shard.reshape(-1) for shard in shards]  # copies, if the matrix is split by columns

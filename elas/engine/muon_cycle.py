@@ -6,6 +6,7 @@ sends about 4/R bytes for each number of a matrix, and 4 for each that it holds 
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from elas.engine.exchange import Exchange, Values
 from elas.engine.matrices import Rows, matrices_of, pairs_of
 from elas.engine.zero import Fragment
 from elas.errors import ConfigError
-from elas.optim.muon import apply_step, matrix_step, spectral_norm
+from elas.optim.muon import apply_step, matrix_steps, spectral_norms
 
 if TYPE_CHECKING:
     from elas.engine.engine import Engine
@@ -101,19 +102,28 @@ class MuonCycle:
             wanted = [
                 ([(rows, one) for unit in units for one in sources for rows in unit], owner) for units, owner in owned
             ]
-            mine = iter(self.exchange.gather(wanted))
-            new: list[Tensor] = []
-            for unit in next((units for units, owner in owned if owner == self.exchange.rank), ()):
-                new += self._steps([next(mine) for _ in unit], [next(mine) for _ in unit] if self.spectron else [], lr)
+            owned_here = next((units for units, owner in owned if owner == self.exchange.rank), [])
+            new = self._steps(owned_here, iter(self.exchange.gather(wanted)), lr)
             changed = [([rows for unit in units for rows in unit], owner) for units, owner in owned]
             for fragment, offset, step in self.exchange.give_back(changed, new):
                 apply_step(fragment.master().narrow(0, offset, step.numel()), step, lr * self.config.weight_decay)
 
-    def _steps(self, directions: list[Tensor], weights: list[Tensor], lr: float) -> list[Tensor]:
-        """Steps of a unit's matrices; `weights` with spectron, which divides those of a pair by their norms."""
-        divisor = 1 + sum(map(spectral_norm, weights)) if len(weights) == 2 else 1.0
+    def _steps(self, units: list[tuple[Rows, ...]], gathered: Iterator[Tensor], lr: float) -> list[Tensor]:
+        """Steps of the matrices of `units`, of which `gathered` has the directions and, with spectron, the weights."""
+        directions: list[Tensor] = []
+        weights: list[Tensor] = []
+        for unit in units:
+            directions += [next(gathered) for _ in unit]
+            weights += [next(gathered) for _ in unit if self.spectron]
+        divisors: list[float | Tensor] = [1.0] * len(directions)
+        if self.spectron:
+            norms, at = spectral_norms(weights), 0
+            for unit in units:
+                if len(unit) == 2:  # a pair; a matrix alone is moved as without spectron
+                    divisors[at : at + 2] = [1 + norms[at] + norms[at + 1]] * 2
+                at += len(unit)
         steps, width = self.config.muon_steps, self.hidden_size
-        return [matrix_step(u, lr=lr, steps=steps, hidden_size=width, divisor=divisor) for u in directions]
+        return matrix_steps(directions, lr=lr, steps=steps, hidden_size=width, divisors=divisors)
 
     def _flat(self, rows: Rows) -> Tensor:
         """The fp32 tensor of the optimizer that the matrix's parameter lies in."""
