@@ -19,7 +19,7 @@ from elas.plan.counts import gated_width, parameter_count
 from elas.plan.flops import hardware_flops, model_flops
 from elas.plan.hardware import MACHINES, Machine, measured_machine
 from elas.plan.rates import EFFICIENCY, default_file, read_measured
-from elas.plan.search import USABLE, Plan, best, plans, undivided
+from elas.plan.search import USABLE, Plan, best, layout_settings, plans, undivided
 
 EXAMPLE = "elas plan --config 7b --hardware h100 --gpus 256"
 THIS_MACHINE = "this-machine"
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
         if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
             raise UserError(f"{flag} {path}: is a folder or cannot be written; give a file's path")
     config = load_config(options.config, overrides)
+    kept = _kept(config, overrides)
     machine = machine_of(options.hardware, options.hardware_file)
     if machine.device == "cuda" and machine.measured:
         options.gpus = options.gpus or machine.gpus
@@ -50,17 +51,18 @@ def main(argv: list[str]) -> int:
     if options.deadline:
         if tokens is None:
             raise UserError("--deadline requires --tokens: of how many tokens until then?")
-        gpus = _enough(config, machine, tokens, _days(options.deadline), options.gpus)
+        gpus = _enough(config, machine, kept, tokens, _days(options.deadline), options.gpus)
     else:
         gpus = options.gpus or machine.gpus
-    found = plans(config, gpus, machine)
-    chosen = best(config, gpus, machine)
-    rivals = {name: best(one, gpus, machine) for name, one in _rivals(config).items()}
-    facts = _facts(config, gpus, options.hardware, machine, found, chosen, rivals, tokens)
+    found = plans(config, gpus, machine, kept)
+    chosen = best(config, gpus, machine, kept)
+    theirs = {key: value for key, value in kept.items() if key != "train.recompute"}  # of which full rank has another
+    rivals = {name: best(one, gpus, machine, theirs) for name, one in _rivals(config).items()}
+    facts = _facts(config, gpus, options.hardware, machine, found, chosen, rivals, tokens) | {"kept": kept}
     write_json(options.json, facts)
     if options.yaml and chosen:
         options.yaml.write_text(_yaml(options.config, overrides, chosen))
-    _print(config, gpus, options, machine, found, chosen, rivals, tokens)
+    _print(config, gpus, options, machine, kept, found, chosen, rivals, tokens)
     if options.picture and found:
         _draw(found, chosen, machine, options.picture)
     return 0 if chosen else 1
@@ -84,6 +86,12 @@ def _parser() -> Parser:
     parser.add_argument("--yaml", type=Path, metavar="FILE", help="write the recommended configuration")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write a PNG: memory against step time")
     return parser
+
+
+def _kept(config: Config, overrides: dict[str, Any]) -> dict[str, object]:
+    """What the command line says of the layout, which the search must not change; null leaves it free."""
+    settings = layout_settings(config)
+    return {key: settings[key] for key in settings if overrides.get(key) is not None}
 
 
 def machine_of(name: str, path: Path | None) -> Machine:
@@ -119,7 +127,9 @@ def _days(text: str) -> float:
     return float(match[1]) * _TIME[match[2]]
 
 
-def _enough(config: Config, machine: Machine, tokens: float, days: float, most: int | None) -> int:
+def _enough(
+    config: Config, machine: Machine, kept: dict[str, object], tokens: float, days: float, most: int | None
+) -> int:
     """The smallest power of two of GPUs that trains so many tokens in so many days.
 
     Raises:
@@ -127,7 +137,7 @@ def _enough(config: Config, machine: Machine, tokens: float, days: float, most: 
     """
     gpus, fastest = 1, math.inf
     while gpus <= (most or config.train.global_batch_size * 64):
-        plan = best(config, gpus, machine)
+        plan = best(config, gpus, machine, kept)
         if plan is not None:
             needed = tokens / plan.tokens_per_s / 86400
             fastest = min(fastest, needed)
@@ -231,13 +241,17 @@ def _scalar(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-def _print(config, gpus, options, machine: Machine, found, chosen, rivals, tokens) -> None:
+def _print(config, gpus, options, machine: Machine, kept, found, chosen, rivals, tokens) -> None:
     batch, seq = config.train.global_batch_size, config.model.seq_length
     print(f"{describe(config)}, {_parameters(config)}, {config.train.dtype}")
     print(f"global batch {batch:,} × {seq:,} tokens = {batch * seq:,} tokens a step; "
           f"{gpus:,} × {options.hardware}, {machine.memory / 1e9:.0f} GB each")  # fmt: skip
+    if kept:
+        print(f"as given: {', '.join(f'{key}={value}' for key, value in kept.items())}")
+    if config.parallel.deepspeed_config:
+        print("note: parallel.deepspeed_config is not read here: layouts have what ELAS sets for their ZeRO stage")
     if not found:
-        print(undivided(config, gpus, machine))
+        print(undivided(config, gpus, machine, kept))
         return
     fitting = sum(plan.fits for plan in found)
     print(f"{len(found):,} layouts divide the model, the batch and the GPUs; {fitting:,} of them fit into memory, "

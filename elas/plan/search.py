@@ -1,8 +1,9 @@
 """Finds the layouts of a configuration that fit into a number of GPUs, and how long a step takes on each."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from elas.config import Config, ffn_width, recompute_of
 from elas.config.rules import validate
@@ -16,6 +17,8 @@ from elas.plan.traffic import Traffic, traffic
 
 USABLE = 0.9
 """Share of the rest that a plan may use: allocators leave gaps, and temporary tensors are not in the formulas."""
+FREE: Mapping[str, object] = MappingProxyType({})
+"""No setting that layouts must have."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +51,34 @@ class Plan:
     @property
     def settings(self) -> dict[str, object]:
         """What the layout sets, by key."""
-        parallel, train = self.config.parallel, self.config.train
-        return {
-            "parallel.tensor": parallel.tensor,
-            "parallel.sequence": parallel.sequence,
-            "parallel.pipeline": parallel.pipeline,
-            "parallel.virtual_pipeline": parallel.virtual_pipeline,
-            "parallel.zero": parallel.zero,
-            "train.micro_batch_size": train.micro_batch_size,
-            "train.recompute": recompute_of(self.config),
-        }
+        return layout_settings(self.config)
 
 
-def plans(config: Config, gpus: int, machine: Machine) -> list[Plan]:
-    """Every layout that divides, the fastest that fits first, then those that do not fit, the smallest first."""
+def layout_settings(config: Config) -> dict[str, object]:
+    """The settings that layouts differ in, by key."""
+    parallel, train = config.parallel, config.train
+    return {
+        "parallel.tensor": parallel.tensor,
+        "parallel.sequence": parallel.sequence,
+        "parallel.pipeline": parallel.pipeline,
+        "parallel.virtual_pipeline": parallel.virtual_pipeline,
+        "parallel.zero": parallel.zero,
+        "train.micro_batch_size": train.micro_batch_size,
+        "train.recompute": recompute_of(config),
+    }
+
+
+def plans(config: Config, gpus: int, machine: Machine, kept: Mapping[str, object] = FREE) -> list[Plan]:
+    """Every layout that divides, the fastest that fits first, then those that do not fit, the smallest first.
+
+    Args:
+        config: whose layout is searched.
+        gpus: number of them.
+        machine: what they are.
+        kept: settings that every layout must have, of those of `layout_settings`.
+    """
     found = []
-    for candidate in candidates(config, gpus, machine):
+    for candidate in candidates(config, gpus, machine, kept):
         memory, sent = estimate(candidate, gpus, machine.device), traffic(candidate, gpus)
         context = machine.context if machine.device == "cuda" else memory.runtime
         fits = memory.total - memory.runtime <= USABLE * (machine.memory - context)
@@ -78,14 +93,14 @@ def _rank(plan: Plan) -> tuple:
     return False, round(plan.time.total, 6), plan.time.total - plan.time.host, plan.bytes
 
 
-def best(config: Config, gpus: int, machine: Machine) -> Plan | None:
-    """The fastest layout that fits and is valid; None if nothing fits.
+def best(config: Config, gpus: int, machine: Machine, kept: Mapping[str, object] = FREE) -> Plan | None:
+    """The fastest layout that fits and is valid; None if nothing fits. Arguments as of `plans`.
 
     Raises:
         UserError: every layout that fits breaks a rule, such as one between settings that no layout changes.
     """
     refused: UserError | None = None
-    for plan in plans(config, gpus, machine):
+    for plan in plans(config, gpus, machine, kept):
         if not plan.fits:
             break
         try:
@@ -100,8 +115,15 @@ def best(config: Config, gpus: int, machine: Machine) -> Plan | None:
     return None
 
 
-def candidates(config: Config, gpus: int, machine: Machine) -> Iterator[Config]:
-    """Configurations of every layout that divides the model, the batch and the GPUs."""
+def candidates(config: Config, gpus: int, machine: Machine, kept: Mapping[str, object] = FREE) -> Iterator[Config]:
+    """Configurations of every layout that divides the model, the batch and the GPUs, and has the settings `kept`."""
+    for candidate in _dividing(config, gpus, machine):
+        settings = layout_settings(candidate)
+        if all(settings[key] == value for key, value in kept.items()):
+            yield candidate
+
+
+def _dividing(config: Config, gpus: int, machine: Machine) -> Iterator[Config]:
     model, batch = config.model, config.train.global_batch_size
     groups = model.num_query_groups or model.num_attention_heads
     full_rank = config.low_rank.kind == "none"
@@ -124,11 +146,15 @@ def candidates(config: Config, gpus: int, machine: Machine) -> Iterator[Config]:
                                 yield _with(config, t, p, v, sequence, zero, recompute, m)
 
 
-def undivided(config: Config, gpus: int, machine: Machine) -> str:
+def undivided(config: Config, gpus: int, machine: Machine, kept: Mapping[str, object] = FREE) -> str:
     """Say that no layout divides so many GPUs, with the nearest numbers that some layout divides."""
+    given = ", ".join(f"--{key} {value}" for key, value in kept.items())
+    if kept and any(candidates(config, gpus, machine)):
+        return f"{given}: no layout of {gpus:,} GPUs has that; leave it out or give another"
     numbers = [range(gpus - 1, 0, -1), range(gpus + 1, 2 * gpus + 1)]
-    near = [next((n for n in way if any(candidates(config, n, machine))), None) for way in numbers]
+    near = [next((n for n in way if any(candidates(config, n, machine, kept))), None) for way in numbers]
     fix = " or ".join(f"{n:,}" for n in near if n) or "another train.global_batch_size"
+    fix += f", or leave out {given}" if kept else ""
     batch, layers = config.train.global_batch_size, config.model.num_layers
     ranks = f"{layers} layers and a global batch of {batch:,} samples (train.global_batch_size)"
     return f"--gpus {gpus:,}: no layout divides {ranks} among so many; give {fix}"

@@ -142,3 +142,45 @@ def test_full_rank_is_refused_no_bottleneck():
 def test_gpus_that_nothing_divides_get_their_neighbours(capsys, gpus, near):
     status, out, _ = plan(capsys, "--config", "60m", "--gpus", str(gpus))
     assert status == 1 and f"--gpus {gpus:,}: no layout divides 8 layers" in out and near in out
+
+
+@pytest.mark.parametrize(
+    ("key", "column", "value"),
+    [
+        ("parallel.tensor", "tp", 4),
+        ("parallel.pipeline", "pp", 2),
+        ("parallel.virtual_pipeline", "vpp", 1),
+        ("parallel.sequence", "sequence", False),
+        ("parallel.zero", "zero", 3),
+        ("train.micro_batch_size", "micro_batch_size", 8),
+        ("train.recompute", "recompute", "bottleneck"),
+    ],
+)
+def test_what_the_command_line_says_of_the_layout_is_kept(capsys, tmp_path, key, column, value):
+    path = tmp_path / "plan.json"
+    arguments = ["--config", "1b", "--gpus", "16", "--json", str(path), f"--{key}", str(value).lower()]
+    status, out, _ = plan(capsys, *arguments)
+    found = json.loads(path.read_text())
+    assert status == 0 and f"as given: {key}={value}" in out and found["kept"] == {key: value}
+    assert found["rows"] and {row[column] for row in found["rows"]} == {value}
+    rivals = [row for row in found["rivals"].values() if row and column != "recompute"]
+    assert {row[column] for row in rivals} <= {value}
+
+
+def test_null_leaves_the_layout_free(capsys):
+    status, out, _ = plan(capsys, "--config", "60m", "--gpus", "8", "--parallel.zero", "null")
+    assert status == 0 and "as given" not in out
+
+
+def test_a_layout_that_is_not_there_is_named(capsys):
+    status, out, _ = plan(capsys, "--config", "7b", "--gpus", "16", "--parallel.tensor", "3")
+    assert status == 1 and "--parallel.tensor 3: no layout of 16 GPUs has that" in out
+    status, out, _ = plan(capsys, "--config", "60m", "--gpus", "12", "--parallel.tensor", "8")
+    assert status == 1 and "or leave out --parallel.tensor 8" in out
+
+
+def test_a_deepspeed_json_is_said_not_to_be_read(capsys, tmp_path):
+    path = tmp_path / "zero.json"
+    path.write_text('{"zero_optimization": {"stage": 1}}')
+    status, out, _ = plan(capsys, "--config", "60m", "--parallel.deepspeed_config", str(path))
+    assert status == 0 and "note: parallel.deepspeed_config is not read here" in out
