@@ -89,6 +89,7 @@ def dry_run(config: Config, world: int, json_file: Path | None, *, shows: bool) 
     from elas.engine.deepspeed import check_deepspeed_json
     from elas.plan.muon import check_sub_groups
     from elas.plan.run import run_facts, run_rows
+    from elas.train import history
     from elas.train.trackers import check_trackers
 
     choose_zero_stage(config, world)
@@ -105,8 +106,12 @@ def dry_run(config: Config, world: int, json_file: Path | None, *, shows: bool) 
         run_dir.claim(config).release()  # raises if another run holds the folder
     if not shows:
         return 0
-    facts = run_facts(config, world, resume.step if resume else 0)
+    step = resume.step if resume else 0
+    changed = history.changes(config, resume) if resume else {}
+    facts = run_facts(config, world, step) | {"changed": changed}
     print(facts_table(run_rows(config, facts)))
+    for line in history.lines(changed, step):
+        print(line)
     done = finished(config, resume)
     if done is not None:
         print(f"already trained to step {done.step}; nothing to do ({done.checkpoint}, intact by manifest)")

@@ -38,6 +38,11 @@ def record(config: Config, resume: Checkpoint | None) -> list[str]:
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         partial.replace(path)
+    return lines(changed, step)
+
+
+def lines(changed: dict[str, list[Any]], step: int) -> list[str]:
+    """A line for the console of each setting that `changes` found; they apply after `step`."""
     words = {key: [_in_words(key, value) for value in pair] for key, pair in changed.items()}
     return [f"changed from step {step + 1} on: {key}={new} (was {old})" for key, (old, new) in words.items()]
 

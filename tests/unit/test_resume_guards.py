@@ -13,6 +13,7 @@ from elas.checkpoint.folder import put_in_place
 from elas.checkpoint.identity import identity
 from elas.config import load_config
 from elas.errors import ConfigError
+from elas.launch.dry_run import dry_run
 from elas.train import history
 
 
@@ -189,6 +190,21 @@ def test_changes_are_said_and_kept_from_the_step_they_hold(tmp_path, corpora):
     assert start(6, **{"optimizer.lr": 1e-4, "train.steps": 20}) == []  # not changed after all
     assert len(path.read_text().splitlines()) == 1
     assert start(3) == [] and path.read_text() == ""
+
+
+def test_a_dry_run_says_what_would_change(tmp_path, corpora, capsys):
+    """Before the start that would change it; that start's history is not written."""
+    data = {"data.train": corpora["a"], "data.split": "90,10,0", "parallel.zero": 0}
+    put(config_of(tmp_path, data), 3)
+    same, other = data, data | {"optimizer.lr": 1e-4, "train.steps": 20}
+    for settings, expected in ((same, {}), (other, {"optimizer.lr": [0.003, 1e-4], "train.steps": [10, 20]})):
+        config = config_of(tmp_path, settings)
+        assert dry_run(config, 1, tmp_path / "facts.json", shows=True) == 0
+        out = capsys.readouterr().out
+        assert out.count("changed from step 4 on: ") == len(expected)
+        assert json.loads((tmp_path / "facts.json").read_text())["changed"] == expected
+    assert "optimizer.lr=0.0001 (was 0.003)" in out
+    assert not (tmp_path / "run" / history.NAME).exists()
 
 
 def test_a_share_that_changed_is_named_as_it_was_given(corpora, tmp_path):
