@@ -2,7 +2,8 @@
 
 A small model trains on synthetic tokens. Runs that do not need each other are started together; each is a process.
 
-- float32 on the GPU, and on the CPU: the same losses up to the order of sums. bfloat16: near those of float32.
+- float32 on the GPU, and on the CPU: the same losses up to the order of sums, with Spectron's steps, as presets have
+  them, and under AdamW. bfloat16: near those of float32.
 - A checkpoint in the middle of one device's run continues on the other, with the losses of the run that was not
   interrupted.
 - The run in float32 saves in the background (`checkpoint.async_save`); every byte of its checkpoints is verified.
@@ -39,7 +40,6 @@ SETTINGS: dict[str, object] = {
     "model.seq_length": 32,
     "low_rank.rank": 16,
     "sparsity.dense_steps": 2,
-    "optimizer.lr": 3e-3,
     "schedule.warmup_steps": 2,
     "train.micro_batch_size": 4,
     "train.global_batch_size": 8,
@@ -49,6 +49,15 @@ SETTINGS: dict[str, object] = {
     "checkpoint.keep": 0,
     "log.every_steps": 1,
     "log.trackers": [],
+}
+OPTIMIZERS: dict[str, dict[str, object]] = {
+    "spectron": {
+        "optimizer.kind": "muon",
+        "optimizer.normalize": "spectron",
+        "optimizer.lr": 0.025,
+        "optimizer.lr_other": 3e-3,
+    },
+    "adamw": {"optimizer.kind": "adamw", "optimizer.lr": 3e-3},
 }
 
 
@@ -61,19 +70,25 @@ class Run:
         device: `cuda` or `cpu`.
         dtype: of the weights.
         resume: name of the run whose checkpoint in the middle it continues; empty for a new run.
+        optimizer: of `OPTIMIZERS`.
     """
 
     name: str
     device: str
     dtype: str = "float32"
     resume: str = ""
+    optimizer: str = "spectron"
 
 
 CPU = Run("cpu-float32", "cpu")
 GPU, GPU_BF16 = Run("gpu-float32", "cuda"), Run("gpu-bfloat16", "cuda", "bfloat16")
+CPU_ADAMW, GPU_ADAMW = (
+    Run(f"{name}-adamw", device, optimizer="adamw") for name, device in (("cpu", "cpu"), ("gpu", "cuda"))
+)
 TO_CPU, TO_GPU = Run("gpu-to-cpu", "cpu", resume=GPU.name), Run("cpu-to-gpu", "cuda", resume=CPU.name)
 ON_GPU = {
     "GPU float32 against CPU": (GPU, CPU),
+    "GPU float32 against CPU, AdamW": (GPU_ADAMW, CPU_ADAMW),
     "GPU bfloat16 against float32": (GPU_BF16, GPU),
     "GPU checkpoint continued on CPU": (TO_CPU, GPU),
     "CPU checkpoint continued on GPU": (TO_GPU, CPU),
@@ -88,7 +103,7 @@ def run(setting: Setting) -> None:
     if setting.dry_run:
         stages = [[CPU], [CPU_AGAIN]]
     else:
-        stages = [[CPU, GPU, GPU_BF16], [TO_CPU, TO_GPU]]
+        stages = [[CPU, GPU, GPU_BF16, CPU_ADAMW, GPU_ADAMW], [TO_CPU, TO_GPU]]
     outcome: dict[str, str] = {}
     for stage in stages:
         outcome |= _train(setting, [one for one in stage if not outcome.get(one.resume)])
@@ -153,6 +168,7 @@ def _train(setting: Setting, runs: list[Run]) -> dict[str, str]:
 def _command(setting: Setting, one: Run) -> list[str]:
     settings = {
         **SETTINGS,
+        **OPTIMIZERS[one.optimizer],
         "data.train": setting.work / "tokens",
         "train.run_dir": setting.work / one.name,
         "train.dtype": one.dtype,

@@ -28,6 +28,7 @@ def test_every_comparison_was_made(rows):
     right = {row["group"] for row in rows if row["result"] == "right"}
     assert right >= {
         "GPU float32 against CPU",
+        "GPU float32 against CPU, AdamW",
         "GPU bfloat16 against float32",
         "GPU checkpoint continued on CPU",
         "CPU checkpoint continued on GPU",
