@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import json
 import os
 import time
 from pathlib import Path
@@ -55,12 +56,17 @@ def claim(config: Config, *, starts: bool = False) -> BaseFileLock:
         if starts:
             os.utime(folder / LOCK)
     except Timeout:
-        fix = "wait for it to end, end it, or give another folder"
-        raise ConfigError(key, config.train.run_dir, "another run is writing there", fix) from None
+        raise in_use(config) from None
     except OSError as error:
         why = f"cannot be written to ({error.strerror})"
         raise ConfigError(key, config.train.run_dir, why, "give another folder") from None
     return lock
+
+
+def in_use(config: Config) -> ConfigError:
+    """What is said of a folder whose lock another run holds."""
+    fix = "wait for it to end, end it, or give another folder"
+    return ConfigError("train.run_dir", config.train.run_dir, "another run is writing there", fix)
 
 
 def withdraw(config: Config, lock: BaseFileLock) -> None:
@@ -84,6 +90,14 @@ def lock_holder(folder: Path) -> int | None:
             fields = line.split()
             if name in fields and fields[1] == "FLOCK" and int(fields[4]) > 0:
                 return int(fields[4])
+    return None
+
+
+def marked_checkpoint(folder: Path) -> str | None:
+    """The checkpoint that the marker of a run's end names; None if there is no marker, or it names none."""
+    for name in (DONE, REQUEUE):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return json.loads((folder / name).read_text()).get("checkpoint")
     return None
 
 

@@ -106,13 +106,12 @@ def dry_run(config: Config, world: int, json_file: Path | None, *, shows: bool) 
         run_dir.claim(config).release()  # raises if another run holds the folder
     if not shows:
         return 0
-    step = resume.step if resume else 0
-    changed = history.changes(config, resume) if resume else {}
+    step, done = resume.step if resume else 0, finished(config, resume)
+    changed = history.changes(config, resume) if resume and done is None else {}
     facts = run_facts(config, world, step) | {"changed": changed}
     print(facts_table(run_rows(config, facts)))
     for line in history.lines(changed, step):
         print(line)
-    done = finished(config, resume)
     if done is not None:
         print(f"already trained to step {done.step}; nothing to do ({done.checkpoint}, intact by manifest)")
     for line in facts["warnings"]:

@@ -18,7 +18,7 @@ from elas.checkpoint.identity import check_same_run, identity, typed
 from elas.config import Config
 from elas.errors import ConfigError
 from elas.files import read_jsonl
-from elas.run_dir import checkpoints_dir
+from elas.run_dir import checkpoints_dir, in_use, lock_holder, marked_checkpoint
 
 
 def find_checkpoint(config: Config) -> Checkpoint | None:
@@ -111,10 +111,13 @@ def check_model(path: Path) -> None:
 
 def _check_not_lost(config: Config) -> None:
     """Raise `ConfigError` if a run must have had checkpoints; one killed before its first simply starts again."""
-    rows = read_jsonl(Path(config.train.run_dir) / "metrics.jsonl")
+    folder = Path(config.train.run_dir)
+    rows = read_jsonl(folder / "metrics.jsonl")
     every = config.checkpoint.every_steps
     last = rows[-1]["step"] if rows else 0
-    if last and (last >= config.train.steps or (every and last > every)):
+    if last and (marked_checkpoint(folder) or last >= config.train.steps or (every and last > every)):
+        if lock_holder(folder) is not None:  # it may be about to save its first
+            raise in_use(config)
         why = f"its metrics go to step {last}, but its checkpoints are gone"
         fix = "restore them, name one as checkpoint.resume, move the folder away, or give another"
         raise ConfigError("train.run_dir", config.train.run_dir, why, fix)

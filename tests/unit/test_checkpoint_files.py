@@ -22,6 +22,7 @@ from elas.cli import run
 from elas.command import exit_status
 from elas.config import load_config
 from elas.errors import ConfigError
+from elas.run_dir import DONE, REQUEUE, claim
 
 
 @pytest.fixture
@@ -109,8 +110,26 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_over(config, tmp_path):
     metrics.parent.mkdir()
     metrics.write_text('{"step": 4}\n{"step": 5}\n')  # killed before its first save
     assert find_checkpoint(config) is None
+    (metrics.parent / REQUEUE).write_text('{"step": 5, "checkpoint": null}')  # stopped before it
+    assert find_checkpoint(config) is None
+    for name in (REQUEUE, DONE):
+        (metrics.parent / name).write_text('{"step": 5, "checkpoint": "run/checkpoints/step_00000005"}')
+        with pytest.raises(ConfigError, match="go to step 5, but its checkpoints are gone"):
+            find_checkpoint(config)
+        (metrics.parent / name).unlink()
     metrics.write_text('{"step": 4}\n{"step": 11}\n')
     with pytest.raises(ConfigError, match="go to step 11, but its checkpoints are gone"):
+        find_checkpoint(config)
+
+
+def test_a_run_that_has_yet_to_save_is_not_called_lost(config, tmp_path):
+    config.checkpoint.every_steps, config.train.steps = 5, 20
+    lock = claim(config)
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 11}\n')
+    with pytest.raises(ConfigError, match="another run is writing there"):
+        find_checkpoint(config)
+    lock.release()
+    with pytest.raises(ConfigError, match="checkpoints are gone"):
         find_checkpoint(config)
 
 
