@@ -12,6 +12,8 @@ from elas.command import Parser
 from elas.config import Config, load_config, presets, recompute_of, split_overrides
 from elas.config.arguments import SettingsParser
 from elas.config.describe import describe, describe_layout
+from elas.config.rules import check_ranges
+from elas.config.schema import OWN_SETTINGS, OptimizerConfig
 from elas.console import table
 from elas.errors import UserError
 from elas.files import write_json
@@ -19,7 +21,7 @@ from elas.plan.counts import gated_width, parameter_count
 from elas.plan.flops import hardware_flops, model_flops
 from elas.plan.hardware import MACHINES, Machine, measured_machine
 from elas.plan.rates import EFFICIENCY, default_file, read_measured
-from elas.plan.search import USABLE, Plan, best, layout_settings, plans, undivided
+from elas.plan.search import USABLE, Plan, best, gpus_in_words, layout_settings, plans, undivided, word
 
 EXAMPLE = "elas plan --config 7b --hardware h100 --gpus 256"
 THIS_MACHINE = "this-machine"
@@ -41,6 +43,7 @@ def main(argv: list[str]) -> int:
         if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
             raise UserError(f"{flag} {path}: is a folder or cannot be written; give a file's path")
     config = load_config(options.config, overrides)
+    check_ranges(config)
     kept = _kept(config, overrides)
     machine = machine_of(options.hardware, options.hardware_file)
     if machine.device == "cuda" and machine.measured:
@@ -51,17 +54,16 @@ def main(argv: list[str]) -> int:
     if options.deadline:
         if tokens is None:
             raise UserError("--deadline requires --tokens: of how many tokens until then?")
-        gpus = _enough(config, machine, kept, tokens, _days(options.deadline), options.gpus)
+        gpus = _enough(config, machine, kept, tokens, options.deadline, options.gpus)
     else:
         gpus = options.gpus or machine.gpus
     found = plans(config, gpus, machine, kept)
     chosen = best(config, gpus, machine, kept)
-    theirs = {key: value for key, value in kept.items() if key != "train.recompute"}  # of which full rank has another
-    rivals = {name: best(one, gpus, machine, theirs) for name, one in _rivals(config).items()}
+    rivals = {name: best(one, gpus, machine, _of_rival(one, kept)) for name, one in _rivals(config).items()}
     facts = _facts(config, gpus, options.hardware, machine, found, chosen, rivals, tokens) | {"kept": kept}
     write_json(options.json, facts)
     if options.yaml and chosen:
-        options.yaml.write_text(_yaml(options.config, overrides, chosen))
+        options.yaml.write_text(_yaml(options.config, overrides, config, chosen))
     _print(config, gpus, options, machine, kept, found, chosen, rivals, tokens)
     if options.picture and found:
         _draw(found, chosen, machine, options.picture)
@@ -69,7 +71,8 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> Parser:
-    what = "Layouts, memory and time of a run on a number of GPUs, on paper. "
+    what = "Layouts, memory and time of a run on a number of GPUs, on paper. What the command line says of the layout "
+    what += "(--parallel.tensor, --parallel.zero, --train.micro_batch_size, …) is kept; null leaves it to the search. "
     what += (
         "See also elas plan --measure --help (this machine's rates) and elas plan --check --help (beside real steps)."
     )
@@ -92,6 +95,12 @@ def _kept(config: Config, overrides: dict[str, Any]) -> dict[str, object]:
     """What the command line says of the layout, which the search must not change; null leaves it free."""
     settings = layout_settings(config)
     return {key: settings[key] for key in settings if overrides.get(key) is not None}
+
+
+def _of_rival(rival: Config, kept: dict[str, object]) -> dict[str, object]:
+    """What a rival's layouts must have: the same, but that full rank has no bottleneck to recompute from."""
+    free = rival.low_rank.kind == "none" and kept.get("train.recompute") == "bottleneck"
+    return {key: value for key, value in kept.items() if not (free and key == "train.recompute")}
 
 
 def machine_of(name: str, path: Path | None) -> Machine:
@@ -128,14 +137,14 @@ def _days(text: str) -> float:
 
 
 def _enough(
-    config: Config, machine: Machine, kept: dict[str, object], tokens: float, days: float, most: int | None
+    config: Config, machine: Machine, kept: dict[str, object], tokens: float, deadline: str, most: int | None
 ) -> int:
     """The smallest power of two of GPUs that trains so many tokens in so many days.
 
     Raises:
         UserError: there is none up to `most`.
     """
-    gpus, fastest = 1, math.inf
+    gpus, fastest, days = 1, math.inf, _days(deadline)
     while gpus <= (most or config.train.global_batch_size * 64):
         plan = best(config, gpus, machine, kept)
         if plan is not None:
@@ -144,9 +153,15 @@ def _enough(
             if needed <= days:
                 return gpus
         gpus *= 2
-    limit = f"with up to {gpus // 2:,} GPUs the fastest layout needs {fastest:,.1f} days"
+    limit = f"with up to {gpus_in_words(gpus // 2)} the fastest layout needs {fastest:,.1f} days"
     fix = "a larger train.global_batch_size keeps more GPUs busy"
-    raise UserError(f"--deadline {days:g}d: {limit if fastest < math.inf else 'no layout fits'}; {fix}")
+    if fastest == math.inf:
+        given = ", ".join(f"--{key} {word(value)}" for key, value in kept.items())
+        limit = f"no layout of up to {gpus_in_words(gpus // 2)}, a power of two, fits" + (
+            f" with {given}" if given else ""
+        )
+        fix = f"{'leave these out or give others' if given else 'give other GPUs or a smaller model'}"
+    raise UserError(f"--deadline {deadline}: {limit}; {fix}")
 
 
 def _rivals(config: Config) -> dict[str, Config]:
@@ -156,13 +171,17 @@ def _rivals(config: Config) -> dict[str, Config]:
     if config.model.activation != "swiglu":
         gated["ffn_hidden_size"] = gated_width(config)
     none: dict[str, Any] = {"kind": "none"}
-    adamw: dict[str, Any] = {"kind": "adamw"} if config.optimizer.kind == "loro" else {}
+    loro = config.optimizer.kind == "loro"
+    own = {name: getattr(OptimizerConfig(), name) for name in OWN_SETTINGS["loro"]}
+    adamw: dict[str, Any] = {"kind": "adamw", **own} if loro else {}
+    schedule: dict[str, Any] = {"kind": "cosine"} if loro and config.schedule.kind == "cosine_restart" else {}
     full = dataclasses.replace(
         config,
         model=dataclasses.replace(model, **gated),
         low_rank=dataclasses.replace(config.low_rank, **none),
         sparsity=dataclasses.replace(sparsity, **none),
         optimizer=dataclasses.replace(config.optimizer, **adamw),
+        schedule=dataclasses.replace(config.schedule, **schedule),
         train=dataclasses.replace(config.train, recompute=None),
     )
     kept: dict[str, Any] = {"ffn_memory": "eager"}
@@ -221,10 +240,11 @@ def _facts(config, gpus, hardware, machine: Machine, found, chosen, rivals, toke
     }
 
 
-def _yaml(source: str, overrides: dict[str, Any], plan: Plan) -> str:
-    """A configuration file that extends the given one."""
+def _yaml(source: str, overrides: dict[str, Any], config: Config, plan: Plan) -> str:
+    """A configuration file that extends the given one; without its DeepSpeed JSON, which the plan did not read."""
     sections: dict[str, dict[str, Any]] = {}
-    for key, value in {**overrides, **plan.settings}.items():
+    unread = {"parallel.deepspeed_config": None} if config.parallel.deepspeed_config else {}
+    for key, value in {**overrides, **unread, **plan.settings}.items():
         section, name = key.split(".")
         sections.setdefault(section, {})[name] = value
     base = source if source in presets() else str(Path(source).absolute())
@@ -247,21 +267,24 @@ def _print(config, gpus, options, machine: Machine, kept, found, chosen, rivals,
     print(f"global batch {batch:,} × {seq:,} tokens = {batch * seq:,} tokens a step; "
           f"{gpus:,} × {options.hardware}, {machine.memory / 1e9:.0f} GB each")  # fmt: skip
     if kept:
-        print(f"as given: {', '.join(f'{key}={value}' for key, value in kept.items())}")
+        print(f"as given: {', '.join(f'{key}={word(value)}' for key, value in kept.items())}")
     if config.parallel.deepspeed_config:
-        print("note: parallel.deepspeed_config is not read here: layouts have what ELAS sets for their ZeRO stage")
+        print("note: parallel.deepspeed_config is not read here: layouts have what ELAS sets for their ZeRO stage, "
+              "and --yaml leaves it out")  # fmt: skip
+    unwritten = f"; not written: {options.yaml}" if options.yaml else ""
     if not found:
-        print(undivided(config, gpus, machine, kept))
+        print(undivided(config, gpus, machine, kept) + unwritten)
         return
     fitting = sum(plan.fits for plan in found)
-    print(f"{len(found):,} layouts divide the model, the batch and the GPUs; {fitting:,} of them fit into memory, "
+    number = "1 layout divides" if len(found) == 1 else f"{len(found):,} layouts divide"
+    print(f"{number} the model, the batch and the GPUs; {fitting:,} of them fit into memory, "
           f"that is into {USABLE:.0%} of {_less(machine)}\n")  # fmt: skip
     days = ["days"] if tokens else []
     headers = ["layout", "micro-batch", "recompute", "GB", "step s", "tokens/s", "MFU", *days]
     shown = found[: options.top] if chosen else found[: min(3, options.top)]
     print(table(headers, [_cells(plan, machine, tokens) for plan in shown], left=3))
     if chosen is None:
-        print("\nnothing fits; the smallest layouts are shown")
+        print("\nnothing fits; the smallest layouts are shown" + unwritten)
         return
     parts = [f"{name} {value / chosen.time.total:.0%}" for name, value in asdict(chosen.time).items() if value > 0]
     print(f"\nthe first: time {', '.join(parts)}")

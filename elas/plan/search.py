@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from types import MappingProxyType
 
 from elas.config import Config, ffn_width, recompute_of
@@ -117,47 +118,78 @@ def best(config: Config, gpus: int, machine: Machine, kept: Mapping[str, object]
 
 def candidates(config: Config, gpus: int, machine: Machine, kept: Mapping[str, object] = FREE) -> Iterator[Config]:
     """Configurations of every layout that divides the model, the batch and the GPUs, and has the settings `kept`."""
-    for candidate in _dividing(config, gpus, machine):
-        settings = layout_settings(candidate)
-        if all(settings[key] == value for key, value in kept.items()):
+    for candidate in _dividing(config, gpus, machine, kept):
+        if not kept or kept.items() <= layout_settings(candidate).items():
             yield candidate
 
 
-def _dividing(config: Config, gpus: int, machine: Machine) -> Iterator[Config]:
+def _dividing(config: Config, gpus: int, machine: Machine, kept: Mapping[str, object]) -> Iterator[Config]:
+    """Layouts of powers of two, and of the numbers `kept`; ZeRO's stages, which are alike without data parallelism."""
     model, batch = config.model, config.train.global_batch_size
     groups = model.num_query_groups or model.num_attention_heads
-    full_rank = config.low_rank.kind == "none"
-    for t in _powers(min(machine.gpus, gpus)):
+    full_rank, virtual = config.low_rank.kind == "none", _powers(4, kept.get("parallel.virtual_pipeline"))
+    for t in _powers(min(machine.gpus, gpus), kept.get("parallel.tensor")):
         if gpus % t or groups % t or model.vocab_size % t or ffn_width(config) % (4 * t):
             continue
         for p in (n for n in range(1, model.num_layers + 1) if model.num_layers % n == 0):
             if gpus % (t * p) or batch % (gpus // (t * p)):
                 continue
             each = batch // (gpus // (t * p))
+            parts = [n for n in virtual if n == 1 or (p > 1 and model.num_layers % (p * n) == 0)]
             for sequence in {False, t > 1 and model.seq_length % t == 0}:
-                for v in (n for n in (1, 2, 4) if n == 1 or (p > 1 and model.num_layers % (p * n) == 0)):
-                    for zero in (0, 1) if p > 1 else (0, 1, 2) if model.tie_embeddings else (0, 1, 2, 3):
-                        if zero and gpus == t * p:
-                            continue
-                        for recompute in ("none", "layer") if full_rank else ("none", "bottleneck", "layer"):
-                            for m in _powers(each):
-                                if each % m or (v > 1 and (each // m) % p):
-                                    continue
-                                yield _with(config, t, p, v, sequence, zero, recompute, m)
+                for v, zero in product(parts, (0, 1) if p > 1 else (0, 1, 2) if model.tie_embeddings else (0, 1, 2, 3)):
+                    if zero and gpus == t * p and "parallel.zero" not in kept:
+                        continue
+                    for recompute in ("none", "layer") if full_rank else ("none", "bottleneck", "layer"):
+                        for m in _powers(each, kept.get("train.micro_batch_size")):
+                            if each % m or (v > 1 and (each // m) % p):
+                                continue
+                            yield _with(config, t, p, v, sequence, zero, recompute, m)
 
 
 def undivided(config: Config, gpus: int, machine: Machine, kept: Mapping[str, object] = FREE) -> str:
-    """Say that no layout divides so many GPUs, with the nearest numbers that some layout divides."""
-    given = ", ".join(f"--{key} {value}" for key, value in kept.items())
+    """Say why no layout divides so many GPUs: what is given, or their number, with the nearest that some layout has."""
+    given = ", ".join(f"--{key} {word(value)}" for key, value in kept.items())
     if kept and any(candidates(config, gpus, machine)):
-        return f"{given}: no layout of {gpus:,} GPUs has that; leave it out or give another"
-    numbers = [range(gpus - 1, 0, -1), range(gpus + 1, 2 * gpus + 1)]
-    near = [next((n for n in way if any(candidates(config, n, machine, kept))), None) for way in numbers]
-    fix = " or ".join(f"{n:,}" for n in near if n) or "another train.global_batch_size"
-    fix += f", or leave out {given}" if kept else ""
+        return f"{given}: no layout of {gpus_in_words(gpus)} has that: {_refusal(config, gpus, kept)}"
+    near = _nearest(config, gpus, machine, kept)
+    fix = near or _nearest(config, gpus, machine) or "another train.global_batch_size"
+    fix += f", and leave out {given}" if kept and not near else ""
     batch, layers = config.train.global_batch_size, config.model.num_layers
     ranks = f"{layers} layers and a global batch of {batch:,} samples (train.global_batch_size)"
     return f"--gpus {gpus:,}: no layout divides {ranks} among so many; give {fix}"
+
+
+def _nearest(config: Config, gpus: int, machine: Machine, kept: Mapping[str, object] = FREE) -> str:
+    """The nearest numbers of GPUs, below and above, that have a layout; empty if there is none."""
+    numbers = [range(gpus - 1, 0, -1), range(gpus + 1, 2 * gpus + 1)]
+    near = [next((n for n in way if any(candidates(config, n, machine, kept))), None) for way in numbers]
+    return " or ".join(f"{n:,}" for n in near if n)
+
+
+def _refusal(config: Config, gpus: int, kept: Mapping[str, object]) -> str:
+    """Which rule the settings `kept` break in the plainest layout that has them."""
+    plain = _with(config, 1, 1, 1, False, 0, "none", 1)
+    sections: dict[str, dict[str, object]] = {"parallel": {}, "train": {}}
+    for key, value in kept.items():
+        section, name = key.split(".")
+        sections[section][name] = value
+    changed: dict = {name: dataclasses.replace(getattr(plain, name), **values) for name, values in sections.items()}
+    try:
+        validate(dataclasses.replace(plain, **changed), gpus)
+    except UserError as error:
+        return str(error)
+    return "leave it out or give another"
+
+
+def word(value: object) -> str:
+    """A setting's value as one writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def gpus_in_words(gpus: int) -> str:
+    """`1 GPU`, `1,024 GPUs`."""
+    return f"{gpus:,} GPU{'' if gpus == 1 else 's'}"
 
 
 def _with(config: Config, t: int, p: int, v: int, sequence: bool, zero: int, recompute: str, m: int) -> Config:
@@ -168,5 +200,7 @@ def _with(config: Config, t: int, p: int, v: int, sequence: bool, zero: int, rec
     return dataclasses.replace(config, parallel=parallel, train=train)
 
 
-def _powers(most: int) -> list[int]:
-    return [2**n for n in range(most.bit_length()) if 2**n <= most]
+def _powers(most: int, also: object = None) -> list[int]:
+    """Powers of two up to `most`, and `also` if it is another number."""
+    found = [2**n for n in range(most.bit_length()) if 2**n <= most]
+    return [*found, also] if isinstance(also, int) and also not in found else found

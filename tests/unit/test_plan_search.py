@@ -116,6 +116,12 @@ def test_how_many_gpus_meet_a_deadline(capsys, tmp_path):
         (["--config", "1b", "--tokens", "lots"], "--tokens 'lots': is no number of tokens"),
         (["--config", "1b", "--tokens", "1T", "--deadline", "soon"], "--deadline 'soon': is no time"),
         (["--config", "1b", "--tokens", "900T", "--deadline", "1h"], "the fastest layout needs"),
+        (
+            ["--config", "7b", "--tokens", "3B", "--deadline", "12h", "--parallel.pipeline", "64"],
+            "--deadline 12h: no layout",
+        ),
+        (["--config", "60m", "--parallel.tensor", "0"], "parallel.tensor=0: out of range; give 1 or more"),
+        (["--config", "60m", "--train.micro_batch_size", "-1"], "train.micro_batch_size=-1: out of range"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--config", "1b", "--yaml", "/nonexistent/x.yaml"], "--yaml /nonexistent/x.yaml: "),
         (["--config", "1b", "--picture", "/nonexistent/x.png"], "--picture /nonexistent/x.png: "),
@@ -161,7 +167,7 @@ def test_what_the_command_line_says_of_the_layout_is_kept(capsys, tmp_path, key,
     arguments = ["--config", "1b", "--gpus", "16", "--json", str(path), f"--{key}", str(value).lower()]
     status, out, _ = plan(capsys, *arguments)
     found = json.loads(path.read_text())
-    assert status == 0 and f"as given: {key}={value}" in out and found["kept"] == {key: value}
+    assert status == 0 and f"as given: {key}={str(value).lower()}" in out and found["kept"] == {key: value}
     assert found["rows"] and {row[column] for row in found["rows"]} == {value}
     rivals = [row for row in found["rivals"].values() if row and column != "recompute"]
     assert {row[column] for row in rivals} <= {value}
@@ -172,15 +178,61 @@ def test_null_leaves_the_layout_free(capsys):
     assert status == 0 and "as given" not in out
 
 
-def test_a_layout_that_is_not_there_is_named(capsys):
-    status, out, _ = plan(capsys, "--config", "7b", "--gpus", "16", "--parallel.tensor", "3")
-    assert status == 1 and "--parallel.tensor 3: no layout of 16 GPUs has that" in out
-    status, out, _ = plan(capsys, "--config", "60m", "--gpus", "12", "--parallel.tensor", "8")
-    assert status == 1 and "or leave out --parallel.tensor 8" in out
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["60m", "--gpus", "8", "--parallel.tensor", "3"], "no layout of 8 GPUs has that: parallel.tensor=3: tensor ×"),
+        (["60m", "--gpus", "8", "--parallel.tensor", "8"], "has that: model.ffn_hidden_size=2064: 2:4 groups would"),
+        (["60m", "--gpus", "1", "--parallel.pipeline", "2"], "no layout of 1 GPU has that: parallel.pipeline=2: "),
+        (["60m", "--gpus", "8", "--train.micro_batch_size", "7"], "not divisible by train.micro_batch_size=7; give a"),
+        (["60m", "--gpus", "8", "--parallel.zero", "2", "--parallel.pipeline", "2"], "moves gradients during backward"),
+        (["60m-full", "--gpus", "8", "--train.recompute", "bottleneck"], "full rank has no bottleneck"),
+        (["60m", "--gpus", "6", "--parallel.zero", "2"], "among so many; give 4 or 8\n"),
+        (["60m", "--gpus", "6", "--parallel.tensor", "8"], "give 4 or 8, and leave out --parallel.tensor 8"),
+    ],
+)
+def test_a_layout_that_is_not_there_is_named_with_its_reason(capsys, tmp_path, arguments, message):
+    status, out, _ = plan(capsys, "--config", *arguments)
+    assert status == 1 and message in out
+    path = tmp_path / "planned.yaml"
+    status, out, _ = plan(capsys, "--config", *arguments, "--yaml", str(path))
+    assert status == 1 and f"; not written: {path}" in out and not path.exists()
 
 
-def test_a_deepspeed_json_is_said_not_to_be_read(capsys, tmp_path):
-    path = tmp_path / "zero.json"
-    path.write_text('{"zero_optimization": {"stage": 1}}')
-    status, out, _ = plan(capsys, "--config", "60m", "--parallel.deepspeed_config", str(path))
+def test_numbers_that_are_given_need_not_be_powers_of_two(capsys, tmp_path):
+    path = tmp_path / "plan.json"
+    shape = ["--model.num_layers", "9", "--train.global_batch_size", "576"]
+    given = ["--parallel.pipeline", "3", "--parallel.virtual_pipeline", "3", "--train.micro_batch_size", "6"]
+    status, _, _ = plan(capsys, "--config", "60m", "--gpus", "6", "--json", str(path), *shape, *given)
+    best_one = json.loads(path.read_text())["recommended"]
+    assert status == 0 and [best_one[key] for key in ("pp", "vpp", "micro_batch_size")] == [3, 3, 6]
+
+
+def test_a_stage_that_is_given_is_planned_without_data_parallelism(capsys):
+    status, out, _ = plan(capsys, "--config", "60m", "--gpus", "1", "--parallel.zero", "1")
+    assert status == 0 and "DP 1, ZeRO 1" in out
+
+
+@pytest.mark.parametrize("recompute", ("none", "layer", "bottleneck"))
+def test_rivals_recompute_what_is_given(capsys, tmp_path, recompute):
+    path = tmp_path / "plan.json"
+    plan(capsys, "--config", "60m", "--gpus", "8", "--json", str(path), "--train.recompute", recompute)
+    rivals = {name: row["recompute"] for name, row in json.loads(path.read_text())["rivals"].items()}
+    assert rivals["low rank"] == recompute
+    assert rivals["full rank"] == recompute or recompute == "bottleneck"
+
+
+@pytest.mark.parametrize("preset", [name for name in presets() if not name.startswith("quickstart")])
+def test_every_preset_has_a_plan(capsys, preset):
+    status, out, errors = plan(capsys, "--config", preset, "--gpus", "8")
+    assert status == 0 and not errors
+    assert ("each at its best layout" in out) != preset.endswith("-full")
+
+
+def test_what_was_planned_without_a_deepspeed_json_is_written_without_it(capsys, tmp_path):
+    given, path = tmp_path / "zero.json", tmp_path / "planned.yaml"
+    given.write_text('{"zero_optimization": {"stage": 3}}')
+    arguments = ["--parallel.deepspeed_config", str(given), "--gpus", "8", "--yaml", str(path)]
+    status, out, _ = plan(capsys, "--config", "60m", *arguments)
     assert status == 0 and "note: parallel.deepspeed_config is not read here" in out
+    validate(load_config(str(path)), 8)
