@@ -1,6 +1,5 @@
 """`elas plan`: which layout of a configuration fits into a number of GPUs, and how fast it would be, on paper."""
 
-import dataclasses
 import math
 import os
 import re
@@ -11,17 +10,17 @@ from typing import Any
 from elas.command import Parser
 from elas.config import Config, load_config, presets, recompute_of, split_overrides
 from elas.config.arguments import SettingsParser
-from elas.config.describe import describe, describe_layout
+from elas.config.describe import describe
 from elas.config.rules import check_ranges
-from elas.config.schema import OWN_SETTINGS, OptimizerConfig
-from elas.console import table
 from elas.errors import UserError
 from elas.files import write_json
-from elas.plan.counts import gated_width, parameter_count
+from elas.plan.counts import parameter_count
 from elas.plan.flops import hardware_flops, model_flops
 from elas.plan.hardware import MACHINES, Machine, measured_machine
 from elas.plan.rates import EFFICIENCY, default_file, read_measured
-from elas.plan.search import USABLE, Plan, best, gpus_in_words, layout_settings, plans, undivided, word
+from elas.plan.rivals import kept_by, rivals_of
+from elas.plan.search import Plan, best, gpus_in_words, layout_settings, plans, word
+from elas.plan.show import draw, show
 
 EXAMPLE = "elas plan --config 7b --hardware h100 --gpus 256"
 THIS_MACHINE = "this-machine"
@@ -59,14 +58,14 @@ def main(argv: list[str]) -> int:
         gpus = options.gpus or machine.gpus
     found = plans(config, gpus, machine, kept)
     chosen = best(config, gpus, machine, kept)
-    rivals = {name: best(one, gpus, machine, _of_rival(one, kept)) for name, one in _rivals(config).items()}
+    rivals = {name: best(one, gpus, machine, kept_by(one, kept)) for name, one in rivals_of(config).items()}
     facts = _facts(config, gpus, options.hardware, machine, found, chosen, rivals, tokens) | {"kept": kept}
     write_json(options.json, facts)
     if options.yaml and chosen:
         options.yaml.write_text(_yaml(options.config, overrides, config, chosen))
-    _print(config, gpus, options, machine, kept, found, chosen, rivals, tokens)
+    show(config, gpus, options, machine, kept, found, chosen, rivals, tokens)
     if options.picture and found:
-        _draw(found, chosen, machine, options.picture)
+        draw(found, chosen, machine, options.picture)
     return 0 if chosen else 1
 
 
@@ -95,12 +94,6 @@ def _kept(config: Config, overrides: dict[str, Any]) -> dict[str, object]:
     """What the command line says of the layout, which the search must not change; null leaves it free."""
     settings = layout_settings(config)
     return {key: settings[key] for key in settings if overrides.get(key) is not None}
-
-
-def _of_rival(rival: Config, kept: dict[str, object]) -> dict[str, object]:
-    """What a rival's layouts must have: the same, but that full rank has no bottleneck to recompute from."""
-    free = rival.low_rank.kind == "none" and kept.get("train.recompute") == "bottleneck"
-    return {key: value for key, value in kept.items() if not (free and key == "train.recompute")}
 
 
 def machine_of(name: str, path: Path | None) -> Machine:
@@ -164,36 +157,6 @@ def _enough(
     raise UserError(f"--deadline {deadline}: {limit}; {fix}")
 
 
-def _rivals(config: Config) -> dict[str, Config]:
-    """The same shape at full rank, and at low rank without 2:4."""
-    model, sparsity = config.model, config.sparsity
-    gated: dict[str, Any] = {"activation": "swiglu"}
-    if config.model.activation != "swiglu":
-        gated["ffn_hidden_size"] = gated_width(config)
-    none: dict[str, Any] = {"kind": "none"}
-    loro = config.optimizer.kind == "loro"
-    own = {name: getattr(OptimizerConfig(), name) for name in OWN_SETTINGS["loro"]}
-    adamw: dict[str, Any] = {"kind": "adamw", **own} if loro else {}
-    schedule: dict[str, Any] = {"kind": "cosine"} if loro and config.schedule.kind == "cosine_restart" else {}
-    full = dataclasses.replace(
-        config,
-        model=dataclasses.replace(model, **gated),
-        low_rank=dataclasses.replace(config.low_rank, **none),
-        sparsity=dataclasses.replace(sparsity, **none),
-        optimizer=dataclasses.replace(config.optimizer, **adamw),
-        schedule=dataclasses.replace(config.schedule, **schedule),
-        train=dataclasses.replace(config.train, recompute=None),
-    )
-    kept: dict[str, Any] = {"ffn_memory": "eager"}
-    dense = dataclasses.replace(config, sparsity=dataclasses.replace(sparsity, **none, **kept))
-    found = {}
-    if config.low_rank.kind != "none":
-        found["full rank"] = full
-    if config.sparsity.kind != "none" and config.low_rank.kind != "none":
-        found["low rank"] = dense
-    return found
-
-
 def _row(plan: Plan, machine: Machine, tokens: float | None) -> dict[str, Any]:
     parallel, train = plan.config.parallel, plan.config.train
     row: dict[str, Any] = {
@@ -222,7 +185,7 @@ def _facts(config, gpus, hardware, machine: Machine, found, chosen, rivals, toke
     return {
         "model": describe(config),
         "parameters": parameter_count(config),
-        "full_rank_parameters": parameter_count(_rivals(config).get("full rank") or config),
+        "full_rank_parameters": parameter_count(rivals_of(config).get("full rank") or config),
         "global_batch_size": config.train.global_batch_size,
         "tokens_per_step": config.train.global_batch_size * config.model.seq_length,
         "flops_per_token": model_flops(config).training,
@@ -259,111 +222,3 @@ def _scalar(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f'"{value}"' if isinstance(value, str) else str(value)
-
-
-def _print(config, gpus, options, machine: Machine, kept, found, chosen, rivals, tokens) -> None:
-    batch, seq = config.train.global_batch_size, config.model.seq_length
-    print(f"{describe(config)}, {_parameters(config)}, {config.train.dtype}")
-    print(f"global batch {batch:,} × {seq:,} tokens = {batch * seq:,} tokens a step; "
-          f"{gpus:,} × {options.hardware}, {machine.memory / 1e9:.0f} GB each")  # fmt: skip
-    if kept:
-        print(f"as given: {', '.join(f'{key}={word(value)}' for key, value in kept.items())}")
-    if config.parallel.deepspeed_config:
-        print("note: parallel.deepspeed_config is not read here: layouts have what ELAS sets for their ZeRO stage, "
-              "and --yaml leaves it out")  # fmt: skip
-    unwritten = f"; not written: {options.yaml}" if options.yaml else ""
-    if not found:
-        print(undivided(config, gpus, machine, kept) + unwritten)
-        return
-    fitting = sum(plan.fits for plan in found)
-    number = "1 layout divides" if len(found) == 1 else f"{len(found):,} layouts divide"
-    print(f"{number} the model, the batch and the GPUs; {fitting:,} of them fit into memory, "
-          f"that is into {USABLE:.0%} of {_less(machine)}\n")  # fmt: skip
-    days = ["days"] if tokens else []
-    headers = ["layout", "micro-batch", "recompute", "GB", "step s", "tokens/s", "MFU", *days]
-    shown = found[: options.top] if chosen else found[: min(3, options.top)]
-    print(table(headers, [_cells(plan, machine, tokens) for plan in shown], left=3))
-    if chosen is None:
-        print("\nnothing fits; the smallest layouts are shown" + unwritten)
-        return
-    parts = [f"{name} {value / chosen.time.total:.0%}" for name, value in asdict(chosen.time).items() if value > 0]
-    print(f"\nthe first: time {', '.join(parts)}")
-    memory = asdict(chosen.memory) | {"runtime": int(chosen.context)}
-    print(f"memory {', '.join(f'{name} {size / 1e9:.2f} GB' for name, size in memory.items())}")
-    if rivals:
-        print("\neach at its best layout:")
-        rows = [["as configured", *_cells(chosen, machine, tokens)]]
-        rows += [[name, *_cells(plan, machine, tokens)] if plan else [name, "nothing fits", *[""] * (len(headers) - 1)]
-                 for name, plan in rivals.items()]  # fmt: skip
-        print(table(["", *headers], rows, left=4))
-    print(f"\n{_basis(machine, gpus, config.train.dtype)}; nothing overlaps")
-    if options.yaml:
-        each = max(n for n in range(1, machine.gpus + 1) if gpus % n == 0)  # nodes alike, with exactly these GPUs
-        nodes = gpus // each
-        print(f"\nwritten: {options.yaml}; elas launch slurm --nodes {nodes} --gpus-per-node {each} "
-              f"--config {options.yaml} …")  # fmt: skip
-
-
-def _parameters(config: Config) -> str:
-    """The number of parameters; of low rank, beside the one of the same shape at full rank."""
-    text = f"{parameter_count(config) / 1e6:,.1f} M parameters"
-    full = _rivals(config).get("full rank")
-    return f"{text} (low rank; at full rank {parameter_count(full) / 1e6:,.1f} M)" if full else text
-
-
-def _less(machine: Machine) -> str:
-    if machine.device == "cpu":
-        return f"a rank's share of {machine.memory / 1e9:g} GB"
-    return f"a GPU's {machine.memory / 1e9:g} GB less {machine.context / 1e9:g} GB for CUDA and NCCL"
-
-
-def _basis(machine: Machine, gpus: int, dtype: str) -> str:
-    """Where the rates come from, in a line."""
-    measured = machine.measured
-    if measured is None:
-        return "assumed shares of the peak: " + ", ".join(f"{kind} {share:.0%}" for kind, share in EFFICIENCY.items())
-    rates = measured.rates(gpus, dtype)
-    named = {"full-rank products": rates.full_rank, "factor products": max(rates.factor.values())}
-    named |= {"2:4 FFN core": max(rates.core.values()), "scores": rates.scores, "head": rates.head}
-    shown = ", ".join(f"{kind} {rate / 1e9:,.0f} GFLOP/s" for kind, rate in named.items())
-    crowd = f"; {gpus} ranks share what {measured.ranks} had" if gpus > measured.ranks else ""
-    return f"measured on {measured.name}, {measured.about.get('date', '')}: {shown}{crowd}"
-
-
-def _cells(plan: Plan, machine: Machine, tokens: float | None) -> list[str]:
-    parallel, settings = plan.config.parallel, plan.settings
-    layout = describe_layout(
-        tensor=parallel.tensor, pipeline=parallel.pipeline, data=plan.gpus // (parallel.tensor * parallel.pipeline),
-        zero=parallel.zero or 0, sequence=parallel.sequence, virtual=parallel.virtual_pipeline,
-    )  # fmt: skip
-    cells = [
-        layout,
-        f"{settings['train.micro_batch_size']}",
-        str(settings["train.recompute"]),
-        f"{plan.bytes / 1e9:.1f}",
-    ]
-    cells += [f"{plan.time.total:.3f}", f"{plan.tokens_per_s:,.0f}", f"{plan.mfu(machine):.1%}"]
-    return [*cells, f"{tokens / plan.tokens_per_s / 86400:,.1f}"] if tokens else cells
-
-
-def _draw(found: list[Plan], chosen: Plan | None, machine: Machine, path: Path) -> None:
-    """Memory against step time, of every layout."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for fits, color, label in ((True, "#35618f", "fits"), (False, "#c8553d", "does not fit")):
-        some = [plan for plan in found if plan.fits == fits]
-        axes.scatter(
-            [p.time.total for p in some], [p.bytes / 1e9 for p in some], s=9, color=color, alpha=0.5, label=label
-        )
-    if chosen:
-        axes.scatter([chosen.time.total], [chosen.bytes / 1e9], s=90, marker="*", color="#e0a030", label="recommended")
-    axes.axhline(machine.memory / 1e9, color="#888888", lw=0.8, ls=":")
-    axes.set(xscale="log", yscale="log", xlabel="seconds a step", ylabel="GB of a GPU")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130, format="png")
-    plt.close(figure)
