@@ -252,6 +252,7 @@ BLOCKS = {
     "optimizer_transfer": optimizer_tables.transfer,
     "optimizer_unscaled": optimizer_tables.unscaled,
     "optimizer_cost": optimizer_tables.cost,
+    "rebalance": optimizer_tables.rebalance,
     "dry_run": memory.dry_run,
     "plan_check": plan.check,
     "plan_parameters": plan.parameters,
